@@ -1,0 +1,469 @@
+"""The final model and the loops that train it: what the notebooks and `main.py` import.
+
+An image travels like this: uint8 tensors in memory, moved to the device once → a shuffled batch of indices →
+augmented and normalised on the device, a whole batch at a time → `Net` → logits → cross-entropy.
+Data loading, checkpoints, model checks and figures have files of their own and are passed on from here,
+so that a notebook needs one import.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint, save_weights
+from mnist import DataError, MnistData, load_mnist, load_sample, validation_split
+from model_report import (
+    check_model,
+    count_layers,
+    count_macs,
+    count_parameters,
+    layer_table,
+    receptive_field_table,
+    summary,
+)
+from plots import (
+    plot_augmentation,
+    plot_class_accuracy,
+    plot_confusion,
+    plot_curves,
+    plot_digits,
+    plot_feature_maps,
+    plot_filters,
+    plot_many_curves,
+    plot_mistakes,
+    save_figure,
+)
+from recipe import Recipe
+
+__all__ = [
+    "SMOKE",
+    "CheckpointError",
+    "DataError",
+    "DivergenceError",
+    "MnistData",
+    "Net",
+    "Recipe",
+    "augment",
+    "build",
+    "check_model",
+    "count_layers",
+    "count_macs",
+    "count_parameters",
+    "fit",
+    "layer_table",
+    "load_checkpoint",
+    "load_mnist",
+    "load_sample",
+    "load_weights",
+    "mistakes",
+    "normalize",
+    "pick_device",
+    "plot_augmentation",
+    "plot_class_accuracy",
+    "plot_confusion",
+    "plot_curves",
+    "plot_digits",
+    "plot_feature_maps",
+    "plot_filters",
+    "plot_many_curves",
+    "plot_mistakes",
+    "predict",
+    "random_affine",
+    "receptive_field_table",
+    "save_figure",
+    "save_weights",
+    "summary",
+    "test",
+    "train",
+    "validation_split",
+    "warp",
+]
+
+SMOKE = os.environ.get("MNIST_SMOKE") == "1"  # notebooks and tests: a short run on the small sample
+
+MEAN, STD = 0.1307, 0.3081  # of all pixels of the 60,000 training images, on the scale 0 to 1
+
+
+class DivergenceError(RuntimeError):
+    """The loss became infinite or not a number. The model holds the last good epoch's weights again."""
+
+
+# --- Model -----------------------------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """The final network: 18,214 parameters, five convolutions, each with BatchNorm, then average pooling.
+
+    Takes normalised images, float (N, 1, 28, 28); returns logits, float (N, 10).
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Sequential(  # 28×28
+            nn.Conv2d(1, 4, 3, padding=1, bias=False),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Conv2d(4, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.MaxPool2d(2, 2),
+        )
+        self.conv2 = nn.Sequential(  # 14×14
+            nn.Conv2d(8, 16, 3, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.MaxPool2d(2, 2),
+        )
+        self.conv3 = nn.Sequential(  # 7×7
+            nn.Conv2d(32, 40, 3, padding=1, bias=False),
+            nn.BatchNorm2d(40),
+            nn.ReLU(),
+        )
+        self.gap = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(40, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.conv3(self.conv2(self.conv1(images)))
+        return self.fc(self.gap(features).flatten(1))
+
+
+def build(architecture=Net, seed: int = 0) -> nn.Module:
+    """A new network whose initial weights depend on `seed` alone."""
+    torch.manual_seed(seed)
+    return architecture()
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """The device by name; "auto" takes CUDA, else Apple's MPS, else the CPU.
+
+    Raises ValueError when the name is unknown or the machine has no such device.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if device == "auto":
+        return torch.device(next(name for name, there in available.items() if there))
+    kind = str(device).split(":")[0]
+    if kind not in available:
+        raise ValueError(f"device must be auto, cpu, cuda or mps, not {device!r}")
+    if not available[kind]:
+        raise ValueError(f"device {device!r} was asked for, but torch finds no {kind.upper()} on this machine")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is no valid device: {error}") from error
+
+
+# --- Augmentation ----------------------------------------------------------------------------------------------------
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 (N, 28, 28) → float32 (N, 1, 28, 28) with about zero mean and unit variance."""
+    return (images.unsqueeze(1).float() / 255 - MEAN) / STD
+
+
+def random_affine(count: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Draw `count` random affine maps, float32 (count, 2, 3), on the generator's device.
+
+    An image is enlarged, sheared, rotated and shifted, in this order, about its centre. `affine_grid` wants
+    the way back, from a point of the new image to one of the old (coordinates from -1 to 1), so that is what
+    is returned.
+    """
+    draws = torch.rand(5, count, generator=generator, device=generator.device) * 2 - 1
+    angle = draws[0] * math.radians(recipe.rotation)
+    shear = torch.tan(draws[1] * math.radians(recipe.shear))
+    scale = 1 + draws[2] * recipe.scale
+    shift = draws[3:].T.unsqueeze(2) * (2 * recipe.translation)  # the image is 2 wide in these coordinates
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    inverse = torch.stack([cos + shear * sin, sin - shear * cos, -sin, cos]) / scale
+    inverse = inverse.T.reshape(count, 2, 2)
+    return torch.cat([inverse, -inverse @ shift], dim=2)
+
+
+def warp(images: Tensor, affine: Tensor) -> Tensor:
+    """Resample float images (N, 1, H, W) at the points that `affine` (N, 2, 3) names; what lies outside is black."""
+    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Rotate, shift, scale and shear every image by amounts of its own, then normalise.
+
+    uint8 (N, 28, 28) on the generator's device → float32 (N, 1, 28, 28).
+    """
+    if not recipe.augments:
+        return normalize(images)
+    pixels = images.unsqueeze(1).float() / 255
+    return (warp(pixels, random_affine(len(images), recipe, generator)) - MEAN) / STD
+
+
+# --- Loops -----------------------------------------------------------------------------------------------------------
+
+
+def train(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    generator: torch.Generator,
+    scheduler: LambdaLR | None = None,
+    average: AveragedModel | None = None,
+    progress: bool = True,
+) -> tuple[float, float]:
+    """Train one epoch; return the mean loss per image and the accuracy in percent, both over the epoch.
+
+    `scheduler` and `average` are stepped once a batch. Raises DivergenceError when the loss stops being finite.
+    """
+    model.train()
+    loss_sum = torch.zeros((), device=images.device)
+    correct = torch.zeros((), device=images.device, dtype=torch.long)
+    seen = 0
+    order = torch.randperm(len(images), generator=generator, device=images.device)
+    bar = tqdm(order.split(recipe.batch_size), leave=False, disable=not progress)
+    for number, batch in enumerate(bar):
+        targets = labels[batch]
+        logits = model(augment(images[batch], recipe, generator))
+        loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        if average is not None:
+            average.update_parameters(model)
+
+        seen += len(batch)
+        loss_sum += loss.detach() * len(batch)
+        correct += (logits.argmax(1) == targets).sum()
+        if number % 50 == 0:  # reading a number off a GPU makes it wait, so not at every batch
+            _check_finite(loss_sum)
+            bar.set_description(f"Train Loss={loss_sum / seen:.4f} Accuracy={100 * correct / seen:.2f}")
+    _check_finite(loss_sum)
+    return loss_sum.item() / seen, 100 * correct.item() / seen
+
+
+@torch.inference_mode()
+def test(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> tuple[float, int]:
+    """Mean cross-entropy per image and number of correct answers, for uint8 images (N, 28, 28)."""
+    model.eval()
+    loss_sum = torch.zeros((), device=images.device)
+    correct = torch.zeros((), device=images.device, dtype=torch.long)
+    for batch, targets in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        logits = model(normalize(batch))
+        loss_sum += F.cross_entropy(logits, targets, reduction="sum")
+        correct += (logits.argmax(1) == targets).sum()
+    return loss_sum.item() / len(images), int(correct.item())
+
+
+def fit(
+    model: nn.Module,
+    data: MnistData,
+    recipe: Recipe,
+    seed: int = 0,
+    device: str = "auto",
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> list[dict]:
+    """Train `model` by `recipe`; return its history, one dict an epoch.
+
+    Keys: epoch (from 1), learning_rate (of the epoch's last batch), train_loss, train_accuracy, test_loss,
+    test_accuracy (losses per image, accuracies in percent), test_correct (images), seconds. "test" is whatever
+    `data` holds out. Afterwards the model holds the weights that the last line of the history was measured on,
+    which are the averaged ones where the recipe averages.
+
+    With `checkpoint` (a path) the whole state is saved after every epoch; with `resume` a run that was
+    cut off goes on from there, bit for bit as if it had not been (same machine, CPU). Ctrl-C ends the run
+    early: what was reached is returned and the model is set back to the end of the last complete epoch.
+
+    Raises DivergenceError (model set back likewise), CheckpointError, and ValueError for an unknown device.
+    """
+    device = pick_device(device)
+    data = data.to(device)
+    model.to(device)
+    torch.manual_seed(seed)  # dropout draws from the global generators
+    run = _Run(model, recipe, seed, data, device)
+    if resume:
+        expected = {key: run.last_good[key] for key in ("recipe", "seed", "data", "device")}
+        run.restore(load_checkpoint(checkpoint, expected, model))
+    try:
+        while len(run.history) < recipe.epochs:
+            run.epoch(progress)
+            if checkpoint is not None:
+                save_checkpoint(checkpoint, run.last_good)
+            if progress:
+                print(epoch_line(run.history[-1], recipe.epochs, data))
+    except KeyboardInterrupt:
+        print(f"Interrupted in epoch {len(run.history) + 1}: the {len(run.history)} complete epochs are kept.")
+        run.restore(run.last_good)
+    except DivergenceError as error:
+        run.restore(run.last_good)
+        raise DivergenceError(
+            f"the loss stopped being finite in epoch {len(run.history) + 1}; the state after epoch "
+            f"{len(run.history)} is kept. Try a smaller learning rate than {recipe.learning_rate}."
+        ) from error
+    if run.average is not None:
+        model.load_state_dict(run.average.module.state_dict())
+    return run.history
+
+
+class _Run:
+    """A training run's moving parts, and the one dict that holds their state after the last good epoch."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, seed: int, data: MnistData, device: torch.device):
+        self.model, self.recipe, self.seed, self.data, self.device = model, recipe, seed, data, device
+        batches = math.ceil(len(data.train_images) / recipe.batch_size)
+        steps_per_epoch = batches if recipe.schedule_every == "batch" else 1
+        self.optimizer = make_optimizer(model, recipe)
+        self.scheduler = LambdaLR(self.optimizer, lambda step: recipe.learning_rate_factor(step, steps_per_epoch))
+        self.average = None
+        if recipe.ema_decay:
+            # BatchNorm's running statistics are averaged with the weights that produced them.
+            average = moving_average(recipe.ema_decay)
+            self.average = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.history: list[dict] = []
+        self.last_good = self.state()
+
+    def epoch(self, progress: bool) -> None:
+        """Train and test once, append a line to the history and remember the state."""
+        start = time.perf_counter()
+        per_batch = self.recipe.schedule_every == "batch"
+        train_loss, train_accuracy = train(
+            self.model,
+            self.data.train_images,
+            self.data.train_labels,
+            self.optimizer,
+            self.recipe,
+            self.generator,
+            self.scheduler if per_batch else None,
+            self.average,
+            progress,
+        )
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        if not per_batch:
+            self.scheduler.step()
+        tested = self.model if self.average is None else self.average
+        test_loss, test_correct = test(tested, self.data.test_images, self.data.test_labels)
+        self.history.append(
+            {
+                "epoch": len(self.history) + 1,
+                "learning_rate": learning_rate,
+                "train_loss": train_loss,
+                "train_accuracy": train_accuracy,
+                "test_loss": test_loss,
+                "test_accuracy": 100 * test_correct / len(self.data.test_labels),
+                "test_correct": test_correct,
+                "seconds": time.perf_counter() - start,
+            }
+        )
+        self.last_good = self.state()
+
+    def state(self) -> dict:
+        """A deep copy of all that is needed to go on from here."""
+        state = {
+            "recipe": self.recipe.as_dict(),
+            "seed": self.seed,
+            "data": str(self.data),
+            "device": self.device.type,
+            "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "generator": self.generator.get_state(),
+            "global_generator": torch.get_rng_state(),
+            "cuda_generators": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "history": self.history,
+        }
+        return copy.deepcopy(state)
+
+    def restore(self, state: dict) -> None:
+        """Set everything back to `state`."""
+        self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["global_generator"])
+        if state["cuda_generators"]:
+            torch.cuda.set_rng_state_all(state["cuda_generators"])
+        self.history = copy.deepcopy(state["history"])
+        self.last_good = state
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser over all parameters of the model."""
+    settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "sgd":
+        momentum = {"momentum": recipe.momentum, "nesterov": recipe.nesterov and recipe.momentum > 0}
+        return torch.optim.SGD(model.parameters(), **settings, **momentum)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    return kind(model.parameters(), **settings)
+
+
+def moving_average(decay: float):
+    """An exponential moving average for AveragedModel that forgets the random start: its decay grows up to `decay`.
+
+    Without this the first epochs are tested on weights that are still half random.
+    """
+
+    def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))(averaged, current, count)
+
+    return average
+
+
+def epoch_line(epoch: dict, epochs: int, data: MnistData) -> str:
+    """One line of the training log."""
+    held_out = data.split if data.source == "mnist" else f"{data.source} {data.split}"
+    return (
+        f"Epoch {epoch['epoch']:>2}/{epochs}  lr {epoch['learning_rate']:.5f}  "
+        f"train loss {epoch['train_loss']:.4f} accuracy {epoch['train_accuracy']:.2f}%  "
+        f"{held_out} loss {epoch['test_loss']:.4f} accuracy "
+        f"{epoch['test_correct']}/{len(data.test_labels)} ({epoch['test_accuracy']:.2f}%)  {epoch['seconds']:.1f} s"
+    )
+
+
+def _check_finite(loss_sum: Tensor) -> None:
+    if not math.isfinite(loss_sum.item()):
+        raise DivergenceError("the loss is not finite")
+
+
+# --- Looking at the result -------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: Tensor, batch_size: int = 1000) -> Tensor:
+    """Class probabilities, float32 (N, 10) on the CPU, for uint8 images (N, 28, 28)."""
+    model.eval()
+    device = next(model.parameters()).device
+    batches = [model(normalize(batch.to(device))).softmax(1).cpu() for batch in images.split(batch_size)]
+    return torch.cat(batches)
+
+
+def mistakes(labels: Tensor, probabilities: Tensor) -> dict[str, int]:
+    """The wrong answers as {image number: predicted digit}: with the labels, the whole prediction vector.
+
+    The numbers are strings, as JSON wants its keys.
+    """
+    predictions = probabilities.argmax(1)
+    wrong = (predictions != labels.cpu()).nonzero().flatten().tolist()
+    return {str(index): int(predictions[index]) for index in wrong}

@@ -1,0 +1,100 @@
+"""How a network is trained, as plain numbers and words. Importing this is instant: no torch here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+
+CHOICES = {
+    "optimizer": ("sgd", "adam", "adamw"),
+    "schedule": ("constant", "step", "linear", "cosine"),
+    "schedule_every": ("batch", "epoch"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to train; the defaults are the final recipe of `Net`.
+
+    Raises ValueError on construction when a value makes no sense, naming the value and its range.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+
+    optimizer: str = "sgd"  # sgd (with momentum), adam or adamw
+    learning_rate: float = 0.1  # the peak rate
+    momentum: float = 0.9  # sgd only
+    nesterov: bool = True  # sgd only
+    weight_decay: float = 5e-4
+
+    schedule: str = "linear"  # after the warm-up: constant, step, or linear / cosine down to zero
+    schedule_every: str = "batch"  # the rate changes once a batch or once an epoch
+    warmup_epochs: float = 2  # the rate rises linearly from zero, when it changes once a batch
+    step_epochs: int = 6  # schedule "step": every so many epochs …
+    step_factor: float = 0.1  # … the rate is multiplied by this
+
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.998  # moving average of the weights, once a batch; 0 switches it off
+
+    rotation: float = 10.0  # each image is rotated by up to ± so many degrees,
+    translation: float = 0.1  # shifted by up to ± this fraction of its side, along x and along y,
+    scale: float = 0.1  # enlarged by a factor in 1 ± this,
+    shear: float = 6.0  # and sheared along x by up to ± so many degrees
+
+    def __post_init__(self):
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        for name in ("epochs", "batch_size", "step_epochs"):
+            _check(self, name, lambda value: value >= 1 and value == int(value), "a whole number, 1 or more")
+        for name in ("learning_rate", "step_factor"):
+            _check(self, name, lambda value: value > 0, "greater than 0")
+        for name in ("weight_decay", "warmup_epochs"):
+            _check(self, name, lambda value: value >= 0, "0 or more")
+        for name in ("momentum", "label_smoothing", "ema_decay", "translation", "scale"):
+            _check(self, name, lambda value: 0 <= value < 1, "at least 0 and less than 1")
+        _check(self, "rotation", lambda value: 0 <= value <= 180, "from 0 to 180 degrees")
+        _check(self, "shear", lambda value: 0 <= value < 90, "at least 0 and less than 90 degrees")
+
+    @property
+    def augments(self) -> bool:
+        """True when training images are changed at all."""
+        return any((self.rotation, self.translation, self.scale, self.shear))
+
+    def as_dict(self) -> dict:
+        """All fields, JSON-ready."""
+        return asdict(self)
+
+    def learning_rate_factor(self, step: int, steps_per_epoch: int) -> float:
+        """What the peak rate is multiplied by after `step` steps of the schedule.
+
+        `steps_per_epoch` is the number of batches when the rate changes once a batch, 1 when once an epoch.
+        """
+        if step < (warmup := round(self.warmup_epochs * steps_per_epoch)) and self.schedule_every == "batch":
+            return (step + 1) / warmup
+        if self.schedule == "step":
+            return self.step_factor ** (step // (self.step_epochs * steps_per_epoch))
+        if self.schedule == "constant":
+            return 1.0
+        warmup = warmup if self.schedule_every == "batch" else 0
+        progress = min(1.0, (step - warmup) / max(1, self.epochs * steps_per_epoch - warmup))
+        return 1 - progress if self.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+
+
+def recipe_difference(ours: dict, theirs: dict) -> list[str]:
+    """The fields in which two recipes (as dicts) differ, a readable line each; empty when they are the same."""
+    names = [field.name for field in fields(Recipe)]
+    names += sorted((ours.keys() | theirs.keys()) - set(names))
+    return [
+        f"{name}: {theirs.get(name, 'absent')!r} there, {ours.get(name, 'absent')!r} here"
+        for name in names
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _check(recipe: Recipe, name: str, is_good, what: str) -> None:
+    value = getattr(recipe, name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not is_good(value):
+        raise ValueError(f"{name} must be {what}, not {value!r}")

@@ -1,0 +1,319 @@
+"""What the figures say: their texts, lines, images and errors are checked, not their pixels."""
+
+import copy
+import itertools
+import re
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+import plots
+
+TEST = [98.02, 98.07, 98.89, 98.29, 99.2, 98.84, 99.33, 99.37, 99.35, 99.4]
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 256, (40, 28, 28), dtype=np.uint8)
+LABELS = np.arange(40) % 10
+
+
+def make_history(test_accuracy=TEST, train_accuracy=None):
+    train_accuracy = train_accuracy or [accuracy - 0.5 for accuracy in test_accuracy]
+    return [
+        {
+            "epoch": epoch,
+            "learning_rate": 0.05,
+            "train_loss": (100.2 - train) / 30,
+            "train_accuracy": train,
+            "test_loss": None if test is None else (100.2 - test) / 30,
+            "test_accuracy": test,
+            "seconds": 30.0,
+        }
+        for epoch, (train, test) in enumerate(zip(train_accuracy, test_accuracy, strict=True), 1)
+    ]
+
+
+def make_probabilities(wrong):
+    """Softmax-like rows for LABELS; digit i of the first `wrong` is taken for the next class, at its own confidence."""
+    probabilities = np.full((len(LABELS), 10), 0.001)
+    predictions = (LABELS + (np.arange(len(LABELS)) < wrong)) % 10
+    probabilities[np.arange(len(LABELS)), predictions] = RANDOM.permutation(np.linspace(0.5, 0.95, len(LABELS)))
+    return probabilities
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+        self.conv2 = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(4, 16, 3, padding=1))
+        self.unused = nn.Conv2d(1, 1, 1)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.fc(self.conv2(self.conv1(x)).mean((2, 3)))
+
+
+def normalize(images):
+    return ((images.float() / 255 - 0.1307) / 0.3081).unsqueeze(1)
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def one_of_each():
+    """A call of every function that draws."""
+    predictions = np.where(np.arange(40) < 5, (LABELS + 1) % 10, LABELS)
+    return {
+        "curves": lambda: plots.plot_curves(make_history()),
+        "many": lambda: plots.plot_many_curves({"a": make_history(), "b": make_history()}),
+        "digits": lambda: plots.plot_digits(IMAGES[:12], LABELS[:12]),
+        "augmentation": lambda: plots.plot_augmentation(IMAGES[:4], IMAGES[4:12].reshape(2, 4, 28, 28)),
+        "confusion": lambda: plots.plot_confusion(LABELS, predictions),
+        "mistakes": lambda: plots.plot_mistakes(IMAGES, LABELS, make_probabilities(5)),
+        "classes": lambda: plots.plot_class_accuracy(LABELS, predictions),
+        "filters": lambda: plots.plot_filters(nn.Conv2d(1, 4, 3)),
+        "maps": lambda: plots.plot_feature_maps(Net(), IMAGES[0], ["conv1.2"], normalize),
+    }
+
+
+@pytest.mark.parametrize("name", one_of_each())
+def test_figure_keeps_to_itself(name):
+    before = dict(matplotlib.rcParams)
+    figure = one_of_each()[name]()
+    assert dict(matplotlib.rcParams) == before
+    assert plt.get_fignums() == []
+    assert figure.get_figwidth() == plots.WIDTH
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["curves", "confusion", "classes", "digits"])
+def test_figure_looks_the_same_whatever_the_callers_style(name):
+    def picture():
+        return one_of_each()[name]()._repr_png_()
+
+    plain = picture()
+    with plt.style.context(["dark_background", {"xtick.labelsize": 20, "savefig.dpi": 30, "image.cmap": "jet"}]):
+        assert picture() == plain
+
+
+@pytest.mark.parametrize(
+    "accuracies", [[88.3], [61.0, 85.25], TEST, list(np.linspace(60, 99.6, 60)), [50.0, 100.0]], ids=len
+)
+def test_curves_hold_the_data_and_name_its_end(accuracies):
+    history = make_history(accuracies)
+    figure = plots.plot_curves(history)
+    for axes, quantity, form in zip(figure.axes, ("loss", "accuracy"), ("{:.4g}", "{:.2f}%"), strict=True):
+        for line, name in zip(axes.lines, ("train", "test"), strict=False):
+            values = [row[f"{name}_{quantity}"] for row in history]
+            np.testing.assert_array_equal(line.get_xdata(), range(1, len(history) + 1))
+            np.testing.assert_allclose(line.get_ydata(), values)
+            assert f"{name} {form.format(values[-1])}" in texts(axes)
+            low, high = axes.get_ylim()
+            assert low < min(values)
+            assert max(values) < high
+    assert f"{accuracies[-1]:.2f}% test accuracy" in figure.get_suptitle()
+    threshold = figure.axes[1].lines[2]
+    np.testing.assert_array_equal(threshold.get_ydata(), [99.4, 99.4])
+    assert "99.4%" in texts(figure.axes[1])
+    assert all(tick == int(tick) for axes in figure.axes for tick in axes.get_xticks())
+
+
+def test_curves_skip_epochs_without_a_test():
+    figure = plots.plot_curves(make_history([98.0, None, 99.0, None], [97.0, 98.0, 98.5, 98.6]), test_name="validation")
+    np.testing.assert_array_equal(figure.axes[1].lines[1].get_xdata(), [1, 3])
+    assert "validation 99.00% (epoch 3)" in texts(figure.axes[1])
+    figure = plots.plot_curves(make_history([None], [60.0]), title="Never tested", threshold=None)
+    assert figure.get_suptitle() == "Never tested"
+    assert texts(figure.axes[1]) == ["train 60.00%"]
+
+
+def test_region_near_100_gets_room():
+    (low, target, high) = plots._stretch([97, 99.4, 100])
+    bottom = plots._stretch(60)
+    assert (high - low) / (high - bottom) > 0.5
+    assert low < target < high
+    np.testing.assert_allclose(plots._unstretch(plots._stretch([10, 60, 99.4, 100])), [10, 60, 99.4, 100])
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 20])
+@pytest.mark.parametrize("accuracy", [10.0, 99.4, 100.0])
+def test_labels_at_the_ends_stay_apart_and_on_the_page(count, accuracy):
+    histories = {f"a rather long name {i}": make_history([50.0, accuracy - i / 1000]) for i in range(count)}
+    figure = plots.plot_many_curves(histories)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    labels = [text for text in axes.texts if text.get_text().startswith("a rather")]
+    assert len(labels) == count
+    # Text.get_window_extent of the plain class: an Annotation's own includes the line that leads to it
+    boxes = sorted((matplotlib.text.Text.get_window_extent(label) for label in labels), key=lambda box: box.y0)
+    assert all(lower.y1 <= upper.y0 for lower, upper in itertools.pairwise(boxes))
+    width, height = figure.bbox.size
+    assert all(box.x0 > 0 and box.y0 > 0 and box.x1 < width and box.y1 < height for box in boxes)
+
+
+def test_many_curves_of_other_quantities():
+    histories = {"a": make_history(), "b": make_history([98.0, 99.0])}
+    losses = plots.plot_many_curves(histories, key="train_loss").axes[0]
+    assert losses.get_yscale() == "log"
+    assert "99.4%" not in texts(losses)
+    assert plots.plot_many_curves(histories, key="seconds").axes[0].get_yscale() == "linear"
+    with pytest.raises(KeyError, match="nonsense"):
+        plots.plot_many_curves(histories, key="nonsense")
+
+
+def test_curves_without_epochs():
+    with pytest.raises(ValueError, match="no epochs"):
+        plots.plot_curves([])
+    with pytest.raises(ValueError, match="no epochs in b$"):
+        plots.plot_many_curves({"a": make_history(), "b": []})
+    with pytest.raises(ValueError, match="no epochs"):
+        plots.plot_many_curves({})
+
+
+def test_digits_from_tensors_and_arrays():
+    for images in (IMAGES, torch.tensor(IMAGES), torch.tensor(IMAGES / 255.0).bfloat16().requires_grad_()):
+        axes = plots.plot_digits(images, torch.tensor(LABELS), columns=8).axes[0]
+        assert texts(axes) == [str(label) for label in LABELS]
+        assert len(axes.images) == len(LABELS)
+    np.testing.assert_array_equal(plots.plot_digits(IMAGES, LABELS).axes[0].images[7].get_array(), IMAGES[7])
+
+
+def test_augmentation_puts_every_draw_below_its_original():
+    draws = np.stack([IMAGES[10:14], IMAGES[20:24]]) / 255.0
+    axes = plots.plot_augmentation(IMAGES[:4], draws, columns=3).axes[0]
+    assert texts(axes) == ["original", "draw 1", "draw 2"]
+    expected = np.concatenate([IMAGES[:3], IMAGES[10:13], IMAGES[20:23]]) / 255
+    np.testing.assert_allclose([image.get_array() for image in axes.images], expected, atol=0.02)
+    left = [image.get_extent()[0] for image in axes.images]
+    assert left[:3] == left[3:6] == left[6:]
+    assert texts(plots.plot_augmentation(IMAGES[:4], draws[0]).axes[0]) == ["original", "draw 1"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 25])
+def test_every_mistake_is_shown_the_most_confident_first(count):
+    probabilities = make_probabilities(count)
+    axes = plots.plot_mistakes(torch.tensor(IMAGES), LABELS, torch.tensor(probabilities)).axes[0]
+    assert len(axes.images) == len(axes.texts) == count
+    assert axes.get_title(loc="left").startswith(f"Mistakes: {count} of 40 digits")
+    order = sorted(range(count), key=lambda i: -probabilities[i].max())
+    expected = [f"{LABELS[i]} → {(LABELS[i] + 1) % 10}  {100 * probabilities[i].max():.0f}%" for i in order]
+    assert texts(axes) == expected
+    for image, index in zip(axes.images, order, strict=True):
+        np.testing.assert_array_equal(image.get_array(), IMAGES[index])
+
+
+def test_limited_mistakes_still_count_all():
+    axes = plots.plot_mistakes(IMAGES, LABELS, make_probabilities(25), limit=7).axes[0]
+    assert len(axes.images) == 7
+    assert re.search("25 of 40 digits, the 7 most confident shown", axes.get_title(loc="left"))
+
+
+def test_confusion_counts():
+    predictions = LABELS.copy()
+    predictions[[4, 14, 7]] = [9, 9, 1]  # two fours taken for nines, a seven for a one
+    axes = plots.plot_confusion(LABELS, predictions).axes[0]
+    written = np.array([0 if text == "·" else int(text) for text in texts(axes)]).reshape(10, 10)
+    expected = np.diag([4, 4, 4, 4, 2, 4, 4, 3, 4, 4])
+    expected[4, 9], expected[7, 1] = 2, 1
+    np.testing.assert_array_equal(written, expected)
+    np.testing.assert_array_equal(axes.images[0].get_array(), expected - np.diag(expected.diagonal()))
+    assert axes.get_title(loc="left") == "Mistakes: 3 of 40 digits"
+
+
+def test_class_accuracy_counts():
+    labels, predictions = [0] * 4 + [3] * 8, [0] * 4 + [3] * 7 + [5]
+    axes = plots.plot_class_accuracy(labels, predictions).axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0\n100.00%\n0 of 4", "3\n87.50%\n1 of 8"]
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), [100, 87.5])
+    assert "91.67%" in axes.get_title(loc="left")
+
+
+def test_filters_are_drawn_on_one_scale_centred_at_zero():
+    conv = nn.Conv2d(1, 20, 3)
+    axes = plots.plot_filters(conv).axes[0]
+    largest = conv.weight.abs().max().item()
+    assert len(axes.images) == 20
+    assert all(image.get_clim() == pytest.approx((-largest, largest)) for image in axes.images)
+    np.testing.assert_array_equal(axes.images[5].get_array(), conv.weight[5, 0].detach())
+    nn.init.zeros_(conv.weight)
+    assert plots.plot_filters(conv)._repr_png_()
+    for wrong in (nn.Conv2d(3, 4, 3), nn.Linear(2, 2)):
+        with pytest.raises(ValueError, match="one input channel"):
+            plots.plot_filters(wrong)
+
+
+def test_feature_maps_are_those_of_evaluation_mode():
+    model = Net().train()
+    model.conv1[1].eval()  # a frozen layer: it must not be woken
+    before, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    figure = plots.plot_feature_maps(model, torch.tensor(IMAGES[0]), ["conv1.1", "conv1.2", "conv2.1"], normalize)
+    assert [len(axes.images) for axes in figure.axes] == [1, 4, 4, 16]
+    assert [module.training for module in model.modules()] == modes
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    model.eval()
+    with torch.no_grad():
+        batchnorm = model.conv1[:2](normalize(torch.tensor(IMAGES[:1])))[0]
+    assert (batchnorm < 0).any()  # so that the ReLU in place, which follows, would have shown
+    np.testing.assert_allclose([image.get_array() for image in figure.axes[1].images], batchnorm, atol=1e-6)
+
+
+def test_feature_maps_clean_up_after_an_error():
+    model = Net().train()
+    with pytest.raises(RuntimeError):
+        plots.plot_feature_maps(model, IMAGES[0], ["conv1.2"], lambda images: torch.zeros(1, 3, 28, 28))
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_feature_maps_name_what_is_wrong():
+    with pytest.raises(ValueError, match=r"no layer 'conv9'.*conv1\.0.*conv2\.1.*fc"):
+        plots.plot_feature_maps(Net(), IMAGES[0], ["conv1.2", "conv9"], normalize)
+    for layer in ("fc", "unused"):
+        with pytest.raises(ValueError, match=f"layer '{layer}' gives no maps"):
+            plots.plot_feature_maps(Net(), IMAGES[0], [layer], normalize)
+    with pytest.raises(ValueError, match=r"image must have 2 dimensions.*\(1, 28, 28\)"):
+        plots.plot_feature_maps(Net(), IMAGES[:1], ["conv1.2"], normalize)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plots.plot_digits(IMAGES, LABELS[:3]), r"images \(40, 28, 28\), labels \(3,\)"),
+        (lambda: plots.plot_digits(IMAGES[0], LABELS), r"images must have 3 dimensions.*\(28, 28\)"),
+        (lambda: plots.plot_digits(IMAGES, LABELS, columns=0), "columns must be at least 1, not 0"),
+        (lambda: plots.plot_augmentation(IMAGES, IMAGES[:3]), r"augmented \(3, 28, 28\).*images \(40, 28, 28\)"),
+        (lambda: plots.plot_confusion(LABELS, LABELS[1:]), r"labels \(40,\), predictions \(39,\)"),
+        (lambda: plots.plot_confusion(LABELS, LABELS + 1), "predictions must be one or more digits from 0 to 9"),
+        (lambda: plots.plot_class_accuracy([], []), "labels must be one or more digits"),
+        (lambda: plots.plot_mistakes(IMAGES, LABELS, np.ones((39, 10))), r"labels \(40,\), probabilities \(39, 10\)"),
+        (lambda: plots.plot_mistakes(IMAGES, LABELS, np.full((40, 10), -3.0)), "apply softmax"),
+    ],
+)
+def test_shapes_and_values_that_do_not_fit(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_save_figure_replaces_whole_files_only(tmp_path, monkeypatch):
+    figure = plots.plot_digits(IMAGES[:3], LABELS[:3])
+    path = plots.save_figure(figure, tmp_path / "digits.png")
+    assert plt.imread(path).shape[1] == 900
+    whole = path.read_bytes()
+
+    def run_out_of_space(target, **kwargs):
+        target.write_bytes(b"half a picture")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(figure, "savefig", run_out_of_space)
+    with pytest.raises(OSError, match="No space left"):
+        plots.save_figure(figure, path)
+    assert path.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,624 @@
+"""The model, the augmentation and the loops: what they compute, not how."""
+
+import itertools
+import math
+import multiprocessing
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import helpers
+from helpers import Net, Recipe
+from tests import victim
+
+NO_AUGMENTATION = {"rotation": 0.0, "translation": 0.0, "scale": 0.0, "shear": 0.0}
+SHORT = Recipe(epochs=2, batch_size=100, warmup_epochs=1)
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return helpers.load_sample()
+
+
+@pytest.fixture(scope="module")
+def small(sample):
+    """600 training and 200 test images: an epoch takes a fraction of a second."""
+    return replace(
+        sample,
+        train_images=sample.train_images[:600],
+        train_labels=sample.train_labels[:600],
+        test_images=sample.test_images[:200],
+        test_labels=sample.test_labels[:200],
+    )
+
+
+def fit(data, recipe=SHORT, seed=0, architecture=Net, **options):
+    model = helpers.build(architecture, seed)
+    history = helpers.fit(model, data, recipe, seed, device="cpu", progress=False, **options)
+    return model, history
+
+
+def assert_same_weights(one: nn.Module, other: nn.Module):
+    for (name, ours), theirs in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def without_seconds(history):
+    return [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in history]
+
+
+# --- Model ------------------------------------------------------------------------------------------------------------
+
+
+def test_net_returns_logits_of_the_right_shape():
+    logits = Net()(torch.randn(7, 1, 28, 28) * 100)
+    assert logits.shape == (7, 10)
+    assert logits.dtype == torch.float32
+    assert (logits < 0).any()
+    assert not torch.allclose(logits.exp().sum(1), torch.ones(7)), "log-probabilities, not logits"
+
+
+def test_net_has_the_layers_of_the_architecture_table():
+    kinds = {name: type(module).__name__ for name, module in Net().named_modules() if not list(module.children())}
+    assert {name: kind for name, kind in kinds.items() if kind != "ReLU"} == {
+        "conv1.0": "Conv2d",
+        "conv1.1": "BatchNorm2d",
+        "conv1.3": "Conv2d",
+        "conv1.4": "BatchNorm2d",
+        "conv1.6": "MaxPool2d",
+        "conv2.0": "Conv2d",
+        "conv2.1": "BatchNorm2d",
+        "conv2.3": "Conv2d",
+        "conv2.4": "BatchNorm2d",
+        "conv2.6": "MaxPool2d",
+        "conv3.0": "Conv2d",
+        "conv3.1": "BatchNorm2d",
+        "gap": "AdaptiveAvgPool2d",
+        "fc": "Linear",
+    }
+
+
+def test_every_parameter_gets_a_gradient(sample):
+    model = helpers.build()
+    logits = model(helpers.normalize(sample.train_images[:32]))
+    F.cross_entropy(logits, sample.train_labels[:32]).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_train_and_eval_mode(small):
+    model = helpers.build()
+    images = helpers.normalize(small.test_images[:50])
+    before = model.conv1[1].running_mean.clone()
+    model.train()
+    model(images)
+    assert not torch.equal(before, model.conv1[1].running_mean), "training must move BatchNorm's statistics"
+
+    after = model.conv1[1].running_mean.clone()
+    helpers.test(model, small.test_images, small.test_labels)
+    assert not model.training
+    assert torch.equal(after, model.conv1[1].running_mean), "testing must not"
+    alone, together = model(images[:1]), model(images)[:1]
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)  # no image's answer depends on its neighbours
+
+
+def test_overfits_64_images(small):
+    few = replace(
+        small,
+        train_images=small.train_images[:64],
+        train_labels=small.train_labels[:64],
+        test_images=small.train_images[:64],
+        test_labels=small.train_labels[:64],
+    )
+    recipe = Recipe(
+        epochs=25,
+        batch_size=16,
+        ema_decay=0.0,
+        weight_decay=0.0,
+        learning_rate=0.05,
+        warmup_epochs=1,
+        **NO_AUGMENTATION,
+    )
+    _, history = fit(few, recipe)
+    assert history[-1]["test_correct"] == 64
+
+
+def test_build_depends_on_the_seed_alone():
+    first = helpers.build(seed=3)
+    torch.rand(100)
+    assert_same_weights(first, helpers.build(seed=3))
+    assert not torch.equal(first.fc.weight, helpers.build(seed=4).fc.weight)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:x", "", "gpu"])
+def test_unknown_device(device):
+    with pytest.raises(ValueError, match="device"):
+        helpers.pick_device(device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_absent_cuda():
+    with pytest.raises(ValueError, match="finds no CUDA"):
+        helpers.pick_device("cuda")
+
+
+# --- Augmentation -----------------------------------------------------------------------------------------------------
+
+
+def reference_warp(image: np.ndarray, angle: float, shear: float, scale: float, shift: np.ndarray) -> np.ndarray:
+    """Enlarge, shear, rotate and shift about the centre, bilinear, black outside; float64, one pixel at a time.
+
+    `shift` in fractions of the side, (x, y).
+    """
+    side = image.shape[0]
+    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    forward = rotation @ np.array([[1, shear], [0, 1]]) * scale
+    centre = (side - 1) / 2
+    result = np.zeros((side, side))
+    for y in range(side):
+        for x in range(side):
+            there = np.array([x - centre, y - centre]) - shift * side
+            source_x, source_y = np.linalg.solve(forward, there) + centre
+            left, top = math.floor(source_x), math.floor(source_y)
+            for row in (top, top + 1):
+                for column in (left, left + 1):
+                    if 0 <= row < side and 0 <= column < side:
+                        weight = (1 - abs(source_x - column)) * (1 - abs(source_y - row))
+                        result[y, x] += weight * image[row, column]
+    return result
+
+
+def test_augmentation_matches_a_float64_reference(sample):
+    recipe = Recipe(rotation=25.0, translation=0.15, scale=0.2, shear=15.0)
+    images = sample.train_images[:6]
+    ours = helpers.augment(images, recipe, torch.Generator().manual_seed(5)) * helpers.STD + helpers.MEAN
+
+    draws = torch.rand(5, 6, generator=torch.Generator().manual_seed(5)).double().numpy() * 2 - 1
+    for index in range(6):
+        expected = reference_warp(
+            images[index].double().numpy() / 255,
+            angle=math.radians(25) * draws[0, index],
+            shear=math.tan(math.radians(15) * draws[1, index]),
+            scale=1 + 0.2 * draws[2, index],
+            shift=0.15 * draws[3:, index],
+        )
+        np.testing.assert_allclose(ours[index, 0].numpy(), expected, atol=2e-4)
+
+
+def test_augmentation_draws_within_its_ranges_and_for_each_image():
+    recipe = Recipe(rotation=10.0, translation=0.1, scale=0.0, shear=0.0)
+    affine = helpers.random_affine(20_000, recipe, torch.Generator().manual_seed(0))
+    angles = torch.rad2deg(torch.atan2(affine[:, 0, 1], affine[:, 0, 0]))
+    assert 9.9 < angles.max() <= 10.001
+    assert -10.001 <= angles.min() < -9.9
+    assert abs(angles.mean()) < 0.2
+    shift = -torch.linalg.solve(affine[:, :, :2], affine[:, :, 2:]) / 2
+    assert 0.099 < shift.abs().max() <= 0.1001
+    assert len(angles.unique()) > 19_000
+
+    scales = helpers.random_affine(20_000, Recipe(scale=0.1, shear=0.0), torch.Generator().manual_seed(0))
+    sizes = 1 / torch.linalg.det(scales[:, :, :2]).sqrt()
+    assert 0.9 <= sizes.min() < 0.901
+    assert 1.099 < sizes.max() <= 1.1001
+
+
+def test_no_augmentation_is_plain_normalisation(sample):
+    images = sample.train_images[:10]
+    generator = torch.Generator().manual_seed(0)
+    ours = helpers.augment(images, Recipe(**NO_AUGMENTATION), generator)
+    assert torch.equal(ours, helpers.normalize(images))
+    assert abs(helpers.normalize(sample.train_images).mean()) < 0.05
+    assert abs(helpers.normalize(sample.train_images).std() - 1) < 0.05
+
+
+def test_border_is_black():
+    white = torch.full((50, 28, 28), 255, dtype=torch.uint8)
+    shifted = helpers.augment(white, Recipe(translation=0.3), torch.Generator().manual_seed(0))
+    black = (0 - helpers.MEAN) / helpers.STD
+    assert torch.isclose(shifted, torch.tensor(black)).float().mean() > 0.1
+
+
+def test_augmentation_is_seeded_by_its_generator_alone(sample):
+    images = sample.train_images[:20]
+    torch.manual_seed(1)
+    one = helpers.augment(images, Recipe(), torch.Generator().manual_seed(9))
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    other = helpers.augment(images, Recipe(), torch.Generator().manual_seed(9))
+    assert torch.equal(one, other)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# --- Loops ------------------------------------------------------------------------------------------------------------
+
+
+class Frozen(nn.Module):
+    """Logits that are known by hand: the image's first pixel, as a number, chooses the digit that gets `confidence`."""
+
+    def __init__(self, confidence: float = 2.0):
+        super().__init__()
+        self.confidence = nn.Parameter(torch.tensor(confidence))
+
+    def forward(self, images):
+        digits = ((images[:, 0, 0, 0] * helpers.STD + helpers.MEAN) * 255).round().long()
+        return F.one_hot(digits, 10) * self.confidence
+
+
+def test_loss_is_the_mean_per_image_even_with_a_partial_last_batch():
+    labels = torch.arange(7) % 10
+    images = torch.zeros(7, 28, 28, dtype=torch.uint8)
+    images[:, 0, 0] = labels
+    images[5:, 0, 0] = 9  # the last two are answered wrongly
+    right = math.log(math.exp(2) + 9) - 2
+    wrong = math.log(math.exp(2) + 9)
+    by_hand = (5 * right + 2 * wrong) / 7
+
+    loss, correct = helpers.test(Frozen(), images, labels, batch_size=3)
+    assert correct == 5
+    assert loss == pytest.approx(by_hand, rel=1e-6)
+
+    model = Frozen()
+    recipe = Recipe(batch_size=3, ema_decay=0.0, **NO_AUGMENTATION)
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    loss, accuracy = helpers.train(model, images, labels, still, recipe, torch.Generator(), progress=False)
+    assert accuracy == pytest.approx(100 * 5 / 7)
+    assert loss == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_every_image_is_seen_once_an_epoch():
+    seen = []
+
+    class Watcher(Frozen):
+        def forward(self, images):
+            seen.extend(((images[:, 0, 0, 1] * helpers.STD + helpers.MEAN) * 255).round().long().tolist())
+            return super().forward(images)
+
+    images = torch.zeros(101, 28, 28, dtype=torch.uint8)
+    images[:, 0, 1] = torch.arange(101)
+    model = Watcher()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    recipe = Recipe(batch_size=10, **NO_AUGMENTATION)
+    generator = torch.Generator().manual_seed(0)
+    helpers.train(model, images, torch.zeros(101).long(), optimizer, recipe, generator, progress=False)
+    assert seen != sorted(seen)
+    assert sorted(seen) == list(range(101))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        (Recipe(epochs=4, schedule="step", schedule_every="epoch", step_epochs=2), [1, 1, 0.1, 0.1]),
+        (Recipe(epochs=4, schedule="linear", schedule_every="epoch"), [1, 0.75, 0.5, 0.25]),
+        (Recipe(epochs=4, schedule="constant", schedule_every="epoch"), [1, 1, 1, 1]),
+        (
+            Recipe(epochs=3, schedule="cosine", schedule_every="epoch"),
+            [1, (1 + math.cos(math.pi / 3)) / 2, (1 + math.cos(2 * math.pi / 3)) / 2],
+        ),
+    ],
+    ids=lambda value: value.schedule if isinstance(value, Recipe) else "",
+)
+def test_schedule_once_an_epoch(small, recipe, expected):
+    _, history = fit(small, replace(recipe, ema_decay=0.0))
+    rates = [epoch["learning_rate"] / recipe.learning_rate for epoch in history]
+    assert rates == pytest.approx(expected)
+
+
+def test_schedule_once_a_batch_warms_up_and_ends_near_zero():
+    recipe = Recipe(epochs=4, warmup_epochs=1, schedule="linear")
+    factors = [recipe.learning_rate_factor(step, 10) for step in range(40)]
+    assert factors[:10] == pytest.approx([n / 10 for n in range(1, 11)])
+    assert factors[10] == 1.0
+    assert all(after < before for before, after in itertools.pairwise(factors[10:]))
+    assert 0 < factors[-1] < 0.05
+    stepped = replace(recipe, schedule="step", step_epochs=2, warmup_epochs=0)
+    assert [stepped.learning_rate_factor(step, 10) for step in (0, 19, 20, 39)] == pytest.approx([1, 1, 0.1, 0.1])
+
+
+def test_history_says_what_the_model_holds(small):
+    model, history = fit(small)
+    loss, correct = helpers.test(model, small.test_images, small.test_labels)
+    assert [epoch["epoch"] for epoch in history] == [1, 2]
+    assert history[-1]["test_correct"] == correct
+    assert history[-1]["test_loss"] == pytest.approx(loss)
+    assert history[-1]["test_accuracy"] == pytest.approx(100 * correct / 200)
+    wrong = helpers.mistakes(small.test_labels, helpers.predict(model, small.test_images))
+    assert len(wrong) == 200 - correct
+    assert all(int(small.test_labels[int(index)]) != digit for index, digit in wrong.items())
+
+
+def test_averaged_weights_are_the_moving_average(small):
+    recipe = replace(SHORT, epochs=1, ema_decay=0.9, batch_size=300)
+    model = helpers.build()
+    weights = []
+
+    class Recorder(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            weights.append(model.fc.weight.detach().clone())
+
+    make = helpers.make_optimizer
+    helpers.make_optimizer = lambda model, recipe: Recorder(model.parameters(), lr=recipe.learning_rate)
+    try:
+        helpers.fit(model, small, recipe, device="cpu", progress=False)
+    finally:
+        helpers.make_optimizer = make
+    early_decay = 2 / 11  # it grows up to 0.9
+    torch.testing.assert_close(model.fc.weight, early_decay * weights[0] + (1 - early_decay) * weights[1])
+
+
+def test_one_seed_gives_identical_weights_and_another_does_not(small):
+    one, one_history = fit(small, seed=5)
+    torch.rand(17)
+    other, other_history = fit(small, seed=5)
+    assert_same_weights(one, other)
+    assert without_seconds(one_history) == without_seconds(other_history)
+    assert not torch.equal(one.fc.weight, fit(small, seed=6)[0].fc.weight)
+
+
+def test_log_has_one_line_an_epoch_and_names_the_sample(small, capsys):
+    helpers.fit(helpers.build(), small, SHORT, device="cpu")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("Epoch  1/2  lr 0.10000  train loss ")
+    assert "sample test loss" in lines[0]
+    assert "/200 (" in lines[0]
+    assert lines[0].endswith(" s")
+
+
+def test_divergence_stops_and_keeps_the_last_good_state(small, tmp_path):
+    class Breaks(Net):
+        steps = 0
+
+        def forward(self, images):
+            self.steps += self.training
+            return super().forward(images) * (math.nan if self.steps > 8 else 1.0)
+
+    model = helpers.build(Breaks)
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(helpers.DivergenceError, match=r"epoch 2.*smaller learning rate"):
+        helpers.fit(model, small, SHORT, device="cpu", checkpoint=path, progress=False)
+    kept = helpers.load_checkpoint(path)
+    assert len(kept["history"]) == 1
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, kept["model"][name]), name
+
+
+def test_a_wildly_large_learning_rate_is_a_clear_error(small):
+    wild = replace(SHORT, learning_rate=1e30, warmup_epochs=0)
+    with pytest.raises(helpers.DivergenceError, match=r"epoch 1.*1e\+30"):
+        fit(small, wild)
+
+
+def test_ctrl_c_keeps_the_complete_epochs(small, capsys):
+    class Interrupts(Net):
+        steps = 0
+
+        def forward(self, images):
+            self.steps += self.training
+            if self.training and self.steps == 9:
+                raise KeyboardInterrupt
+            return super().forward(images)
+
+    model, history = fit(small, replace(SHORT, epochs=5), architecture=Interrupts)
+    assert len(history) == 1
+    assert "1 complete epochs are kept" in capsys.readouterr().out
+    _, correct = helpers.test(model, small.test_images, small.test_labels)
+    assert history[-1]["test_correct"] == correct
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", 2.5),
+        ("batch_size", -1),
+        ("learning_rate", 0),
+        ("learning_rate", math.nan),
+        ("momentum", 1.0),
+        ("ema_decay", -0.1),
+        ("rotation", 200),
+        ("translation", "much"),
+        ("optimizer", "lion"),
+        ("schedule", "staircase"),
+        ("epochs", True),
+    ],
+)
+def test_a_bad_recipe_names_the_field(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be"):
+        Recipe(**{field: value})
+
+
+# --- Checkpoints ------------------------------------------------------------------------------------------------------
+
+
+class WithDropout(nn.Module):
+    """Draws from the global generator while training, which a checkpoint must bring back too."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(784, 20), nn.ReLU(), nn.Dropout(0.3), nn.Linear(20, 10))
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+@pytest.mark.parametrize("architecture", [Net, WithDropout])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_resuming_is_bit_for_bit_the_uninterrupted_run(small, tmp_path, monkeypatch, architecture, optimizer):
+    recipe = replace(SHORT, epochs=4, optimizer=optimizer, learning_rate=0.01)
+    path = tmp_path / "checkpoint.pt"
+    whole, whole_history = fit(small, recipe, architecture=architecture)
+
+    saved = helpers.save_checkpoint
+
+    def stop_after_two(path, state):
+        saved(path, state)
+        if len(state["history"]) == 2:
+            raise OSError("power cut")
+
+    monkeypatch.setattr(helpers, "save_checkpoint", stop_after_two)
+    with pytest.raises(OSError, match="power cut"):
+        fit(small, recipe, architecture=architecture, checkpoint=path)
+    monkeypatch.undo()
+
+    torch.rand(5)
+    resumed, history = fit(small, recipe, architecture=architecture, checkpoint=path, resume=True)
+    assert_same_weights(whole, resumed)
+    assert without_seconds(history) == without_seconds(whole_history)
+
+
+def test_killed_at_random_moments_and_resumed(tmp_path):
+    """SIGKILL twenty times, wherever it hits; the end is the run that was never killed, to the bit."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tests.victim"])
+
+    def start(folder: Path):
+        folder.mkdir(exist_ok=True)
+        started = processes.Event()
+        process = processes.Process(target=victim.train, args=(folder, started))
+        process.start()
+        assert started.wait(timeout=60)
+        return process
+
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    reference = start(undisturbed)
+    reference.join()
+    assert reference.exitcode == 0
+
+    chance = random.Random(0)
+    reached = []
+    for _ in range(20):
+        process = start(killed)
+        time.sleep(chance.uniform(0.0, 0.5))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "it finished before it was killed: give it more epochs"
+        checkpoint = killed / "checkpoint.pt"
+        reached.append(len(helpers.load_checkpoint(checkpoint)["history"]) if checkpoint.exists() else 0)
+    assert len(set(reached)) > 5, f"the kills hit too few different epochs: {reached}"
+
+    last = start(killed)
+    last.join()
+    assert last.exitcode == 0
+    assert (killed / "weights.safetensors").read_bytes() == (undisturbed / "weights.safetensors").read_bytes()
+    histories = [helpers.load_checkpoint(folder / "checkpoint.pt")["history"] for folder in (killed, undisturbed)]
+    assert without_seconds(histories[0]) == without_seconds(histories[1])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "checkpoint.pt"
+    fit(small, replace(SHORT, epochs=1), checkpoint=path)
+    return path
+
+
+def test_every_flipped_byte_is_noticed(checkpoint, tmp_path):
+    good = checkpoint.read_bytes()
+    harmless = 0
+    chance = random.Random(0)
+    for position in chance.sample(range(len(good)), 150):
+        bad = bytearray(good)
+        bad[position] ^= 0x55
+        path = tmp_path / "bad.pt"
+        path.write_bytes(bad)
+        try:
+            state = helpers.load_checkpoint(path)
+        except helpers.CheckpointError as error:
+            assert "bad.pt" in str(error)
+        else:  # padding and time stamps of the archive carry nothing
+            harmless += 1
+            whole = helpers.load_checkpoint(checkpoint)
+            assert all(torch.equal(state["model"][name], whole["model"][name]) for name in whole["model"])
+    assert harmless < 75
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04"])
+def test_no_checkpoint_at_all(tmp_path, content):
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(helpers.CheckpointError, match="there is no checkpoint"):
+        helpers.load_checkpoint(path)
+    path.write_bytes(content)
+    with pytest.raises(helpers.CheckpointError, match="damaged or no checkpoint"):
+        helpers.load_checkpoint(path)
+
+
+def test_truncated_checkpoint(checkpoint, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(checkpoint.read_bytes()[:-1000])
+    with pytest.raises(helpers.CheckpointError, match="damaged"):
+        helpers.load_checkpoint(path)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    class Malice:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"format": "mnist-s5-checkpoint-1", "model": Malice()}, path)
+    with pytest.raises(helpers.CheckpointError):
+        helpers.load_checkpoint(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_the_difference(small, checkpoint):
+    recipe = replace(SHORT, epochs=1)
+    with pytest.raises(helpers.CheckpointError, match="learning_rate: 0.1 there, 0.2 here"):
+        fit(small, replace(recipe, learning_rate=0.2), checkpoint=checkpoint, resume=True)
+    with pytest.raises(helpers.CheckpointError, match="seed: 0 there, 1 here"):
+        fit(small, recipe, seed=1, checkpoint=checkpoint, resume=True)
+    with pytest.raises(helpers.CheckpointError, match=r"conv1.0.weight: \(4, 1, 3, 3\) there, absent here"):
+        fit(small, recipe, architecture=WithDropout, checkpoint=checkpoint, resume=True)
+    with pytest.raises(helpers.CheckpointError, match="data: .*600 training.* there, .*500 training.* here"):
+        fewer = replace(small, train_images=small.train_images[:500], train_labels=small.train_labels[:500])
+        fit(fewer, recipe, checkpoint=checkpoint, resume=True)
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(checkpoint, monkeypatch):
+    good = checkpoint.read_bytes()
+
+    def disk_full(state, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        helpers.save_checkpoint(checkpoint, {})
+    assert checkpoint.read_bytes() == good
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
+
+
+def test_weights_round_trip_and_refusals(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    model = helpers.build(seed=1)
+    helpers.save_weights(model, path, {"data": "sample"})
+    assert_same_weights(model, helpers.load_weights(helpers.build(seed=2), path))
+    with pytest.raises(helpers.CheckpointError, match="another architecture"):
+        helpers.load_weights(WithDropout(), path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(helpers.CheckpointError, match="cannot read weights"):
+        helpers.load_weights(Net(), path)
+    with pytest.raises(helpers.CheckpointError, match="cannot read weights"):
+        helpers.load_weights(Net(), tmp_path / "absent.safetensors")
+
+
+# --- The real thing ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif("MNIST_ROOT" not in os.environ, reason="set MNIST_ROOT to train on the full MNIST")
+def test_two_epochs_of_real_mnist_reach_98_percent():
+    data = helpers.load_mnist(allow_sample=False)
+    assert data.source == "mnist"
+    recipe = Recipe(epochs=2, warmup_epochs=0.5, ema_decay=0.99)
+    _, history = fit(data, recipe)
+    assert history[-1]["test_accuracy"] >= 98.0
