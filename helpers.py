@@ -236,7 +236,8 @@ def train(
     correct = torch.zeros((), device=images.device, dtype=torch.long)
     seen = 0
     order = torch.randperm(len(images), generator=generator, device=images.device)
-    bar = tqdm(order.split(recipe.batch_size), leave=False, disable=not progress)
+    hidden = not progress or "TQDM_DISABLE" in os.environ  # tqdm's own switch, which an argument would override
+    bar = tqdm(order.split(recipe.batch_size), leave=False, disable=hidden)
     for number, batch in enumerate(bar):
         targets = labels[batch]
         logits = model(augment(images[batch], recipe, generator))

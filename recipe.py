@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 CHOICES = {
     "optimizer": ("sgd", "adam", "adamw"),
@@ -30,7 +30,7 @@ class Recipe:
 
     schedule: str = "linear"  # after the warm-up: constant, step, or linear / cosine down to zero
     schedule_every: str = "batch"  # the rate changes once a batch or once an epoch
-    warmup_epochs: float = 2  # the rate rises linearly from zero, when it changes once a batch
+    warmup: float = 0.1  # part of the run in which the rate rises linearly from zero, if it changes once a batch
     step_epochs: int = 6  # schedule "step": every so many epochs …
     step_factor: float = 0.1  # … the rate is multiplied by this
 
@@ -50,9 +50,8 @@ class Recipe:
             _check(self, name, lambda value: value >= 1 and value == int(value), "a whole number, 1 or more")
         for name in ("learning_rate", "step_factor"):
             _check(self, name, lambda value: value > 0, "greater than 0")
-        for name in ("weight_decay", "warmup_epochs"):
-            _check(self, name, lambda value: value >= 0, "0 or more")
-        for name in ("momentum", "label_smoothing", "ema_decay", "translation", "scale"):
+        _check(self, "weight_decay", lambda value: value >= 0, "0 or more")
+        for name in ("momentum", "warmup", "label_smoothing", "ema_decay", "translation", "scale"):
             _check(self, name, lambda value: 0 <= value < 1, "at least 0 and less than 1")
         _check(self, "rotation", lambda value: 0 <= value <= 180, "from 0 to 180 degrees")
         _check(self, "shear", lambda value: 0 <= value < 90, "at least 0 and less than 90 degrees")
@@ -61,6 +60,10 @@ class Recipe:
     def augments(self) -> bool:
         """True when training images are changed at all."""
         return any((self.rotation, self.translation, self.scale, self.shear))
+
+    def for_smoke(self) -> Recipe:
+        """The same recipe cut down to two epochs on the small sample: does everything work?"""
+        return replace(self, epochs=2, batch_size=32)
 
     def as_dict(self) -> dict:
         """All fields, JSON-ready."""
@@ -71,14 +74,15 @@ class Recipe:
 
         `steps_per_epoch` is the number of batches when the rate changes once a batch, 1 when once an epoch.
         """
-        if step < (warmup := round(self.warmup_epochs * steps_per_epoch)) and self.schedule_every == "batch":
+        steps = self.epochs * steps_per_epoch
+        warmup = round(self.warmup * steps) if self.schedule_every == "batch" else 0
+        if step < warmup:
             return (step + 1) / warmup
         if self.schedule == "step":
             return self.step_factor ** (step // (self.step_epochs * steps_per_epoch))
         if self.schedule == "constant":
             return 1.0
-        warmup = warmup if self.schedule_every == "batch" else 0
-        progress = min(1.0, (step - warmup) / max(1, self.epochs * steps_per_epoch - warmup))
+        progress = min(1.0, (step - warmup) / max(1, steps - warmup))
         return 1 - progress if self.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
 
 

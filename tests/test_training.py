@@ -21,7 +21,7 @@ from helpers import Net, Recipe
 from tests import victim
 
 NO_AUGMENTATION = {"rotation": 0.0, "translation": 0.0, "scale": 0.0, "shear": 0.0}
-SHORT = Recipe(epochs=2, batch_size=100, warmup_epochs=1)
+SHORT = Recipe(epochs=2, batch_size=100)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,6 @@ def test_overfits_64_images(small):
         ema_decay=0.0,
         weight_decay=0.0,
         learning_rate=0.05,
-        warmup_epochs=1,
         **NO_AUGMENTATION,
     )
     _, history = fit(few, recipe)
@@ -314,13 +313,13 @@ def test_schedule_once_an_epoch(small, recipe, expected):
 
 
 def test_schedule_once_a_batch_warms_up_and_ends_near_zero():
-    recipe = Recipe(epochs=4, warmup_epochs=1, schedule="linear")
+    recipe = Recipe(epochs=4, warmup=0.25, schedule="linear")
     factors = [recipe.learning_rate_factor(step, 10) for step in range(40)]
     assert factors[:10] == pytest.approx([n / 10 for n in range(1, 11)])
     assert factors[10] == 1.0
     assert all(after < before for before, after in itertools.pairwise(factors[10:]))
     assert 0 < factors[-1] < 0.05
-    stepped = replace(recipe, schedule="step", step_epochs=2, warmup_epochs=0)
+    stepped = replace(recipe, schedule="step", step_epochs=2, warmup=0.0)
     assert [stepped.learning_rate_factor(step, 10) for step in (0, 19, 20, 39)] == pytest.approx([1, 1, 0.1, 0.1])
 
 
@@ -369,7 +368,7 @@ def test_log_has_one_line_an_epoch_and_names_the_sample(small, capsys):
     helpers.fit(helpers.build(), small, SHORT, device="cpu")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith("Epoch  1/2  lr 0.10000  train loss ")
+    assert lines[0].startswith("Epoch  1/2  lr 0.05455  train loss ")
     assert "sample test loss" in lines[0]
     assert "/200 (" in lines[0]
     assert lines[0].endswith(" s")
@@ -394,7 +393,7 @@ def test_divergence_stops_and_keeps_the_last_good_state(small, tmp_path):
 
 
 def test_a_wildly_large_learning_rate_is_a_clear_error(small):
-    wild = replace(SHORT, learning_rate=1e30, warmup_epochs=0)
+    wild = replace(SHORT, learning_rate=1e30, warmup=0.0)
     with pytest.raises(helpers.DivergenceError, match=r"epoch 1.*1e\+30"):
         fit(small, wild)
 
@@ -619,6 +618,6 @@ def test_weights_round_trip_and_refusals(tmp_path):
 def test_two_epochs_of_real_mnist_reach_98_percent():
     data = helpers.load_mnist(allow_sample=False)
     assert data.source == "mnist"
-    recipe = Recipe(epochs=2, warmup_epochs=0.5, ema_decay=0.99)
+    recipe = Recipe(epochs=2, ema_decay=0.99)
     _, history = fit(data, recipe)
     assert history[-1]["test_accuracy"] >= 98.0
