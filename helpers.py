@@ -165,9 +165,12 @@ def pick_device(device: str = "auto") -> torch.device:
     if not available[kind]:
         raise ValueError(f"device {device!r} was asked for, but torch finds no {kind.upper()} on this machine")
     try:
-        return torch.device(device)
+        chosen = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device {device!r} is no valid device: {error}") from error
+    if kind == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
+    return chosen
 
 
 # --- Augmentation ----------------------------------------------------------------------------------------------------
@@ -416,8 +419,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
         momentum = {"momentum": recipe.momentum, "nesterov": recipe.nesterov and recipe.momentum > 0}
         return torch.optim.SGD(model.parameters(), **settings, **momentum)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    return kind(model.parameters(), **settings)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adadelta": torch.optim.Adadelta}
+    return kinds[recipe.optimizer](model.parameters(), **settings)
 
 
 def moving_average(decay: float):

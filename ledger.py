@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import subprocess
 import warnings
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -38,9 +41,8 @@ class LedgerWarning(UserWarning):
 
 
 def trial_key(trial: dict) -> tuple:
-    """What makes a trial the same trial: the same work from the same seed."""
-    recipe = json.dumps(trial["recipe"], sort_keys=True)
-    return trial["variant"], trial["split"], trial["seed"], trial["data"], recipe
+    """What makes a trial the same trial: the same work from the same seed. 15 and 15.0 in a recipe are the same."""
+    return trial["variant"], trial["split"], trial["seed"], trial["data"], *sorted(trial["recipe"].items())
 
 
 def read_ledger(path: str | Path = LEDGER) -> list[dict]:
@@ -50,16 +52,19 @@ def read_ledger(path: str | Path = LEDGER) -> list[dict]:
     that repeats an earlier trial (the earlier one counts), or that has unknown keys (it is kept).
     """
     path = Path(path)
+    content = path.read_bytes() if path.exists() else b""
     trials, first_seen = [], {}
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
         where = f"{path.name}, line {number}"
         try:
             trial = json.loads(line)
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # no JSON, or bytes that are no text
             _warn(f"{where} is torn or no JSON ({error}): left out")
             continue
-        if missing := [key for key in KEYS if not isinstance(trial, dict) or key not in trial]:
-            _warn(f"{where} is no trial, it lacks {', '.join(missing)}: left out")
+        if problem := _no_trial(trial):
+            _warn(f"{where} is no trial, {problem}: left out")
             continue
         if unknown := sorted(trial.keys() - set(KEYS)):
             _warn(f"{where} has keys that this version does not know, {', '.join(unknown)}: kept")
@@ -74,30 +79,77 @@ def read_ledger(path: str | Path = LEDGER) -> list[dict]:
 def append_trial(trial: dict, path: str | Path = LEDGER) -> bool:
     """Append one trial; False, and nothing written, when the ledger holds it already.
 
-    Safe while several processes append. Raises ValueError for a trial with missing or unknown keys.
+    Safe while several processes append. Raises ValueError for a trial with missing or unknown keys, or with a
+    value that is no JSON, before anything is written.
     """
     path = Path(path)
     if wrong := sorted(trial.keys() ^ set(KEYS)):
         raise ValueError(f"a trial has exactly the keys of ledger.KEYS; missing or unknown: {', '.join(wrong)}")
+    if problem := _no_trial(trial):
+        raise ValueError(f"this is no trial: {problem}")
+    try:
+        line = json.dumps(trial, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    except TypeError as error:
+        raise ValueError(f"a trial holds what JSON can hold: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LedgerWarning)  # for whoever reads the ledger, not for each writer
             if trial_key(trial) in set(map(trial_key, read_ledger(path))):
                 return False
-        line = json.dumps(trial, separators=(",", ":")) + "\n"
-        if path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size:
-            line = "\n" + line  # a writer was killed in the middle of a line: do not glue ours to it
-        with open(path, "a") as file:
+        with open(path, "a+b") as file:
+            if file.tell() and not path.read_bytes().endswith(b"\n"):
+                line = b"\n" + line  # a writer was killed in the middle of a line: do not glue ours to it
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
     return True
 
 
+def provenance(device) -> dict:
+    """Where a trial is run and by what: the ledger's fields device (a `torch.device`), versions and commit."""
+    import torch
+
+    where = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    return {
+        "device": f"{device.type}: {where}",
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        "commit": current_commit(),
+    }
+
+
+@cache  # a commit that is made while the process runs does not change what runs
+def current_commit() -> str:
+    """The git commit that is running, with "-dirty" when a Python file differs from it; "unknown" outside git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "*.py") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def select(trials: Iterable[dict], **conditions) -> list[dict]:
     """The trials whose fields equal all conditions, e.g. `select(trials, variant="s5", split="test")`."""
     return [trial for trial in trials if all(trial[key] == value for key, value in conditions.items())]
+
+
+def _no_trial(line) -> str:
+    """Why a line of the ledger cannot be used as a trial; empty when it can."""
+    if not isinstance(line, dict):
+        return "it is no JSON object"
+    if missing := [key for key in KEYS if key not in line]:
+        return f"it lacks {', '.join(missing)}"
+    try:
+        hash(trial_key(line))
+    except (AttributeError, TypeError):
+        return "its variant, split, seed, data or recipe is not of the right kind"
+    return ""
 
 
 def _warn(message: str) -> None:

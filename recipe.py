@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 
 CHOICES = {
-    "optimizer": ("sgd", "adam", "adamw"),
+    "optimizer": ("sgd", "adam", "adamw", "adadelta"),
     "schedule": ("constant", "step", "linear", "cosine"),
     "schedule_every": ("batch", "epoch"),
 }
@@ -22,7 +22,7 @@ class Recipe:
     epochs: int = 20
     batch_size: int = 128
 
-    optimizer: str = "sgd"  # sgd (with momentum), adam or adamw
+    optimizer: str = "sgd"  # sgd (with momentum), adam, adamw or adadelta
     learning_rate: float = 0.1  # the peak rate
     momentum: float = 0.9  # sgd only
     nesterov: bool = True  # sgd only

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import subprocess
+import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from datetime import datetime, timezone
 from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from ledger import LEDGER, append_trial, read_ledger, trial_key
+from ledger import LEDGER, append_trial, provenance, read_ledger, trial_key
+
+INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+GO_ON = "Finished trials are in the ledger; the same command runs the others."
 
 
 def run_trial(
@@ -34,16 +40,20 @@ def run_trial(
 
     "validation" trains on five sixths of the training images and scores on the rest; "test" trains on
     all and scores on the test images. `epochs` replaces the recipe's. All arguments and the result are
-    plain values, so a trial can run in any process, on any host.
+    plain values, so a trial can run in any process, on any host. A trial that Ctrl-C cuts short is no trial:
+    KeyboardInterrupt goes on to the caller.
     """
     import torch
 
     import helpers
     from variants import VARIANTS
 
+    if split not in ("validation", "test"):  # a slip of the pen must not end on the test images
+        raise ValueError(f"split must be validation or test, not {split!r}")
     if threads:
         torch.set_num_threads(threads)
     recipe = planned_recipe(variant, epochs)
+    origin = provenance(helpers.pick_device(device))
     data = helpers.load_sample() if sample else helpers.load_mnist(allow_sample=False)
     if split == "validation":
         data = helpers.validation_split(data)
@@ -51,6 +61,8 @@ def run_trial(
     start = time.perf_counter()
     history = helpers.fit(model, data, recipe, seed, device, progress=progress)
     seconds = time.perf_counter() - start
+    if len(history) < recipe.epochs:  # `fit` ends early, and returns, on Ctrl-C
+        raise KeyboardInterrupt
     return {
         "variant": variant,
         "recipe": recipe.as_dict(),
@@ -64,9 +76,7 @@ def run_trial(
         "curve": [{key: round(value, 6) for key, value in epoch.items()} for epoch in history],
         "mistakes": helpers.mistakes(data.test_labels, helpers.predict(model, data.test_images)),
         "seconds": round(seconds, 1),
-        "device": describe_device(next(model.parameters()).device),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "commit": current_commit(),
+        **origin,
         "data": data.source,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
@@ -77,29 +87,7 @@ def planned_recipe(variant: str, epochs: int | None):
     from variants import VARIANTS
 
     recipe = VARIANTS[variant].recipe
-    return replace(recipe, epochs=epochs) if epochs else recipe
-
-
-def describe_device(device) -> str:
-    """E.g. "cuda: NVIDIA T4" or "cpu: x86_64, 2 threads"."""
-    import torch
-
-    if device.type == "cuda":
-        return f"cuda: {torch.cuda.get_device_name(device)}"
-    return f"{device.type}: {platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def current_commit() -> str:
-    """The git commit that is running, with "-dirty" when a Python file differs from it; "unknown" outside git."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "*.py") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    return replace(recipe, epochs=epochs) if epochs is not None else recipe
 
 
 def sweep(
@@ -111,48 +99,84 @@ def sweep(
     device: str = "auto",
     workers: int = 1,
     ledger: str | Path = LEDGER,
+    dry_run: bool = False,
 ) -> int:
     """Run all trials that the ledger lacks, `workers` at a time; return how many failed.
 
-    A trial that raises is reported and the rest goes on. The cores are divided among the workers.
+    With `dry_run` they are only listed. Raises DataError when MNIST cannot be had, OSError when the ledger
+    cannot be written, and KeyboardInterrupt on Ctrl-C, each with no process left behind.
+    """
+    source = "sample" if sample else "mnist"
+    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None  # one worker: torch's own choice
+    fixed = {"split": split, "epochs": epochs, "sample": sample, "device": device, "threads": threads}
+    wanted = [{"variant": variant, "seed": seed, **fixed} for seed in seeds for variant in variants]
+
+    def key(trial: dict) -> tuple:
+        return trial_key({**trial, "data": source, "recipe": planned_recipe(trial["variant"], epochs).as_dict()})
+
+    done = set(map(trial_key, read_ledger(ledger)))
+    todo = [trial for trial in wanted if key(trial) not in done]
+    already = f"{len(wanted) - len(todo)} already in {Path(ledger).name}"
+    print(f"{len(wanted)} trials, {source} {split}: {already}, {len(todo)} to run")
+    if dry_run:
+        print("\n".join(f"  {trial['variant']}, seed {trial['seed']}" for trial in todo))
+    if dry_run or not todo:
+        return 0
+    if not sample:
+        from helpers import load_mnist
+
+        load_mnist(allow_sample=False)  # one download, or one clear error, before all trials want it at once
+    return run_all(todo, ledger, workers)
+
+
+def run_all(trials: list[dict], ledger: str | Path, workers: int = 1, run: Callable[..., dict] = run_trial) -> int:
+    """Call `run(**trial)` for each of `trials` in `workers` processes, results into the ledger; return how many failed.
+
+    A trial that raises is reported and the rest goes on. When a worker dies, the trials that are not finished
+    then count as failed: which of them killed it cannot be known.
     """
     from tqdm import tqdm
 
-    done = set(map(trial_key, read_ledger(ledger)))
-    source = "sample" if sample else "mnist"
-    wanted = [(variant, seed) for seed in seeds for variant in variants]
-    todo = []
-    for variant, seed in wanted:
-        recipe = planned_recipe(variant, epochs).as_dict()
-        key = trial_key({"variant": variant, "split": split, "seed": seed, "data": source, "recipe": recipe})
-        if key not in done:
-            todo.append((variant, seed))
-    print(f"{len(wanted)} trials, {len(wanted) - len(todo)} already in {Path(ledger).name}, {len(todo)} to run")
-
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    failed = 0
-    # Fresh processes rather than forked ones: torch's threads and CUDA do not survive a fork.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        trials = {
-            pool.submit(run_trial, variant, seed, split, epochs, sample, device, threads): (variant, seed)
-            for variant, seed in todo
-        }
-        try:
-            for future in tqdm(as_completed(trials), total=len(todo), unit="trial", disable=not todo):
-                variant, seed = trials[future]
-                try:
-                    trial = future.result()
-                except Exception as error:
-                    failed += 1
-                    tqdm.write(f"{variant}, seed {seed}: FAILED, {type(error).__name__}: {error}")
-                    continue
+    Path(ledger).parent.mkdir(parents=True, exist_ok=True)
+    open(ledger, "ab").close()  # a ledger that cannot be written is better found before the first trial than after
+    failed = lost = 0
+    context = get_context("spawn")  # rather than fork, which torch's threads and CUDA do not survive
+    lifeline, our_end = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, initializer=_hold_on_to, initargs=(lifeline,))
+    # Leaving the pool waits for all that is queued, so `our_end` is left first: that ends the workers at once.
+    with pool, our_end:
+        names = {pool.submit(run, **trial): f"{trial['variant']}, seed {trial['seed']}" for trial in trials}
+        for future in tqdm(as_completed(names), total=len(trials), unit="trial"):
+            try:
+                trial = future.result()
+            except BrokenProcessPool:
+                lost += 1
+            except Exception as error:
+                failed += 1
+                tqdm.write(f"{names[future]}: FAILED, {type(error).__name__}: {error}")
+            else:
                 append_trial(trial, ledger)
-                tqdm.write(f"{variant}, seed {seed}: {trial['accuracy']:.2f}% {split}, {trial['seconds']:.0f} s")
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            print("Interrupted: finished trials are in the ledger; the same command goes on from there.")
-            raise
-    return failed
+                tqdm.write(f"{names[future]}: {trial['accuracy']:.2f}%, {trial['seconds']:.0f} s")
+    if lost:
+        print(
+            f"A worker process died (killed, or out of memory?): {lost} trials are not done. {GO_ON}", file=sys.stderr
+        )
+    return failed + lost
+
+
+def _hold_on_to(lifeline: Connection) -> None:
+    """Runs first in each worker: it ends when the sweep lets go of its end of the pipe, or is killed itself.
+
+    Otherwise the workers of a sweep that was killed would train on for hours, for nobody. Ctrl-C reaches all
+    processes; only the sweep is to react to it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        wait([lifeline])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -160,41 +184,63 @@ def parse_seeds(text: str) -> list[int]:
     seeds: list[int] = []
     try:
         for part in text.split(","):
-            first, _, last = part.partition("-")
-            seeds += range(int(first), int(last or first) + 1)
+            first, dash, last = part.partition("-")
+            numbers = range(int(first), int(last if dash else first) + 1)
+            if not numbers:
+                raise ValueError("the first is larger than the last")
+            seeds += numbers
     except ValueError:
-        seeds = []
-    if not seeds:
-        raise argparse.ArgumentTypeError(f"seeds are written like 0-4 or 0,3,7, not {text!r}")
+        raise argparse.ArgumentTypeError(f"seeds are written like 0-4 or 0,3,7, not {text!r}") from None
     return list(dict.fromkeys(seeds))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variants", default="all", help="names from variants.py, comma-separated, or all")
-    parser.add_argument("--seeds", type=parse_seeds, default=[100, 101, 102], help="e.g. 0-4 (default: 100-102)")
-    parser.add_argument("--split", choices=("validation", "test"), default="validation", help="default: validation")
-    parser.add_argument("--epochs", type=int, help="instead of each recipe's own")
-    parser.add_argument("--sample", action="store_true", help="the small sample instead of MNIST, to try things out")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
-    parser.add_argument("--workers", type=int, default=1, help="trials at a time (default: 1)")
-    parser.add_argument("--ledger", type=Path, default=LEDGER, help="default: results/ledger.jsonl")
-    arguments = parser.parse_args()
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line, as arguments of `sweep`; exits with code 2 on a bad one."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("sweep.py", description=__doc__, formatter_class=layout)
+    add = parser.add_argument
+    add("--variants", default="all", metavar="NAMES", help="from variants.py, comma-separated, or all (default: all)")
+    add("--seeds", type=parse_seeds, default=[100, 101, 102], help="e.g. 0-4 or 0,3,7 (default: 100-102)")
+    add("--split", choices=("validation", "test"), default="validation", help="what to score on (default: validation)")
+    add("--epochs", type=int, metavar="N", help="instead of each recipe's own")
+    add("--sample", action="store_true", help="the small sample instead of MNIST, to try things out")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps (default: auto)")
+    add("--workers", type=int, default=1, metavar="N", help="trials at a time, sharing the cores (default: 1)")
+    add("--ledger", type=Path, default=LEDGER, metavar="FILE", help="default: results/ledger.jsonl")
+    add("--dry-run", action="store_true", help="list the trials that would be run, and stop")
+    options = parser.parse_args(arguments)
+    if options.workers < 1:
+        parser.error(f"--workers must be 1 or more, not {options.workers}")
 
+    from helpers import pick_device
     from variants import VARIANTS
 
-    names = list(VARIANTS) if arguments.variants == "all" else arguments.variants.split(",")
-    if unknown := [name for name in names if name not in VARIANTS]:
+    names = [name.strip() for name in options.variants.split(",")]
+    options.variants = list(VARIANTS) if names == ["all"] else list(dict.fromkeys(names))
+    if unknown := [name for name in options.variants if name not in VARIANTS]:
         parser.error(f"unknown variant {', '.join(unknown)}; there are: {', '.join(VARIANTS)}")
-    if arguments.workers < 1:
-        parser.error(f"--workers must be 1 or more, not {arguments.workers}")
-    if arguments.epochs is not None and arguments.epochs < 1:
-        parser.error(f"--epochs must be 1 or more, not {arguments.epochs}")
-    options = vars(arguments) | {"variants": names}
     try:
-        return 1 if sweep(**options) else 0
+        pick_device(options.device)
+        planned_recipe(options.variants[0], options.epochs)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The whole command; returns its exit code: 0, 1 when something failed, 130 after Ctrl-C."""
+    options = parse_arguments(arguments)
+
+    from helpers import DataError
+
+    try:
+        return 1 if sweep(**vars(options)) else 0
     except KeyboardInterrupt:
-        return 130
+        print(f"Interrupted. {GO_ON}", file=sys.stderr)
+        return INTERRUPTED
+    except (DataError, OSError) as error:
+        print(f"sweep.py: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

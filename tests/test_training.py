@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -494,11 +495,13 @@ def test_killed_at_random_moments_and_resumed(tmp_path):
     reference.join()
     assert reference.exitcode == 0
 
+    history = helpers.load_checkpoint(undisturbed / "checkpoint.pt")["history"]
+    epoch = statistics.median(epoch["seconds"] for epoch in history)
     chance = random.Random(0)
     reached = []
     for _ in range(20):
         process = start(killed)
-        time.sleep(chance.uniform(0.0, 0.5))
+        time.sleep(chance.uniform(0, 3 * epoch))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, "it finished before it was killed: give it more epochs"

@@ -5,7 +5,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import torch
-import torch._dynamo  # noqa: F401  # optimisers import it at their first use, which takes seconds
+import torch._dynamo  # optimisers import it at their first use, which takes seconds
 
 import helpers
 

@@ -1,0 +1,292 @@
+"""`python main.py`: what it prints, saves and returns, and what it says when something is wrong."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import helpers
+import main
+
+ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, "-u", str(ROOT / "main.py")]
+DEFAULT = helpers.Recipe()
+FILES = {"weights.safetensors", "history.json", "curves.png", "checkpoint.pt"}
+
+
+load_sample = cache(helpers.load_sample)  # it takes more than a second
+
+
+@pytest.fixture(autouse=True)
+def _load_the_sample_once(monkeypatch):
+    monkeypatch.setattr(helpers, "load_sample", load_sample)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# --- Help and bad command lines ---------------------------------------------------------------------------------------
+
+
+def test_help_reads_well_and_does_not_wait_for_torch():
+    whole = [sys.executable, "-X", "importtime", str(ROOT / "main.py"), "--help"]
+    process = subprocess.run(whole, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 0
+    options = "epochs batch-size learning-rate lr seed device data output resume smoke"
+    for option in options.split():
+        assert f"--{option}" in process.stdout
+    assert "python main.py --smoke" in process.stdout
+    assert max(map(len, process.stdout.splitlines())) <= 100
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in process.stderr.splitlines()}
+    assert "argparse" in imported
+    assert not imported & {"torch", "numpy", "matplotlib", "helpers"}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder, with a file, a folder and something like a run in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "history.json").touch()
+    return tmp_path
+
+
+BAD = {
+    "--epochs 0": "epochs must be a whole number, 1 or more, not 0",
+    "--epochs 1.5": "--epochs: invalid int value: '1.5'",
+    "--lr -1": "learning_rate must be greater than 0, not -1.0",
+    "--lr nan": "learning_rate must be greater than 0, not nan",
+    "--lr abc": "--lr: invalid float value: 'abc'",
+    "--batch-size 0": "batch_size must be a whole number, 1 or more, not 0",
+    "--seed abc": "--seed: invalid int value: 'abc'",
+    "--seed -1": "--seed must be a whole number, 0 or more and below 2^63, not -1",
+    "--seed 9223372036854775808": "--seed must be a whole number, 0 or more and below 2^63",
+    "--device nonsense": "device must be auto, cpu, cuda or mps, not 'nonsense'",
+    "--data missing": "--data missing: there is no such folder",
+    "--data file": "--data file: this is a file, not a folder",
+    "--data empty --smoke": "--smoke: not allowed with argument --data",
+    "--output file": "--output file: this is a file, not a folder",
+    "--output run": "--output run holds a run already: --resume it, or choose another folder",
+    "--output other --resume run": "--resume: not allowed with argument --output",
+    "--resume empty": "--resume empty: there is no checkpoint.pt in it",
+    "--resume missing": "--resume missing: there is no checkpoint.pt in it",
+    "--epoch-count 3": "unrecognized arguments: --epoch-count 3",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD)
+def test_a_bad_command_line_is_one_clear_line_and_code_2(arguments, here, capsys):
+    before = sorted(here.rglob("*"))
+    with pytest.raises(SystemExit) as exit_:
+        main.main(arguments.split())
+    assert exit_.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert re.fullmatch(f"main.py: .*{re.escape(BAD[arguments])}.*\n", output.err)
+    assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_where_there_is_none_is_one_clear_line_and_code_2():
+    process = subprocess.run([*COMMAND, "--device", "cuda"], capture_output=True, text=True, timeout=120)
+    assert process.returncode == 2
+    assert re.fullmatch("main.py: device 'cuda' .* no CUDA on this machine .*\n", process.stderr)
+
+
+def test_the_process_too_ends_with_code_2():
+    process = subprocess.run([*COMMAND, "--epochs", "0"], capture_output=True, text=True, timeout=60)
+    assert process.returncode == 2
+    assert process.stderr == "main.py: epochs must be a whole number, 1 or more, not 0 (see --help)\n"
+
+
+@pytest.mark.parametrize("folder", ["file/below", "locked/below", "locked"])
+def test_an_output_folder_that_cannot_be_written_is_found_before_training(folder, here, capsys):
+    (here / "locked").mkdir(mode=0o555)
+    if folder != "file/below" and os.access(here / "locked", os.W_OK):
+        pytest.skip("this user may write everywhere")
+    assert main.main(["--smoke", "--output", folder]) == 1
+    output = capsys.readouterr()
+    assert re.fullmatch(f"main.py: cannot write into {folder}: .*\n", output.err)
+    assert "Epoch" not in output.out
+
+
+# --- A whole run ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One run of the command in a folder of its own, and where its results are."""
+    folder = tmp_path_factory.mktemp("somewhere else")
+    whole = [*COMMAND, "--smoke", "--seed", "1"]
+    process = subprocess.run(whole, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    (run,) = (folder / "runs").iterdir()
+    return process.stdout, run
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of that run, to do things to."""
+    return Path(shutil.copytree(finished[1], tmp_path / "run"))
+
+
+def test_a_run_prints_the_model_first_then_the_log_then_the_result(finished):
+    printed, run = finished
+    wanted = (
+        r"Total params: 18,214\n(.*\n)*"
+        r"MNIST SAMPLE \(not the full data set\): 4,000 training and 1,000 test images\n"
+        r"Device \w+, seed 1, .*epochs=2.*\n\n"
+        r"Epoch  1/2  lr .*\n"
+        r"Epoch  2/2  lr .* train loss .* sample test loss .* accuracy (\d+)/1000 \(\d+\.\d\d%\) .*s\n\n"
+        r"\d+\.\d\d% on the SAMPLE's test images \(\2/1000, 95% interval .*\)\n"
+        rf"Saved in runs/{run.name}: weights.safetensors, history.json, curves.png, checkpoint.pt\n"
+    )
+    assert re.search(wanted + r"\Z", printed)
+    assert printed.index("Total params") < printed.index("Epoch")
+    assert re.fullmatch(r"\d{8}-\d{6}-seed1", run.name)
+
+
+def test_what_a_run_saves_belongs_together(finished):
+    printed, run = finished
+    assert {path.name for path in run.iterdir()} == FILES
+    record = json.loads((run / "history.json").read_text(encoding="utf-8"))
+    assert (record["data"], record["split"], record["seed"]) == ("sample", "test", 1)
+    assert record["recipe"] == DEFAULT.for_smoke().as_dict()
+    assert record["result"] in printed
+    assert len(record["history"]) == 2
+
+    data = helpers.load_sample()
+    model = helpers.load_weights(helpers.Net(), run / "weights.safetensors")
+    _, correct = helpers.test(model, data.test_images, data.test_labels)
+    assert correct == record["history"][-1]["test_correct"]
+    stored = helpers.load_checkpoint(run / "checkpoint.pt")
+    assert stored["history"] == record["history"]
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_weights_say_what_they_are_made_from(finished):
+    with safe_open(finished[1] / "weights.safetensors", "pt") as file:
+        assert file.metadata()["data"] == "sample"
+        assert "SAMPLE" in file.metadata()["result"]
+
+
+# --- Going on ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "also", [[], ["--smoke", "--epochs", "2", "--seed", "1", "--batch-size", str(DEFAULT.for_smoke().batch_size)]]
+)
+def test_a_complete_run_can_be_resumed(finished, run, also, capsys):
+    """It is on the sample because the run was; to repeat what it was started with does no harm."""
+    before = contents(run)
+    assert main.main(["--resume", str(run), *also]) == 0
+    after = contents(run)
+    assert after.keys() == before.keys()
+    assert after["history.json"] == before["history.json"]
+    assert after["checkpoint.pt"] == before["checkpoint.pt"]
+    for name, weights in load_file(finished[1] / "weights.safetensors").items():
+        assert torch.equal(load_file(run / "weights.safetensors")[name], weights)
+    assert json.loads(after["history.json"])["result"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "difference"),
+    [
+        ("--epochs 3", "epochs: 2 there, 3 here"),
+        (
+            "--lr 0.0123 --batch-size 100",
+            f"batch_size: {DEFAULT.for_smoke().batch_size} there, 100 here\n  "
+            f"learning_rate: {DEFAULT.learning_rate} there, 0.0123 here",
+        ),
+        ("--seed 2", "seed: 1 there, 2 here"),
+    ],
+)
+def test_a_run_is_not_resumed_as_another(run, arguments, difference, capsys):
+    before = contents(run)
+    assert main.main(["--resume", str(run), *arguments.split()]) == 1
+    assert capsys.readouterr().err == f"main.py: {run}/checkpoint.pt belongs to another run:\n  {difference}\n"
+    assert contents(run) == before
+
+
+def test_a_run_on_mnist_is_not_resumed_on_the_sample(run, capsys):
+    change(run, data="MNIST: 60,000 training and 10,000 test images")
+    assert main.main(["--resume", str(run), "--smoke"]) == 1
+    error = capsys.readouterr().err
+    assert "data: 'MNIST: 60,000 training and 10,000 test images' there, 'MNIST SAMPLE" in error
+
+
+def change(run: Path, **changes) -> None:
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    torch.save(state | changes, run / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:1000], lambda data: b"", lambda data: data[::-1]])
+def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(run, damage, capsys):
+    checkpoint = run / "checkpoint.pt"
+    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+    before = contents(run)
+    assert main.main(["--resume", str(run)]) == 1
+    assert re.fullmatch(f"main.py: {re.escape(str(checkpoint))} is damaged .*\n", capsys.readouterr().err)
+    assert contents(run) == before
+
+
+def test_a_checkpoint_of_another_version_is_refused(run, capsys):
+    change(run, recipe=DEFAULT.for_smoke().as_dict() | {"luck": 7})
+    assert main.main(["--resume", str(run)]) == 1
+    assert re.fullmatch(r"main.py: .* cannot be resumed here: .*'luck'\n", capsys.readouterr().err)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_run_on_a_device_that_is_not_here_is_refused(run, capsys):
+    change(run, device="cuda")
+    assert main.main(["--resume", str(run)]) == 1
+    assert re.fullmatch("main.py: .* cannot be resumed here: .* no CUDA on this machine\n", capsys.readouterr().err)
+
+
+def test_divergence_is_one_clear_line(here, capsys):
+    assert main.main(["--smoke", "--lr", "1e30", "--output", "run2"]) == 1
+    assert re.search(r"main.py: the loss stopped being finite in epoch 1.*\n\Z", capsys.readouterr().err)
+    assert not Path("run2/weights.safetensors").exists()
+
+
+def test_ctrl_c_keeps_what_was_reached_and_tells_how_to_go_on(here, monkeypatch, capsys):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with it ignored
+    try:
+        whole = [*COMMAND, "--smoke", "--epochs", "3", "--output", "my run"]
+        process = subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    for line in process.stdout:
+        if line.startswith("Epoch  1/3"):
+            process.send_signal(signal.SIGINT)
+            break
+    printed, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+
+    record = json.loads(Path("my run/history.json").read_text(encoding="utf-8"))
+    reached = len(record["history"])
+    assert 1 <= reached < 3
+    assert f"After {reached} of 3 epochs: {record['result']}" in printed
+    assert {path.name for path in Path("my run").iterdir()} == FILES
+
+    (hint,) = re.findall("To go on: python main.py (.*)", printed)
+    assert main.main(shlex.split(hint)) == 0
+    after = json.loads(Path("my run/history.json").read_text(encoding="utf-8"))
+    assert after["history"][:reached] == record["history"]
+    assert len(after["history"]) == 3
+    assert "After" not in capsys.readouterr().out
