@@ -30,6 +30,8 @@ GOAL = 99.4  # percent, what the project promises
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of an accuracy, in percent (Wilson, JASA 1927). ValueError unless 0 <= correct <= total."""
+    if not 0 <= correct <= total:
+        raise ValueError(f"correct answers must be from 0 to {total}, not {correct}")
     interval = stats.binomtest(correct, total).proportion_ci(confidence, method="wilson")
     return 100 * interval.low, 100 * interval.high
 
@@ -174,7 +176,10 @@ def readme_sections(trials: list[dict]) -> dict[str, str]:
     layers = layer_table(Net())
     layers["Parameters"] = layers["Parameters"].map("{:,}".format)
     return {
-        "result": f"Seed 0, last epoch, 10,000 test images: {last}; {describe_seeds(seeds)}.",
+        "result": (
+            f"Seed 0, last epoch, 10,000 test images: {last}; {describe_seeds(seeds)}. "
+            f"{shown['epochs']} epochs took {shown['seconds'] / 60:.1f} minutes ({shown['device']})."
+        ),
         "layers": to_markdown(layers),
         "counts": "\n".join(
             [

@@ -33,7 +33,7 @@ def test_wilson_interval_by_hand():
     assert report.wilson_interval(correct, total) == pytest.approx((100 * (centre - half), 100 * (centre + half)))
     low, high = report.wilson_interval(10_000, 10_000)
     assert 99.9 < low < high == pytest.approx(100)
-    with pytest.raises(ValueError, match="k"):
+    with pytest.raises(ValueError, match="from 0 to 10, not 11"):
         report.wilson_interval(11, 10)
 
 
