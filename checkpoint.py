@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from pathlib import Path
 
@@ -19,9 +20,11 @@ class CheckpointError(RuntimeError):
 
 
 def save_checkpoint(path: str | Path, state: dict) -> None:
-    """Write `state` (tensors, numbers, strings and containers of them) to `path`, atomically."""
-    with atomic_path(path) as temporary:
-        torch.save({"format": FORMAT, **state}, temporary)
+    """Write `state` (tensors, numbers, strings and containers of them) to `path`, atomically. OSError as usual."""
+    content = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, content)
+    with atomic_path(path) as temporary:  # by our own hand: torch.save calls a full disk a RuntimeError
+        temporary.write_bytes(content.getvalue())
 
 
 def load_checkpoint(path: str | Path, expected: dict | None = None, model: nn.Module | None = None) -> dict:
@@ -40,6 +43,8 @@ def load_checkpoint(path: str | Path, expected: dict | None = None, model: nn.Mo
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # damage shows itself in a dozen exception types
         raise CheckpointError(f"{path} is damaged or no checkpoint ({error}); delete it and start anew") from error
     if damaged:
@@ -74,12 +79,12 @@ def layer_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list
 
 
 def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, str] | None = None) -> None:
-    """Write the model's weights and BatchNorm statistics as safetensors, atomically."""
-    from safetensors.torch import save_file
+    """Write the model's weights and BatchNorm statistics as safetensors, atomically. OSError as usual."""
+    from safetensors.torch import save
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata=metadata)
+        temporary.write_bytes(save(state, metadata))
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:

@@ -288,7 +288,7 @@ def fit(
 ) -> list[dict]:
     """Train `model` by `recipe`; return its history, one dict an epoch.
 
-    Keys: epoch (from 1), learning_rate (of the epoch's last batch), train_loss, train_accuracy, test_loss,
+    Keys: epoch (from 1), learning_rate (when the epoch's last batch was done), train_loss, train_accuracy, test_loss,
     test_accuracy (losses per image, accuracies in percent), test_correct (images), seconds. "test" is whatever
     `data` holds out. Afterwards the model holds the weights that the last line of the history was measured on,
     which are the averaged ones where the recipe averages.
@@ -309,7 +309,9 @@ def fit(
         run.restore(load_checkpoint(checkpoint, expected, model))
     try:
         while len(run.history) < recipe.epochs:
-            run.epoch(progress)
+            # cuDNN's fastest convolutions add up in any order: one seed would not give the same weights twice.
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+                run.epoch(progress)
             if checkpoint is not None:
                 save_checkpoint(checkpoint, run.last_good)
             if progress:
@@ -337,11 +339,7 @@ class _Run:
         steps_per_epoch = batches if recipe.schedule_every == "batch" else 1
         self.optimizer = make_optimizer(model, recipe)
         self.scheduler = LambdaLR(self.optimizer, lambda step: recipe.learning_rate_factor(step, steps_per_epoch))
-        self.average = None
-        if recipe.ema_decay:
-            # BatchNorm's running statistics are averaged with the weights that produced them.
-            average = moving_average(recipe.ema_decay)
-            self.average = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        self.average = moving_average(model, recipe.ema_decay) if recipe.ema_decay else None
         self.generator = torch.Generator(device).manual_seed(seed)
         self.history: list[dict] = []
         self.last_good = self.state()
@@ -366,6 +364,7 @@ class _Run:
             self.scheduler.step()
         tested = self.model if self.average is None else self.average
         test_loss, test_correct = test(tested, self.data.test_images, self.data.test_labels)
+        _check_finite(test_loss)
         self.history.append(
             {
                 "epoch": len(self.history) + 1,
@@ -393,7 +392,7 @@ class _Run:
             "scheduler": self.scheduler.state_dict(),
             "generator": self.generator.get_state(),
             "global_generator": torch.get_rng_state(),
-            "cuda_generators": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "device_generator": self.device_generator("get_rng_state"),
             "history": self.history,
         }
         return copy.deepcopy(state)
@@ -407,10 +406,15 @@ class _Run:
         self.scheduler.load_state_dict(state["scheduler"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["global_generator"])
-        if state["cuda_generators"]:
-            torch.cuda.set_rng_state_all(state["cuda_generators"])
+        self.device_generator("set_rng_state", state["device_generator"])
         self.history = copy.deepcopy(state["history"])
         self.last_good = state
+
+    def device_generator(self, function: str, *state: Tensor) -> Tensor | None:
+        """Get or set the state of the accelerator's global generator; None on the CPU."""
+        if self.device.type == "cuda":
+            return getattr(torch.cuda, function)(*state, device=self.device)
+        return getattr(torch.mps, function)(*state) if self.device.type == "mps" else None
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -423,15 +427,17 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return kinds[recipe.optimizer](model.parameters(), **settings)
 
 
-def moving_average(decay: float):
-    """An exponential moving average for AveragedModel that forgets the random start: its decay grows up to `decay`.
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of weights and BatchNorm statistics, updated once a batch.
 
-    Without this the first epochs are tested on weights that are still half random.
+    Its decay grows up to `decay`: otherwise the first epochs would be tested on weights that are still half random.
     """
 
-    def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))(averaged, current, count)
+    def update(averaged: list[Tensor], current: list[Tensor], count_on_device: Tensor) -> None:
+        count = int(average.n_averaged)  # lies on the CPU; to read the other one would make a GPU wait
+        get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averaged, current, count_on_device)
 
+    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
     return average
 
 
@@ -446,8 +452,8 @@ def epoch_line(epoch: dict, epochs: int, data: MnistData) -> str:
     )
 
 
-def _check_finite(loss_sum: Tensor) -> None:
-    if not math.isfinite(loss_sum.item()):
+def _check_finite(loss: Tensor | float) -> None:
+    if not math.isfinite(loss):
         raise DivergenceError("the loss is not finite")
 
 

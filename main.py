@@ -154,6 +154,8 @@ def run(options: argparse.Namespace, data) -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8")  # Windows writes a file in an older one, which lacks └ and –
     try:
         sys.exit(main())
     except KeyboardInterrupt:  # outside `fit`: while something was loaded or saved

@@ -111,11 +111,6 @@ def check_model(
     return pd.DataFrame(rows, columns=["Check", "Required", "Found", "Result"])
 
 
-def all_passed(table: pd.DataFrame) -> bool:
-    """Whether every row of a `check_model` table passed."""
-    return bool((table["Result"] == "pass").all())
-
-
 def receptive_field_table(model: nn.Module, input_size: tuple[int, ...] = IMAGE) -> pd.DataFrame:
     """What each convolution and pooling layer sees, one row a call, in the order of execution.
 

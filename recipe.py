@@ -47,7 +47,7 @@ class Recipe:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         for name in ("epochs", "batch_size", "step_epochs"):
-            _check(self, name, lambda value: value >= 1 and value == int(value), "a whole number, 1 or more")
+            _check(self, name, lambda value: isinstance(value, int) and value >= 1, "a whole number, 1 or more")
         for name in ("learning_rate", "step_factor"):
             _check(self, name, lambda value: value > 0, "greater than 0")
         _check(self, "weight_decay", lambda value: value >= 0, "0 or more")

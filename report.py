@@ -122,11 +122,14 @@ def describe_result(correct: int, data) -> str:
 
 
 def describe_seeds(trials: list[dict]) -> str:
-    """E.g. "mean 99.41% over 3 seeds (standard deviation 0.03, minimum 99.38%)"."""
+    """Mean, standard deviation, minimum and the test against `GOAL`, in words."""
     accuracies = pd.Series([trial["accuracy"] for trial in trials])
+    if len(accuracies) < 2:
+        return f"{accuracies.mean():.2f}% from one seed"
+    above = p_mean_above(list(accuracies), GOAL)
     return (
-        f"mean {accuracies.mean():.2f}% over {len(accuracies)} seeds "
-        f"(standard deviation {accuracies.std():.2f}, minimum {accuracies.min():.2f}%)"
+        f"mean {accuracies.mean():.2f}% over {len(accuracies)} seeds (standard deviation {accuracies.std():.2f}, "
+        f"minimum {accuracies.min():.2f}%, one-sided t-test for a mean above {GOAL}%: p = {above:.2g})"
     )
 
 
@@ -165,7 +168,7 @@ def readme_sections(trials: list[dict]) -> dict[str, str]:
     log = pd.DataFrame(shown["curve"])
     log_columns = {
         "Epoch": log["epoch"],
-        "Learning rate": log["learning_rate"].map("{:.5f}".format),
+        "Rate at its end": log["learning_rate"].map("{:.5f}".format),
         "Train loss": log["train_loss"].map("{:.4f}".format),
         "Train accuracy": log["train_accuracy"].map("{:.2f}%".format),
         "Test loss": log["test_loss"].map("{:.4f}".format),
@@ -223,6 +226,8 @@ def draw_figures(trials: list[dict]) -> None:
     helpers.save_figure(helpers.plot_curves(shown["curve"], title=title), FIGURES / "curves.png")
     data = helpers.load_mnist(allow_sample=False)
     probabilities = helpers.predict(helpers.load_weights(helpers.Net(), WEIGHTS), data.test_images)
+    if helpers.mistakes(data.test_labels, probabilities) != shown["mistakes"]:
+        raise ValueError(f"{WEIGHTS.name} does not make the mistakes that the ledger records: save that run's weights")
     figure = helpers.plot_mistakes(data.test_images, data.test_labels, probabilities)
     helpers.save_figure(figure, FIGURES / "mistakes.png")
 

@@ -34,7 +34,6 @@ def run_trial(
     sample: bool = False,
     device: str = "auto",
     threads: int | None = None,
-    progress: bool = False,
 ) -> dict:
     """Train one variant from one seed and return its line for the ledger (see `ledger.KEYS`).
 
@@ -59,7 +58,7 @@ def run_trial(
         data = helpers.validation_split(data)
     model = helpers.build(VARIANTS[variant].build, seed)
     start = time.perf_counter()
-    history = helpers.fit(model, data, recipe, seed, device, progress=progress)
+    history = helpers.fit(model, data, recipe, seed, device, progress=False)
     seconds = time.perf_counter() - start
     if len(history) < recipe.epochs:  # `fit` ends early, and returns, on Ctrl-C
         raise KeyboardInterrupt
@@ -149,13 +148,13 @@ def run_all(trials: list[dict], ledger: str | Path, workers: int = 1, run: Calla
         for future in tqdm(as_completed(names), total=len(trials), unit="trial"):
             try:
                 trial = future.result()
+                append_trial(trial, ledger)
             except BrokenProcessPool:
                 lost += 1
             except Exception as error:
                 failed += 1
                 tqdm.write(f"{names[future]}: FAILED, {type(error).__name__}: {error}")
             else:
-                append_trial(trial, ledger)
                 tqdm.write(f"{names[future]}: {trial['accuracy']:.2f}%, {trial['seconds']:.0f} s")
     if lost:
         print(

@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import pytest
 
 import report
@@ -94,6 +95,23 @@ def test_summary_table():
     assert row["Best epoch would add"] == "0.050"
     assert row["Seconds an epoch"] == "15.0"
     assert table.iloc[0]["Std"] == "–"
+
+
+def test_seeds_in_words():
+    text = report.describe_seeds([trial(0, 99.40), trial(1, 99.44), trial(2, 99.48)])
+    assert text.startswith("mean 99.44% over 3 seeds (standard deviation 0.04, minimum 99.40%, ")
+    assert text.endswith("a mean above 99.4%: p = 0.11)")
+    assert report.describe_seeds([trial(0, 99.4)]) == "99.40% from one seed"
+
+
+def test_markdown_tables_align_numbers_to_the_right():
+    table = pd.DataFrame({"Name": ["a", "b"], "Count": ["1,000", "2"], "Share": ["99.4%", "1%"], "Mixed": ["1", "–"]})
+    assert report.to_markdown(table).splitlines() == [
+        "| Name | Count | Share | Mixed |",
+        "| --- | ---: | ---: | --- |",
+        "| a | 1,000 | 99.4% | 1 |",
+        "| b | 2 | 1% | – |",
+    ]
 
 
 def test_fill_markers():
