@@ -187,17 +187,19 @@ def plot_curves(history, title=None, threshold=99.4, test_name="test"):
 
 
 @_style()
-def plot_many_curves(histories, key="test_accuracy", threshold=99.4, title=None):
+def plot_many_curves(histories, key="test_accuracy", threshold=99.4, title=None, test_name="test"):
     """One quantity of several runs over the epochs, each line named at its end.
 
     histories: `{name: history}`, histories as for `plot_curves`. key: the entry of an epoch to draw, KeyError where
-    there is none. threshold: percent or None, for accuracies only. Raises ValueError for no run or no epoch.
+    there is none. threshold: percent or None, for accuracies only. test_name: as for `plot_curves`. Raises ValueError
+    for no run or no epoch.
     """
     figure = Picture(figsize=(WIDTH, max(4.2, 1 + 0.28 * len(histories))), layout="constrained")
     axes = figure.subplots()
     _draw_lines(axes, {name: (history, key) for name, history in histories.items()}, threshold)
-    if key.startswith(("train_", "test_")):
-        axes.set_ylabel(f"{key.split('_')[0]} {axes.get_ylabel()}")
+    measured_on = {"train": "train", "test": test_name}.get(key.split("_")[0])
+    if measured_on:
+        axes.set_ylabel(f"{measured_on} {axes.get_ylabel()}")
     axes.set_title(title or f"{key.replace('_', ' ').capitalize()} by run")
     return figure
 

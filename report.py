@@ -158,6 +158,7 @@ def shown_trial(trials: list[dict]) -> dict:
 def readme_sections(trials: list[dict]) -> dict[str, str]:
     """The text between each pair of markers in the README, from the trials of the whole ledger."""
     from helpers import Net, count_layers, layer_table, summary
+    from variants import VARIANTS
 
     tested, validated = current_trials("test", trials), current_trials("validation", trials)
     shown = shown_trial(tested)
@@ -197,6 +198,10 @@ def readme_sections(trials: list[dict]) -> dict[str, str]:
         "full-log": to_markdown(log),
         "test-table": to_markdown(summary_table(tested)),
         "validation-table": to_markdown(summary_table(validated)),
+        "variants": "\n".join(
+            f"- **{name}**: {VARIANTS[name].change} Expected: {VARIANTS[name].target}"
+            for name in summary_table(validated)["Variant"]
+        ),
     }
 
 

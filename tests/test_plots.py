@@ -159,6 +159,8 @@ def test_labels_at_the_ends_stay_apart_and_on_the_page(count, accuracy):
 
 def test_many_curves_of_other_quantities():
     histories = {"a": make_history(), "b": make_history([98.0, 99.0])}
+    named = plots.plot_many_curves(histories, test_name="validation").axes[0]
+    assert named.get_ylabel().startswith("validation accuracy")
     losses = plots.plot_many_curves(histories, key="train_loss").axes[0]
     assert losses.get_yscale() == "log"
     assert "99.4%" not in texts(losses)
