@@ -198,6 +198,13 @@ def readme_sections(trials: list[dict]) -> dict[str, str]:
         "full-log": to_markdown(log),
         "test-table": to_markdown(summary_table(tested)),
         "validation-table": to_markdown(summary_table(validated)),
+        "comparison": (
+            "Seed by seed on the validation split, `s5` against `seed_recipe`: "
+            + describe_difference(
+                paired_difference(select(validated, variant="s5"), select(validated, variant="seed_recipe"))
+            )
+            + "."
+        ),
         "variants": "\n".join(
             f"- **{name}**: {VARIANTS[name].change} Expected: {VARIANTS[name].target}"
             for name in summary_table(validated)["Variant"]
