@@ -294,8 +294,9 @@ def fit(
     which are the averaged ones where the recipe averages.
 
     With `checkpoint` (a path) the whole state is saved after every epoch; with `resume` a run that was
-    cut off goes on from there, bit for bit as if it had not been (same machine, CPU). Ctrl-C ends the run
-    early: what was reached is returned and the model is set back to the end of the last complete epoch.
+    cut off goes on from there, bit for bit as if it had not been (CPU, same machine, same number of
+    threads). Ctrl-C ends the run early: what was reached is returned and the model is set back to the end
+    of the last complete epoch.
 
     Raises DivergenceError (model set back likewise), CheckpointError, and ValueError for an unknown device.
     """
