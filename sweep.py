@@ -11,9 +11,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from multiprocessing import get_context
@@ -143,24 +145,46 @@ def run_all(trials: list[dict], ledger: str | Path, workers: int = 1, run: Calla
     lifeline, our_end = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, initializer=_hold_on_to, initargs=(lifeline,))
     # Leaving the pool waits for all that is queued, so `our_end` is left first: that ends the workers at once.
-    with pool, our_end:
+    with _noted_interrupt() as interrupted, pool, our_end, tqdm(total=len(trials), unit="trial") as bar:
         names = {pool.submit(run, **trial): f"{trial['variant']}, seed {trial['seed']}" for trial in trials}
-        for future in tqdm(as_completed(names), total=len(trials), unit="trial"):
-            try:
-                trial = future.result()
-                append_trial(trial, ledger)
-            except BrokenProcessPool:
-                lost += 1
-            except Exception as error:
-                failed += 1
-                tqdm.write(f"{names[future]}: FAILED, {type(error).__name__}: {error}")
-            else:
-                tqdm.write(f"{names[future]}: {trial['accuracy']:.2f}%, {trial['seconds']:.0f} s")
+        running = set(names)
+        while running and not interrupted.is_set():
+            finished, running = futures.wait(running, timeout=0.2, return_when=futures.FIRST_COMPLETED)
+            for future in finished:
+                try:
+                    trial = future.result()
+                    append_trial(trial, ledger)
+                except BrokenProcessPool:
+                    lost += 1
+                except Exception as error:
+                    failed += 1
+                    tqdm.write(f"{names[future]}: FAILED, {type(error).__name__}: {error}")
+                else:
+                    tqdm.write(f"{names[future]}: {trial['accuracy']:.2f}%, {trial['seconds']:.0f} s")
+                bar.update()
+    if interrupted.is_set():
+        raise KeyboardInterrupt
     if lost:
         print(
             f"A worker process died (killed, or out of memory?): {lost} trials are not done. {GO_ON}", file=sys.stderr
         )
     return failed + lost
+
+
+@contextmanager
+def _noted_interrupt() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event instead of raising KeyboardInterrupt wherever it strikes.
+
+    Raised in the middle of the pool's own locking it would leave a lock taken, and leaving the pool would hang.
+    """
+    pressed = threading.Event()
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.set()) if ours else None
+    try:
+        yield pressed
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 def _hold_on_to(lifeline: Connection) -> None:
