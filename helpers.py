@@ -303,6 +303,8 @@ def fit(
     device = pick_device(device)
     data = data.to(device)
     model.to(device)
+    if device.type == "cpu":  # oneDNN's convolutions and torch's pooling are a quarter faster with channels last
+        model.to(memory_format=torch.channels_last)
     torch.manual_seed(seed)  # dropout draws from the global generators
     run = _Run(model, recipe, seed, data, device)
     if resume:
