@@ -43,7 +43,7 @@ AXIS_LABELS = {"accuracy": "accuracy (%), stretched towards 100", "loss": "loss 
 
 
 @contextlib.contextmanager
-def _style():
+def styled():
     """STYLE for the time of a `with` or of a decorated function; the caller's own style is untouched afterwards."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -55,8 +55,8 @@ class Picture(Figure):
     """A figure that shows itself as a PNG in a notebook, with or without pyplot and `%matplotlib inline`."""
 
     # Under STYLE too, because matplotlib makes the ticks when it first draws, and asks for the page when it saves.
-    draw = _style()(Figure.draw)
-    savefig = _style()(Figure.savefig)
+    draw = styled()(Figure.draw)
+    savefig = styled()(Figure.savefig)
 
     def _repr_png_(self):
         buffer = io.BytesIO()
@@ -78,7 +78,7 @@ def _array(values):
     return np.asarray(values)
 
 
-def _checked(**inputs):
+def checked(**inputs):
     """Inputs, `name=(values, dimensions)`, as arrays that have those dimensions and one common length."""
     arrays = {name: _array(values) for name, (values, _) in inputs.items()}
     for name, array in arrays.items():
@@ -92,7 +92,7 @@ def _checked(**inputs):
 
 def _classes(labels, predictions):
     """Labels and predictions as arrays of digits, both (N,) with N > 0."""
-    labels, predictions = _checked(labels=(labels, 1), predictions=(predictions, 1))
+    labels, predictions = checked(labels=(labels, 1), predictions=(predictions, 1))
     for name, array in (("labels", labels), ("predictions", predictions)):
         if not len(array) or not np.isin(array, range(10)).all():
             raise ValueError(f"{name} must be one or more digits from 0 to 9")
@@ -108,13 +108,24 @@ def _unstretch(height):
     return 100.1 - 10.0 ** -np.asarray(height)
 
 
-def _accuracy_axis(axes, values):
-    """Give `axes` a y axis on which 60% and 99.4% are both readable, and that holds all `values`, in percent."""
+def accuracy_axis(axes, values, axis="y"):
+    """Give `axes` an axis on which 60% and 99.4% are both readable, and that holds all `values`, in percent."""
     low, high = _stretch([min(98, *values), max(99.8, *values)])
-    axes.set_yscale("function", functions=(_stretch, _unstretch))
-    axes.set_yticks(ACCURACY_TICKS, [f"{tick:g}" for tick in ACCURACY_TICKS])
-    axes.set_ylim(*_unstretch([low - 0.1, high + 0.1]))
-    axes.set_ylabel(AXIS_LABELS["accuracy"])
+    getattr(axes, f"set_{axis}scale")("function", functions=(_stretch, _unstretch))
+    getattr(axes, f"set_{axis}ticks")(ACCURACY_TICKS, [f"{tick:g}" for tick in ACCURACY_TICKS])
+    getattr(axes, f"set_{axis}lim")(*_unstretch([low - 0.1, high + 0.1]))
+    getattr(axes, f"set_{axis}label")(AXIS_LABELS["accuracy"])
+
+
+def draw_threshold(axes, threshold, axis="y"):
+    """A dashed line across `axes` at an accuracy in percent, named; nothing for None."""
+    if threshold is None:
+        return
+    line = {"color": INK, "linewidth": 1, "linestyle": (0, (4, 3)), "zorder": 1}
+    (axes.axhline if axis == "y" else axes.axvline)(threshold, **line)
+    transform = axes.get_yaxis_transform() if axis == "y" else axes.get_xaxis_transform()
+    place = (0.01, threshold) if axis == "y" else (threshold, 0.01)
+    axes.annotate(f"{threshold:g}%", place, (2, 2), xycoords=transform, textcoords="offset points")
 
 
 def _draw_lines(axes, runs, threshold):
@@ -135,11 +146,8 @@ def _draw_lines(axes, runs, threshold):
     axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if quantity == "accuracy":
-        _accuracy_axis(axes, values if threshold is None else [*values, threshold])
-        if threshold is not None:
-            axes.axhline(threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-            place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
-            axes.annotate(f"{threshold:g}%", (0.01, threshold), (0, 2), **place)
+        accuracy_axis(axes, values if threshold is None else [*values, threshold])
+        draw_threshold(axes, threshold)
     elif quantity in ("loss", "rate") and values and min(values) > 0:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -148,17 +156,23 @@ def _draw_lines(axes, runs, threshold):
     _label_ends(axes, lines, "{:.2f}%" if quantity == "accuracy" else "{:.4g}", max(epochs))
 
 
+def spread(heights, figure):
+    """Heights of labels, in fractions of the axes, pushed apart so that no two lines of text overlap."""
+    gap = 1.5 * STYLE["font.size"] / (72 * 0.75 * figure.get_figheight())  # a line of text, in axes heights
+    upwards = sorted(range(len(heights)), key=lambda place: heights[place])
+    heights = list(heights)
+    for below, place in itertools.pairwise(upwards):
+        heights[place] = max(heights[place], heights[below] + gap)
+    for steps, place in enumerate(reversed(upwards)):  # and back down, where that led past the top
+        heights[place] = min(heights[place], 1 - steps * gap)
+    return heights
+
+
 def _label_ends(axes, lines, form, last_epoch):
     """Write name and last value of each line to the right of `axes`, pushed apart where they would overlap."""
-    gap = 1.5 * STYLE["font.size"] / (72 * 0.75 * axes.figure.get_figheight())  # a line of text, in axes heights
     to_axes = axes.transScale + axes.transLimits
-    heights = {line: to_axes.transform(line.get_xydata()[-1])[1] for line in lines}
-    upwards = sorted(lines, key=heights.get)
-    for below, line in itertools.pairwise(upwards):
-        heights[line] = max(heights[line], heights[below] + gap)
-    for steps, line in enumerate(reversed(upwards)):  # and back down, where that led past the top
-        heights[line] = min(heights[line], 1 - steps * gap)
-    for line, height in heights.items():
+    heights = spread([to_axes.transform(line.get_xydata()[-1])[1] for line in lines], axes.figure)
+    for line, height in zip(lines, heights, strict=True):
         epoch, value = line.get_xydata()[-1]
         early = f" (epoch {epoch:.0f})" if epoch < last_epoch else ""
         leader = {"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.8, "relpos": (0, 0.5)}
@@ -167,7 +181,7 @@ def _label_ends(axes, lines, form, last_epoch):
         axes.annotate(text, (epoch, value), **place, arrowprops=leader)
 
 
-@_style()
+@styled()
 def plot_curves(history, title=None, threshold=99.4, test_name="test"):
     """Loss and accuracy of one run, train and test, each line with its last value written beside it.
 
@@ -186,7 +200,7 @@ def plot_curves(history, title=None, threshold=99.4, test_name="test"):
     return figure
 
 
-@_style()
+@styled()
 def plot_many_curves(histories, key="test_accuracy", threshold=99.4, title=None, test_name="test"):
     """One quantity of several runs over the epochs, each line named at its end.
 
@@ -204,7 +218,7 @@ def plot_many_curves(histories, key="test_accuracy", threshold=99.4, title=None,
     return figure
 
 
-@_style()
+@styled()
 def plot_confusion(labels, predictions):
     """How often each digit was taken for which: a 10 × 10 matrix of counts; only the mistakes are coloured."""
     labels, predictions = _classes(labels, predictions)
@@ -222,7 +236,7 @@ def plot_confusion(labels, predictions):
     return figure
 
 
-@_style()
+@styled()
 def plot_class_accuracy(labels, predictions):
     """Accuracy of each digit against that of all digits, in percent, with its mistakes counted below.
 
@@ -235,7 +249,7 @@ def plot_class_accuracy(labels, predictions):
     accuracies, overall = 100 * (1 - wrong / totals), 100 * right.mean()
     figure = Picture(figsize=(WIDTH, 3.8), layout="constrained")
     axes = figure.subplots()
-    _accuracy_axis(axes, accuracies)
+    accuracy_axis(axes, accuracies)
     axes.axhline(overall, color=FAINT, linewidth=1)
     axes.vlines(digits, overall, accuracies, color=COLOURS[0])
     axes.plot(digits, accuracies, "o", color=COLOURS[0], markersize=7)
@@ -270,7 +284,7 @@ def _draw_tiles(axes, tiles, columns, captions=None, cmap="gray", norm=None):
     axes.set_axis_off()
 
 
-def _tile_figure(tiles, columns, title, captions=None, **colours):
+def tile_figure(tiles, columns, title, captions=None, **colours):
     """A figure that is one grid of tiles (N, H, W) under a title."""
     height = 0.4 + _grid_height(len(tiles), columns, bool(captions))
     figure = Picture(figsize=(WIDTH, height), layout="constrained")
@@ -280,20 +294,20 @@ def _tile_figure(tiles, columns, title, captions=None, **colours):
     return figure
 
 
-@_style()
+@styled()
 def plot_digits(images, labels, columns=10):
     """A grid of digits, each under its label."""
-    images, labels = _checked(images=(images, 3), labels=(labels, 1))
-    return _tile_figure(images, columns, f"{len(images)} digits and their labels", [str(i) for i in labels])
+    images, labels = checked(images=(images, 3), labels=(labels, 1))
+    return tile_figure(images, columns, f"{len(images)} digits and their labels", [str(i) for i in labels])
 
 
-@_style()
+@styled()
 def plot_augmentation(images, augmented, columns=10):
     """The first `columns` digits above what augmentation made of them, a row for each of V random draws.
 
     augmented: (V, N, 28, 28), or (N, 28, 28) for one draw, uint8 or float; N > 0.
     """
-    (images,), augmented = _checked(images=(images, 3)), _array(augmented)
+    (images,), augmented = checked(images=(images, 3)), _array(augmented)
     draws = augmented if augmented.ndim == 4 else augmented[None]
     if not len(images) or draws.shape[1:] != images.shape:
         raise ValueError(f"augmented {augmented.shape} does not belong to images {images.shape}")
@@ -301,20 +315,20 @@ def plot_augmentation(images, augmented, columns=10):
     rows = [np.interp(array, (array.min(), array.max()), (0, 1)) for array in (images[None], draws)]
     tiles = np.concatenate(rows)[:, :columns]
     title = "Digits as they are, and as the network meets them in training"
-    figure = _tile_figure(tiles.reshape(-1, *images.shape[1:]), tiles.shape[1], title)
+    figure = tile_figure(tiles.reshape(-1, *images.shape[1:]), tiles.shape[1], title)
     for row, name in enumerate(["original", *(f"draw {draw}" for draw in range(1, len(tiles)))]):
         figure.axes[0].text(-0.05, row * (1 + GAP) + 0.5 + GAP, name, ha="right", va="center")
     return figure
 
 
-@_style()
+@styled()
 def plot_mistakes(images, labels, probabilities, limit=None, columns=10):
     """Every misclassified digit, the most confident mistake first: "label → prediction  confidence".
 
     probabilities: (N, 10), rows of a softmax: the prediction is the largest, and the confidence its value, written
     in percent. limit: show only that many. Raises ValueError for logits.
     """
-    images, labels, probabilities = _checked(images=(images, 3), labels=(labels, 1), probabilities=(probabilities, 2))
+    images, labels, probabilities = checked(images=(images, 3), labels=(labels, 1), probabilities=(probabilities, 2))
     if not ((probabilities >= 0) & (probabilities <= 1 + 1e-6)).all():
         raise ValueError("probabilities must lie between 0 and 1: apply softmax to the logits first")
     predictions, confidences = probabilities.argmax(1), probabilities.max(1)
@@ -324,22 +338,22 @@ def plot_mistakes(images, labels, probabilities, limit=None, columns=10):
     title = f"Mistakes: {len(wrong)} of {len(images):,} digits"
     title += f", the {len(shown)} most confident shown" if len(shown) < len(wrong) else ""
     title += " (label → prediction, confidence)" if captions else ""
-    return _tile_figure(images[shown], columns, title, captions)
+    return tile_figure(images[shown], columns, title, captions)
 
 
-@_style()
+@styled()
 def plot_filters(conv):
     """The filters of a first layer, `torch.nn.Conv2d` with weights (out, 1, k, k), on one scale centred at 0."""
     if not isinstance(conv, torch.nn.Conv2d) or conv.in_channels != 1:
         raise ValueError(f"filters can be drawn for a Conv2d with one input channel, not for {conv}")
     weights = _array(conv.weight)[:, 0]
     title = f"{len(weights)} filters of {' × '.join(map(str, conv.kernel_size))} in the first layer"
-    figure = _tile_figure(weights, min(len(weights), 8), title, cmap="RdBu_r", norm=CenteredNorm())
+    figure = tile_figure(weights, min(len(weights), 8), title, cmap="RdBu_r", norm=CenteredNorm())
     figure.colorbar(figure.axes[0].images[0], label="weight", shrink=0.9)
     return figure
 
 
-@_style()
+@styled()
 def plot_feature_maps(model, image, layers, normalize, columns=10):
     """What the named layers make of one digit: all their channels, each layer on its own scale of brightness.
 

@@ -13,66 +13,28 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from scipy import stats
 
 from files import atomic_path
 from ledger import LEDGER, read_ledger, select
+from significance import (
+    describe_difference,
+    describe_seeds,
+    holm,
+    mean_interval,
+    paired_difference,
+    pooled_deviation,
+    wilson_interval,
+)
 
 REPO = Path(__file__).parent
 README = REPO / "README.md"
 FIGURES = REPO / "figures"
 WEIGHTS = REPO / "results" / "s5_seed0.safetensors"  # of the first seed, not the best
-GOAL = 99.4  # percent, what the project promises
+PEERS = REPO / "results" / "peers.csv"  # what other repositories state of themselves
+IMAGES = 10_000  # that an accuracy is measured on, in either split of the full MNIST
 
 
-# --- Statistics -------------------------------------------------------------------------------------------------------
-
-
-def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of an accuracy, in percent (Wilson, JASA 1927). ValueError unless 0 <= correct <= total."""
-    if not 0 <= correct <= total:
-        raise ValueError(f"correct answers must be from 0 to {total}, not {correct}")
-    interval = stats.binomtest(correct, total).proportion_ci(confidence, method="wilson")
-    return 100 * interval.low, 100 * interval.high
-
-
-def p_mean_above(accuracies: list[float], threshold: float) -> float:
-    """p-value of the one-sided t-test that the mean over seeds lies above `threshold`; NaN for fewer than two."""
-    if len(accuracies) < 2:
-        return float("nan")
-    return float(stats.ttest_1samp(accuracies, threshold, alternative="greater").pvalue)
-
-
-def mcnemar(mistakes: dict, other_mistakes: dict) -> float:
-    """Exact McNemar test between two models on the same images: two-sided p-value (McNemar, Psychometrika 1947).
-
-    Takes the ledger's `mistakes`; only the images that one model gets right and the other wrong decide.
-    """
-    ours_alone = len(mistakes.keys() - other_mistakes.keys())
-    theirs_alone = len(other_mistakes.keys() - mistakes.keys())
-    if ours_alone + theirs_alone == 0:
-        return 1.0
-    return float(stats.binomtest(ours_alone, ours_alone + theirs_alone).pvalue)
-
-
-def paired_difference(trials: list[dict], other_trials: list[dict]) -> dict:
-    """Accuracy of `trials` minus that of `other_trials`, seed by seed, in points.
-
-    Returns n (seeds in common), mean, low and high (95% t-interval) and p (two-sided paired t-test); the
-    last three are NaN for fewer than two seeds. ValueError where no seed is in common.
-    """
-    ours = {trial["seed"]: trial["accuracy"] for trial in trials}
-    theirs = {trial["seed"]: trial["accuracy"] for trial in other_trials}
-    seeds = sorted(ours.keys() & theirs.keys())
-    if not seeds:
-        raise ValueError(f"no seed in common: {sorted(ours)} and {sorted(theirs)}")
-    differences = [ours[seed] - theirs[seed] for seed in seeds]
-    result = {"n": len(seeds), "mean": sum(differences) / len(seeds), "low": float("nan"), "high": float("nan")}
-    if len(seeds) < 2:
-        return result | {"p": float("nan")}
-    test = stats.ttest_1samp(differences, 0)
-    interval = test.confidence_interval(0.95)
-    return result | {"low": float(interval.low), "high": float(interval.high), "p": float(test.pvalue)}
+# --- Tables -----------------------------------------------------------------------------------------------------------
 
 
 def current_trials(split: str, trials: list[dict] | None = None) -> list[dict]:
@@ -87,7 +49,10 @@ def current_trials(split: str, trials: list[dict] | None = None) -> list[dict]:
 
 
 def summary_table(trials: list[dict]) -> pd.DataFrame:
-    """One row a variant, in the order of `variants.py`: size, cost, and accuracy over seeds in percent."""
+    """One row a variant, in the order of `variants.py`: size, cost, and accuracy over seeds in percent.
+
+    The Wilson interval is that of the mean: how far another 10,000 images might have moved it.
+    """
     from variants import VARIANTS
 
     rows = []
@@ -95,6 +60,7 @@ def summary_table(trials: list[dict]) -> pd.DataFrame:
         if not (group := select(trials, variant=name)):
             continue
         accuracies = pd.Series([trial["accuracy"] for trial in group])
+        low, high = wilson_interval(round(accuracies.mean() / 100 * IMAGES), IMAGES)
         flattered = pd.Series([trial["best_accuracy"] for trial in group]) - accuracies
         rows.append(
             {
@@ -106,10 +72,72 @@ def summary_table(trials: list[dict]) -> pd.DataFrame:
                 "Mean": f"{accuracies.mean():.3f}",
                 "Std": f"{accuracies.std():.3f}" if len(group) > 1 else "–",
                 "Minimum": f"{accuracies.min():.2f}",
+                "Wilson 95%": f"{low:.2f}–{high:.2f}",
                 "Best epoch would add": f"{flattered.mean():.3f}",
                 "Seconds an epoch": f"{pd.Series([t['seconds'] / t['epochs'] for t in group]).median():.1f}",
             }
         )
+    return pd.DataFrame(rows)
+
+
+def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = None) -> pd.DataFrame:
+    """One row a change, seed by seed: what a variant gains over its parent, in points, and whether that is noise.
+
+    `pairs` names other comparisons (variant, rival). All rows are tested together, so Holm's correction is over the
+    table. A pair with one seed in common has no interval and no test; one with none in common is left out.
+    """
+    from variants import VARIANTS
+
+    pairs = pairs or [(variant.name, variant.parent) for variant in VARIANTS.values() if variant.parent]
+    compared = {}
+    for name, rival in pairs:
+        ours, theirs = select(trials, variant=name), select(trials, variant=rival)
+        if {trial["seed"] for trial in ours} & {trial["seed"] for trial in theirs}:
+            compared[name, rival] = paired_difference(ours, theirs)
+    corrected = holm([difference["p"] for difference in compared.values()])
+    rows = []
+    for ((name, rival), difference), p in zip(compared.items(), corrected, strict=True):
+        tested = difference["n"] > 1
+        rows.append(
+            {
+                "Variant": name,
+                "Against": rival,
+                "Seeds": difference["n"],
+                "Points": f"{difference['mean']:+.3f}",
+                "95% interval": f"{difference['low']:+.2f} to {difference['high']:+.2f}" if tested else "–",
+                "p": f"{difference['p']:.2g}" if tested else "–",
+                "p, Holm": f"{p:.2g}" if tested else "–",
+                "Beyond noise": ("yes" if p < 0.05 else "no") if tested else "one seed",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def describe_noise(trials: list[dict], seeds: int = 3, above: float = 98.0) -> str:
+    """How far seeds of one recipe lie apart, and what that means for a difference of means, in words.
+
+    Pooled over the variants whose mean is above `above` percent: near the top seeds differ less than far below it.
+    """
+    groups = pd.DataFrame(trials).groupby("variant")["accuracy"].agg(list)
+    groups = [group for group in groups if len(group) > 1 and sum(group) / len(group) > above]
+    deviation = pooled_deviation(groups)
+    low, high = wilson_interval(round(0.993 * IMAGES), IMAGES)
+    return (
+        f"Seeds of one variant differ by a standard deviation of {deviation:.3f} points "
+        f"({len(groups)} variants above {above:g}%, {sum(map(len, groups))} runs).\n"
+        f"The difference between two means of {seeds} seeds is then uncertain by about "
+        f"±{1.96 * deviation * (2 / seeds) ** 0.5:.2f} points.\n"
+        f"Another {IMAGES:,} images might move an accuracy of 99.30% to anywhere from {low:.2f}% to {high:.2f}%."
+    )
+
+
+def frontier_points(trials: list[dict]) -> pd.DataFrame:
+    """Size against accuracy, a row a variant and split: name, split, parameters, seeds, mean, low and high (95%)."""
+    rows = []
+    for (name, split), group in pd.DataFrame(trials).groupby(["variant", "split"], sort=False):
+        low, high = mean_interval(list(group["accuracy"]))
+        size = {"name": name, "split": split, "parameters": group["parameters"].iloc[0], "seeds": len(group)}
+        rows.append(size | {"mean": group["accuracy"].mean(), "low": low, "high": high})
     return pd.DataFrame(rows)
 
 
@@ -119,29 +147,6 @@ def describe_result(correct: int, data) -> str:
     low, high = wilson_interval(correct, total)
     held_out = f"{data.split} images" if data.source == "mnist" else f"SAMPLE's {data.split} images"
     return f"{100 * correct / total:.2f}% on the {held_out} ({correct}/{total}, 95% interval {low:.2f}–{high:.2f}%)"
-
-
-def describe_seeds(trials: list[dict]) -> str:
-    """Mean, standard deviation, minimum and the test against `GOAL`, in words."""
-    accuracies = pd.Series([trial["accuracy"] for trial in trials])
-    if len(accuracies) < 2:
-        return f"{accuracies.mean():.2f}% from one seed"
-    above = p_mean_above(list(accuracies), GOAL)
-    return (
-        f"mean {accuracies.mean():.2f}% over {len(accuracies)} seeds (standard deviation {accuracies.std():.2f}, "
-        f"minimum {accuracies.min():.2f}%, one-sided t-test for a mean above {GOAL}%: p = {above:.2g})"
-    )
-
-
-def describe_difference(difference: dict) -> str:
-    """A `paired_difference` in words, e.g. "+0.05 points (95% interval +0.01 to +0.09, p = 0.02, 3 seeds)"."""
-    if difference["n"] < 2:
-        return f"{difference['mean']:+.2f} points (one seed in common: no interval)"
-    noise = "" if difference["low"] > 0 or difference["high"] < 0 else ": inside the noise"
-    return (
-        f"{difference['mean']:+.2f} points (95% interval {difference['low']:+.2f} to {difference['high']:+.2f}, "
-        f"p = {difference['p']:.2g}, {difference['n']} seeds){noise}"
-    )
 
 
 # --- README -----------------------------------------------------------------------------------------------------------

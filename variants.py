@@ -5,6 +5,8 @@ A variant says what differs from its parent and what was expected of it, before 
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -296,3 +298,30 @@ VARIANTS = {
         ),
     )
 }
+
+
+def code(name: str) -> str:
+    """The Python code of a variant's network, for a notebook to show: building blocks, function or class, arguments.
+
+    KeyError for an unknown name.
+    """
+    build = VARIANTS[name].build
+    function = build.func if isinstance(build, partial) else build
+    text = inspect.getsource(function)
+    if isinstance(build, partial):
+        given = [*map(repr, build.args), *(f"{k}={getattr(v, '__name__', v)}" for k, v in build.keywords.items())]
+        text += f"\n\n{function.__name__}({', '.join(given)})\n"
+    for part in (like_net, head, separable_block, plain_conv_block, conv_block):  # each may use the ones after it
+        if part is not function and re.search(rf"\b{part.__name__}\b", text):
+            text = f"{inspect.getsource(part)}\n\n{text}"
+    return text
+
+
+def recipe_change(name: str) -> str:
+    """What a variant's recipe changes against its parent's, e.g. "momentum 0.9 → 0.95"; without a parent all of it."""
+    variant = VARIANTS[name]
+    if variant.parent is None:
+        return str(variant.recipe)
+    ours, theirs = variant.recipe.as_dict(), VARIANTS[variant.parent].recipe.as_dict()
+    changes = [f"{key} {theirs[key]} → {ours[key]}" for key in ours if ours[key] != theirs[key]]
+    return f"against {variant.parent}: {', '.join(changes) or 'the same recipe'}"

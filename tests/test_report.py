@@ -1,6 +1,4 @@
-"""Statistics against values known from elsewhere, and tables against ledgers made by hand."""
-
-import math
+"""Tables and words against ledgers made by hand."""
 
 import pandas as pd
 import pytest
@@ -26,56 +24,6 @@ def trial(seed, accuracy, variant="s5", split="test", data="mnist", **changes):
     } | changes
 
 
-def test_wilson_interval_by_hand():
-    correct, total, z = 9940, 10_000, 1.959963984540054
-    share = correct / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    assert report.wilson_interval(correct, total) == pytest.approx((100 * (centre - half), 100 * (centre + half)))
-    low, high = report.wilson_interval(10_000, 10_000)
-    assert 99.9 < low < high == pytest.approx(100)
-    with pytest.raises(ValueError, match="from 0 to 10, not 11"):
-        report.wilson_interval(11, 10)
-
-
-def test_mcnemar_by_hand():
-    ours = {str(index): 0 for index in range(10)}  # wrong on 0 to 9
-    theirs = {str(index): 1 for index in range(8, 11)}  # wrong on 8 to 10: 8 against 1 alone
-    by_hand = 2 * (math.comb(9, 0) + math.comb(9, 1)) / 2**9
-    assert report.mcnemar(ours, theirs) == pytest.approx(by_hand)
-    assert report.mcnemar(ours, dict(ours)) == 1.0
-
-
-def test_paired_difference_by_hand():
-    ours = [trial(seed, accuracy) for seed, accuracy in ((1, 99.4), (2, 99.5), (3, 99.6), (9, 50.0))]
-    theirs = [trial(seed, accuracy) for seed, accuracy in ((3, 99.4), (2, 99.4), (1, 99.3))]
-    result = report.paired_difference(ours, theirs)
-    spread = math.sqrt(((0.1 - 0.4 / 3) ** 2 * 2 + (0.2 - 0.4 / 3) ** 2) / 2) / math.sqrt(3)
-    assert result["n"] == 3
-    assert result["mean"] == pytest.approx(0.4 / 3)
-    assert result["high"] == pytest.approx(0.4 / 3 + 4.302652729911275 * spread)
-    assert result["low"] == pytest.approx(0.4 / 3 - 4.302652729911275 * spread)
-    assert "3 seeds" in report.describe_difference(result)
-    assert "inside the noise" not in report.describe_difference(result | {"low": 0.01})
-    assert "inside the noise" in report.describe_difference(result | {"low": -0.01})
-
-
-def test_paired_difference_needs_common_seeds():
-    with pytest.raises(ValueError, match=r"\[1\] and \[2\]"):
-        report.paired_difference([trial(1, 99.4)], [trial(2, 99.4)])
-    single = report.paired_difference([trial(1, 99.5)], [trial(1, 99.4)])
-    assert single["mean"] == pytest.approx(0.1)
-    assert math.isnan(single["p"])
-    assert "no interval" in report.describe_difference(single)
-
-
-def test_one_sided_test_has_a_direction():
-    accuracies = [99.45, 99.47, 99.44, 99.46]
-    assert report.p_mean_above(accuracies, 99.4) < 0.01
-    assert report.p_mean_above(accuracies, 99.5) > 0.99
-    assert math.isnan(report.p_mean_above([99.5], 99.4))
-
-
 def test_current_trials_leave_out_samples_other_splits_and_old_recipes():
     good = trial(0, 99.4)
     others = [
@@ -94,14 +42,58 @@ def test_summary_table():
     assert (row["Seeds"], row["Mean"], row["Std"], row["Minimum"]) == (2, "99.420", "0.028", "99.40")
     assert row["Best epoch would add"] == "0.050"
     assert row["Seconds an epoch"] == "15.0"
+    low, high = report.wilson_interval(9942, 10_000)
+    assert row["Wilson 95%"] == f"{low:.2f}–{high:.2f}"
     assert table.iloc[0]["Std"] == "–"
 
 
-def test_seeds_in_words():
-    text = report.describe_seeds([trial(0, 99.40), trial(1, 99.44), trial(2, 99.48)])
-    assert text.startswith("mean 99.44% over 3 seeds (standard deviation 0.04, minimum 99.40%, ")
-    assert text.endswith("a mean above 99.4%: p = 0.11)")
-    assert report.describe_seeds([trial(0, 99.4)]) == "99.40% from one seed"
+def several(variant, *accuracies, **changes):
+    return [trial(seed, accuracy, variant, **changes) for seed, accuracy in enumerate(accuracies)]
+
+
+def test_comparison_table():
+    trials = [
+        *several("seed_recipe", 99.20, 99.25, 99.22),
+        *several("s5", 99.40, 99.46, 99.41),
+        *several("dropout", 99.40, 99.30, 99.45),
+        *several("separable", 99.30),
+    ]
+    table = report.comparison_table(trials).set_index("Variant")
+    assert list(table.index) == ["s5", "dropout", "separable"]  # without a parent in the ledger there is no row
+    assert list(table["Against"]) == ["seed_recipe", "s5", "s5"]
+    assert list(table["Beyond noise"]) == ["yes", "no", "one seed"]
+    ours = report.paired_difference(trials[3:6], trials[:3])
+    assert table.loc["s5", "Points"] == "+0.200"
+    assert table.loc["s5", "p"] == f"{ours['p']:.2g}"
+    assert table.loc["s5", "p, Holm"] == f"{2 * ours['p']:.2g}"  # two of the three could be tested
+    assert table.loc["separable", "p"] == "–"
+    (chosen,) = report.comparison_table(trials, [("dropout", "seed_recipe")]).itertuples(index=False)
+    assert (chosen.Variant, chosen.Against, chosen.Points) == ("dropout", "seed_recipe", "+0.160")
+
+
+def test_noise_in_words():
+    trials = [*several("s5", 99.3, 99.4), *several("dropout", 99.2, 99.3, 99.4), *several("budget_1k", 90, 96)]
+    text = report.describe_noise(trials)
+    assert "standard deviation of 0.091 points (2 variants above 98%, 5 runs)" in text
+    assert "±0.15 points" in text
+
+
+def test_frontier_points():
+    trials = [*several("s5", 99.3, 99.5), *several("s5", 99.4, split="validation")]
+    tested, validated = report.frontier_points(trials).itertuples(index=False)
+    assert (tested.split, tested.seeds, tested.parameters) == ("test", 2, 18_214)
+    assert tested.mean == pytest.approx(99.4)
+    assert tested.low < 99.4 < tested.high
+    assert (validated.split, validated.seeds) == ("validation", 1)
+    assert validated.low != validated.low  # NaN: one seed has no interval
+
+
+def test_peers_are_marked_as_what_they_are():
+    peers = pd.read_csv(report.PEERS)
+    assert list(peers) == ["name", "parameters", "epochs", "best", "last", "made"]
+    assert peers["made"].notna().all()
+    assert (peers["last"].isna() <= peers["best"].notna()).all()
+    assert (peers["best"] >= peers["last"]).sum() == peers[["best", "last"]].notna().all(axis=1).sum()
 
 
 def test_markdown_tables_align_numbers_to_the_right():

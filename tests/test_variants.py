@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers import Net, build, count_parameters
-from variants import VARIANTS, like_net
+from variants import VARIANTS, code, like_net, recipe_change
 
 BUDGETS = {"budget_8k": 8_000, "budget_5k": 5_000, "budget_2k": 2_000, "budget_1k": 1_000}
 OVER_BUDGET = {"pytorch_example", "flattened"}
@@ -38,3 +38,23 @@ def test_like_net_is_net():
     ours, theirs = build(like_net), build(Net)
     images = torch.randn(4, 1, 28, 28)
     assert torch.equal(ours.eval()(images), theirs.eval()(images))
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_the_code_that_is_shown_builds_the_network(variant):
+    """What a reader of the notebook sees is all there is: run alone, it makes the same weights."""
+    shown = code(variant.name)
+    *definitions, last = re.split(r"\n(?=\w)", shown.strip())
+    call = last if last.startswith("like_net(") else f"{re.match(r'(?:def|class) (.+?)[(]', last)[1]}()"
+    namespace = {"nn": torch.nn, "Tensor": torch.Tensor}
+    exec("\n".join(definitions if call is last else [*definitions, last]), namespace)
+    torch.manual_seed(0)
+    ours, theirs = eval(call, namespace).state_dict(), build(variant.build).state_dict()
+    assert len(ours) == len(theirs)
+    assert all(torch.equal(a, b) for a, b in zip(ours.values(), theirs.values(), strict=True))
+
+
+def test_recipe_changes_in_words():
+    assert recipe_change("dropout") == "against s5: the same recipe"
+    assert recipe_change("no_augmentation").startswith("against s5: rotation 10.0 → 0.0, ")
+    assert recipe_change("fully_connected").startswith("Recipe(epochs=20, ")
