@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint, save_weights
+from comparison_plots import plot_frontier, plot_hardest, plot_seeds
 from mnist import DataError, MnistData, load_mnist, load_sample, validation_split
 from model_report import (
     check_model,
@@ -76,8 +77,11 @@ __all__ = [
     "plot_digits",
     "plot_feature_maps",
     "plot_filters",
+    "plot_frontier",
+    "plot_hardest",
     "plot_many_curves",
     "plot_mistakes",
+    "plot_seeds",
     "predict",
     "random_affine",
     "receptive_field_table",

@@ -17,9 +17,9 @@ import pandas as pd
 from files import atomic_path
 from ledger import LEDGER, read_ledger, select
 from significance import (
-    describe_difference,
     describe_seeds,
     holm,
+    mcnemar,
     mean_interval,
     paired_difference,
     pooled_deviation,
@@ -113,6 +113,24 @@ def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = N
     return pd.DataFrame(rows)
 
 
+def image_table(trials: list[dict], seed: int) -> pd.DataFrame:
+    """One row a change, image by image: which of two networks of one seed alone is wrong, and McNemar's exact test."""
+    from variants import VARIANTS
+
+    of_seed = {trial["variant"]: trial["mistakes"].keys() for trial in select(trials, seed=seed)}
+    rows, p_values = [], []
+    for name, variant in VARIANTS.items():
+        if name not in of_seed or variant.parent not in of_seed:
+            continue
+        ours, theirs = of_seed[name], of_seed[variant.parent]
+        p_values.append(mcnemar(ours, theirs))
+        counts = {"Wrong alone": len(ours - theirs), "The other alone": len(theirs - ours), "Both": len(ours & theirs)}
+        rows.append({"Variant": name, "Against": variant.parent, **counts, "p": f"{p_values[-1]:.2g}"})
+    for row, p in zip(rows, holm(p_values), strict=True):
+        row["p, Holm"] = f"{p:.2g}"
+    return pd.DataFrame(rows)
+
+
 def describe_noise(trials: list[dict], seeds: int = 3, above: float = 98.0) -> str:
     """How far seeds of one recipe lie apart, and what that means for a difference of means, in words.
 
@@ -203,13 +221,8 @@ def readme_sections(trials: list[dict]) -> dict[str, str]:
         "full-log": to_markdown(log),
         "test-table": to_markdown(summary_table(tested)),
         "validation-table": to_markdown(summary_table(validated)),
-        "comparison": (
-            "Seed by seed on the validation split, `s5` against `seed_recipe`: "
-            + describe_difference(
-                paired_difference(select(validated, variant="s5"), select(validated, variant="seed_recipe"))
-            )
-            + "."
-        ),
+        "comparison": to_markdown(comparison_table(validated)),
+        "noise": describe_noise(validated).replace("\n", " "),
         "variants": "\n".join(
             f"- **{name}**: {VARIANTS[name].change} Expected: {VARIANTS[name].target}"
             for name in summary_table(validated)["Variant"]
@@ -219,7 +232,7 @@ def readme_sections(trials: list[dict]) -> dict[str, str]:
 
 def to_markdown(table: pd.DataFrame) -> str:
     """A GitHub table; columns of numbers to the right."""
-    numeric = [bool(table[column].astype(str).str.match(r"[\d,.]+%?$").all()) for column in table]
+    numeric = [bool(table[column].astype(str).str.match(r"[-+]?[\d,.]+%?$").all()) for column in table]
     rows = [table.columns, ["---:" if right else "---" for right in numeric], *table.itertuples(index=False)]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
@@ -238,7 +251,8 @@ def draw_figures(trials: list[dict]) -> None:
     """Draw the README's figures from the ledger and the committed weights. DataError without the full MNIST."""
     import helpers
 
-    shown = shown_trial(current_trials("test", trials))
+    tested = current_trials("test", trials)
+    shown = shown_trial(tested)
     title = f"Net, seed 0: {shown['accuracy']:.2f}% in the last epoch"
     helpers.save_figure(helpers.plot_curves(shown["curve"], title=title), FIGURES / "curves.png")
     data = helpers.load_mnist(allow_sample=False)
@@ -247,6 +261,8 @@ def draw_figures(trials: list[dict]) -> None:
         raise ValueError(f"{WEIGHTS.name} does not make the mistakes that the ledger records: save that run's weights")
     figure = helpers.plot_mistakes(data.test_images, data.test_labels, probabilities)
     helpers.save_figure(figure, FIGURES / "mistakes.png")
+    points = frontier_points([*current_trials("validation", trials), *tested])
+    helpers.save_figure(helpers.plot_frontier(points, pd.read_csv(PEERS)), FIGURES / "frontier.png")
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ Accuracies are in percent, their differences in points. scipy does the statistic
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import pandas as pd
 from scipy import stats
@@ -28,13 +29,14 @@ def p_mean_above(accuracies: list[float], threshold: float) -> float:
     return float(stats.ttest_1samp(accuracies, threshold, alternative="greater").pvalue)
 
 
-def mcnemar(mistakes: dict, other_mistakes: dict) -> float:
+def mcnemar(mistakes: Collection[str], other_mistakes: Collection[str]) -> float:
     """Exact McNemar test between two models on the same images: two-sided p-value (McNemar, Psychometrika 1947).
 
-    Takes the ledger's `mistakes`; only the images that one model gets right and the other wrong decide.
+    Takes the numbers of the images that each gets wrong, e.g. the ledger's `mistakes`; only those that one model
+    gets right and the other wrong decide.
     """
-    ours_alone = len(mistakes.keys() - other_mistakes.keys())
-    theirs_alone = len(other_mistakes.keys() - mistakes.keys())
+    ours_alone = len(set(mistakes) - set(other_mistakes))
+    theirs_alone = len(set(other_mistakes) - set(mistakes))
     if ours_alone + theirs_alone == 0:
         return 1.0
     return float(stats.binomtest(ours_alone, ours_alone + theirs_alone).pvalue)

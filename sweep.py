@@ -193,7 +193,10 @@ def _hold_on_to(lifeline: Connection) -> None:
     Otherwise the workers of a sweep that was killed would train on for hours, for nobody. Ctrl-C reaches all
     processes; only the sweep is to react to it.
     """
+    from tqdm import tqdm
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which an end like the one below would leave behind
 
     def watch() -> None:
         wait([lifeline])

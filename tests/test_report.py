@@ -71,6 +71,17 @@ def test_comparison_table():
     assert (chosen.Variant, chosen.Against, chosen.Points) == ("dropout", "seed_recipe", "+0.160")
 
 
+def test_image_table():
+    s5 = trial(0, 99.4, "s5", mistakes={str(index): 0 for index in range(10)})
+    dropout = trial(0, 99.4, "dropout", mistakes={str(index): 1 for index in range(9, 40)})
+    table = report.image_table([s5, dropout, trial(1, 99.4, "separable")], 0)
+    assert list(table["Variant"]) == ["dropout"]
+    assert list(table.iloc[0][["Wrong alone", "The other alone", "Both"]]) == [30, 9, 1]
+    assert (
+        table.iloc[0]["p"] == table.iloc[0]["p, Holm"] == f"{report.mcnemar(s5['mistakes'], dropout['mistakes']):.2g}"
+    )
+
+
 def test_noise_in_words():
     trials = [*several("s5", 99.3, 99.4), *several("dropout", 99.2, 99.3, 99.4), *several("budget_1k", 90, 96)]
     text = report.describe_noise(trials)
