@@ -182,17 +182,19 @@ def _label_ends(axes, lines, form, last_epoch):
 
 
 @styled()
-def plot_curves(history, title=None, threshold=99.4, test_name="test"):
+def plot_curves(history, title=None, threshold=99.4, test_name="test", others=None):
     """Loss and accuracy of one run, train and test, each line with its last value written beside it.
 
     history: a list of dicts, one per epoch: epoch (from 1), train_loss, train_accuracy, test_loss, test_accuracy;
     losses are means per image, accuracies in percent, test values None in epochs that were not evaluated.
     threshold: percent, a line in the accuracy panel, or None. test_name: "validation", say, for another split.
+    others: `{name: history}` of runs to compare with, drawn on the same images without their training lines, or None.
     Raises ValueError for an empty history.
     """
     figure = Picture(figsize=(WIDTH, 3.8), layout="constrained")
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         lines = {"train": (history, f"train_{quantity}"), test_name: (history, f"test_{quantity}")}
+        lines |= {name: (other, f"test_{quantity}") for name, other in (others or {}).items()}
         _draw_lines(axes, lines, threshold)
     epoch, accuracy = history[-1]["epoch"], history[-1]["test_accuracy"]
     result = "" if accuracy is None else f": {accuracy:.2f}% {test_name} accuracy"

@@ -319,3 +319,10 @@ def test_save_figure_replaces_whole_files_only(tmp_path, monkeypatch):
         plots.save_figure(figure, path)
     assert path.read_bytes() == whole
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_curves_beside_another_run():
+    figure = plots.plot_curves(make_history(), others={"parent": make_history([97.0] * 10)})
+    for axes in figure.axes:
+        assert [line.get_label() for line in axes.lines][:3] == ["train", "test", "parent"]
+    assert any(text.get_text() == "parent 97.00%" for text in figure.axes[1].texts)
