@@ -33,6 +33,7 @@ from model_report import (
     receptive_field_table,
     summary,
 )
+from muon import Muon
 from plots import (
     plot_augmentation,
     plot_class_accuracy,
@@ -247,7 +248,8 @@ def train(
     bar = tqdm(order.split(recipe.batch_size), leave=False, disable=hidden)
     for number, batch in enumerate(bar):
         targets = labels[batch]
-        logits = model(augment(images[batch], recipe, generator))
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            logits = model(augment(images[batch], recipe, generator)).float()
         loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
@@ -427,6 +429,8 @@ class _Run:
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser over all parameters of the model."""
     settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "muon":
+        return Muon(model, rest_lr=recipe.rest_learning_rate, momentum=recipe.momentum, **settings)
     if recipe.optimizer == "sgd":
         momentum = {"momentum": recipe.momentum, "nesterov": recipe.nesterov and recipe.momentum > 0}
         return torch.optim.SGD(model.parameters(), **settings, **momentum)

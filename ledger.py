@@ -13,6 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from recipe import BEFORE
+
 LEDGER = Path(__file__).parent / "results" / "ledger.jsonl"
 
 KEYS = (
@@ -48,8 +50,9 @@ def trial_key(trial: dict) -> tuple:
 def read_ledger(path: str | Path = LEDGER) -> list[dict]:
     """All trials of the ledger, in its order; an absent file is an empty ledger.
 
-    Nothing in the file is changed. A LedgerWarning names each line that is torn or no trial (it is left out),
-    that repeats an earlier trial (the earlier one counts), or that has unknown keys (it is kept).
+    Recipes recorded before a field of them existed get the value that stands for what was done then
+    (`recipe.BEFORE`). Nothing in the file is changed. A LedgerWarning names each line that is torn or no trial (it
+    is left out), that repeats an earlier trial (the earlier one counts), or that has unknown keys (it is kept).
     """
     path = Path(path)
     content = path.read_bytes() if path.exists() else b""
@@ -63,6 +66,8 @@ def read_ledger(path: str | Path = LEDGER) -> list[dict]:
         except ValueError as error:  # no JSON, or bytes that are no text
             _warn(f"{where} is torn or no JSON ({error}): left out")
             continue
+        if isinstance(trial, dict) and isinstance(trial.get("recipe"), dict):
+            trial["recipe"] = BEFORE | trial["recipe"]
         if problem := _no_trial(trial):
             _warn(f"{where} is no trial, {problem}: left out")
             continue

@@ -6,10 +6,14 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 
 CHOICES = {
-    "optimizer": ("sgd", "adam", "adamw", "adadelta"),
+    "optimizer": ("sgd", "adam", "adamw", "adadelta", "muon"),
     "schedule": ("constant", "step", "linear", "cosine"),
     "schedule_every": ("batch", "epoch"),
+    "precision": ("float32", "bfloat16"),
 }
+
+# What fields that were added later amounted to before: by this, runs that were recorded without them are read.
+BEFORE = {"rest_learning_rate": 0.1, "precision": "float32"}
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,13 @@ class Recipe:
     epochs: int = 20
     batch_size: int = 128
 
-    optimizer: str = "sgd"  # sgd (with momentum), adam, adamw or adadelta
-    learning_rate: float = 0.1  # the peak rate
-    momentum: float = 0.9  # sgd only
+    optimizer: str = "sgd"  # sgd (with momentum), adam, adamw, adadelta or muon
+    learning_rate: float = 0.1  # the peak rate; muon: of the convolutions, in fractions of their norm
+    rest_learning_rate: float = 0.1  # muon only: the peak rate of SGD on everything else
+    momentum: float = 0.9  # sgd and muon only
     nesterov: bool = True  # sgd only
     weight_decay: float = 5e-4
+    precision: str = "float32"  # of the forward and backward pass; weights are float32 always
 
     schedule: str = "linear"  # after the warm-up: constant, step, or linear / cosine down to zero
     schedule_every: str = "batch"  # the rate changes once a batch or once an epoch
@@ -48,7 +54,7 @@ class Recipe:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         for name in ("epochs", "batch_size", "step_epochs"):
             _check(self, name, lambda value: isinstance(value, int) and value >= 1, "a whole number, 1 or more")
-        for name in ("learning_rate", "step_factor"):
+        for name in ("learning_rate", "rest_learning_rate", "step_factor"):
             _check(self, name, lambda value: value > 0, "greater than 0")
         _check(self, "weight_decay", lambda value: value >= 0, "0 or more")
         for name in ("momentum", "warmup", "label_smoothing", "ema_decay", "translation", "scale"):

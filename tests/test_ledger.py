@@ -6,13 +6,14 @@ import random
 import signal
 import time
 import warnings
+from dataclasses import fields
 from multiprocessing import get_context
 
 import pytest
 
 import ledger
 from ledger import KEYS, LedgerWarning, append_trial, read_ledger, select, trial_key
-from recipe import Recipe
+from recipe import BEFORE, Recipe
 
 CONTEXT = get_context("spawn")  # these processes import this file, and no torch
 
@@ -264,3 +265,13 @@ def test_a_writer_that_is_killed_costs_at_most_its_line(path):
     assert set(acknowledged) <= set(seeds)
     assert len(seeds) == len(set(seeds))
     assert len(set(seeds) - set(acknowledged)) + len(warned) <= 10, "one line a kill, at most, was under way"
+
+
+def test_a_recipe_recorded_before_a_field_existed_is_the_recipe_of_today(tmp_path):
+    path, trial = tmp_path / "ledger.jsonl", a_trial()
+    old = {key: value for key, value in trial["recipe"].items() if key not in BEFORE}
+    path.write_text(json.dumps(trial | {"recipe": old}) + "\n")
+    (read,) = read_ledger(path)
+    assert trial_key(read) == trial_key(trial)
+    assert BEFORE.keys() < {field.name for field in fields(Recipe)}
+    assert not append_trial(trial, path)
