@@ -8,6 +8,7 @@ python report.py --figures  draw the README's figures too (needs the full MNIST)
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from significance import (
     mean_interval,
     paired_difference,
     pooled_deviation,
+    pooled_difference,
     wilson_interval,
 )
 
@@ -32,6 +34,8 @@ FIGURES = REPO / "figures"
 WEIGHTS = REPO / "results" / "s5_seed0.safetensors"  # of the first seed, not the best
 PEERS = REPO / "results" / "peers.csv"  # what other repositories state of themselves
 IMAGES = 10_000  # that an accuracy is measured on, in either split of the full MNIST
+NEAR_THE_TOP = 99.0  # percent
+NOT_TESTED = dict.fromkeys(("low", "high", "p"), float("nan"))
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------
@@ -83,34 +87,61 @@ def summary_table(trials: list[dict]) -> pd.DataFrame:
 def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = None) -> pd.DataFrame:
     """One row a change, seed by seed: what a variant gains over its parent, in points, and whether that is noise.
 
-    `pairs` names other comparisons (variant, rival). All rows are tested together, so Holm's correction is over the
-    table. A pair with one seed in common has no interval and no test; one with none in common is left out.
+    `pairs` names other comparisons (variant, rival); one without a common seed is left out. Two tests: by the paired
+    differences alone (t-test; none for one seed), and by the noise between seeds pooled over all variants near the top
+    (`seed_noise`; none where a variant is not among them). Holm's correction is over the rows of the table.
     """
     from variants import VARIANTS
 
     pairs = pairs or [(variant.name, variant.parent) for variant in VARIANTS.values() if variant.parent]
-    compared = {}
-    for name, rival in pairs:
-        ours, theirs = select(trials, variant=name), select(trials, variant=rival)
+    groups, noise = seed_noise(trials)
+    compared, pooled = {}, {}
+    for pair in pairs:
+        ours, theirs = (select(trials, variant=name) for name in pair)
         if {trial["seed"] for trial in ours} & {trial["seed"] for trial in theirs}:
-            compared[name, rival] = paired_difference(ours, theirs)
-    corrected = holm([difference["p"] for difference in compared.values()])
+            paired = compared[pair] = paired_difference(ours, theirs)
+            near = noise[1] and groups.keys() >= set(pair)
+            pooled[pair] = pooled_difference(paired["mean"], paired["n"], *noise) if near else NOT_TESTED
+    holms = {
+        name: dict(zip(tests, holm([test["p"] for test in tests.values()]), strict=True))
+        for name, tests in (("paired", compared), ("pooled", pooled))
+    }
     rows = []
-    for ((name, rival), difference), p in zip(compared.items(), corrected, strict=True):
-        tested = difference["n"] > 1
+    for pair, paired in compared.items():
+        p, p_pooled = holms["paired"][pair], holms["pooled"][pair]
+        verdict = "yes" if p < 0.05 else "by pooled noise" if p_pooled < 0.05 else "no"
         rows.append(
             {
-                "Variant": name,
-                "Against": rival,
-                "Seeds": difference["n"],
-                "Points": f"{difference['mean']:+.3f}",
-                "95% interval": f"{difference['low']:+.2f} to {difference['high']:+.2f}" if tested else "–",
-                "p": f"{difference['p']:.2g}" if tested else "–",
-                "p, Holm": f"{p:.2g}" if tested else "–",
-                "Beyond noise": ("yes" if p < 0.05 else "no") if tested else "one seed",
+                "Variant": pair[0],
+                "Against": pair[1],
+                "Seeds": paired["n"],
+                "Points": f"{paired['mean']:+.3f}",
+                "Paired 95%": _interval(paired),
+                "p, Holm": _p_value(p),
+                "Pooled 95%": _interval(pooled[pair]),
+                "p, pooled, Holm": _p_value(p_pooled),
+                "Beyond noise": "not tested" if math.isnan(p) and math.isnan(p_pooled) else verdict,
             }
         )
     return pd.DataFrame(rows)
+
+
+def seed_noise(trials: list[dict]) -> tuple[dict[str, list[float]], tuple[float, int]]:
+    """The variants near the top with their accuracies, and how far seeds lie apart there (`pooled_deviation`).
+
+    Near the top is a mean above `NEAR_THE_TOP`: far below it, seeds lie further apart.
+    """
+    groups = pd.DataFrame(trials).groupby("variant")["accuracy"].agg(list)
+    groups = {name: group for name, group in groups.items() if sum(group) / len(group) > NEAR_THE_TOP}
+    return groups, pooled_deviation(list(groups.values()))
+
+
+def _interval(difference: dict) -> str:
+    return "–" if math.isnan(difference["low"]) else f"{difference['low']:+.2f} to {difference['high']:+.2f}"
+
+
+def _p_value(p: float) -> str:
+    return "–" if math.isnan(p) else f"{p:.2g}"
 
 
 def image_table(trials: list[dict], seed: int) -> pd.DataFrame:
@@ -131,20 +162,15 @@ def image_table(trials: list[dict], seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def describe_noise(trials: list[dict], seeds: int = 3, above: float = 98.0) -> str:
-    """How far seeds of one recipe lie apart, and what that means for a difference of means, in words.
-
-    Pooled over the variants whose mean is above `above` percent: near the top seeds differ less than far below it.
-    """
-    groups = pd.DataFrame(trials).groupby("variant")["accuracy"].agg(list)
-    groups = [group for group in groups if len(group) > 1 and sum(group) / len(group) > above]
-    deviation = pooled_deviation(groups)
+def describe_noise(trials: list[dict], seeds: int = 3) -> str:
+    """How far seeds of one recipe lie apart (`seed_noise`), and what that means for a difference of means, in words."""
+    groups, (deviation, freedom) = seed_noise(trials)
+    certain = pooled_difference(0.0, seeds, deviation, freedom)["high"]
     low, high = wilson_interval(round(0.993 * IMAGES), IMAGES)
     return (
         f"Seeds of one variant differ by a standard deviation of {deviation:.3f} points "
-        f"({len(groups)} variants above {above:g}%, {sum(map(len, groups))} runs).\n"
-        f"The difference between two means of {seeds} seeds is then uncertain by about "
-        f"±{1.96 * deviation * (2 / seeds) ** 0.5:.2f} points.\n"
+        f"({len(groups)} variants above {NEAR_THE_TOP:g}%, {sum(map(len, groups.values()))} runs).\n"
+        f"The difference between two means of {seeds} seeds is then uncertain by ±{certain:.2f} points.\n"
         f"Another {IMAGES:,} images might move an accuracy of 99.30% to anywhere from {low:.2f}% to {high:.2f}%."
     )
 

@@ -83,12 +83,26 @@ def mean_interval(accuracies: list[float], confidence: float = 0.95) -> tuple[fl
     return float(interval.low), float(interval.high)
 
 
-def pooled_deviation(groups: list[list[float]]) -> float:
-    """The standard deviation between seeds of one recipe, pooled over `groups` of accuracies; NaN without any pair."""
+def pooled_deviation(groups: list[list[float]]) -> tuple[float, int]:
+    """Standard deviation between seeds of one recipe, pooled over `groups` of accuracies, and its degrees of freedom.
+
+    NaN and 0 where no group has two seeds.
+    """
     groups = [group for group in groups if len(group) > 1]
     freedom = sum(len(group) - 1 for group in groups)
     squares = sum((len(group) - 1) * stats.tvar(group) for group in groups)
-    return math.sqrt(squares / freedom) if freedom else float("nan")
+    return (math.sqrt(squares / freedom), freedom) if freedom else (float("nan"), 0)
+
+
+def pooled_difference(mean: float, n: int, deviation: float, freedom: int) -> dict:
+    """Whether a difference between two means of `n` seeds each is noise, by a `pooled_deviation`: low, high, p.
+
+    Three seeds alone say little of how far seeds lie apart; a dozen recipes that scatter alike say it together.
+    This assumes that they do. The interval is a 95% t-interval, p two-sided.
+    """
+    error = deviation * math.sqrt(2 / n)
+    half = float(stats.t.ppf(0.975, freedom)) * error
+    return {"low": mean - half, "high": mean + half, "p": 2 * float(stats.t.sf(abs(mean) / error, freedom))}
 
 
 def describe_seeds(trials: list[dict]) -> str:

@@ -61,14 +61,28 @@ def test_comparison_table():
     table = report.comparison_table(trials).set_index("Variant")
     assert list(table.index) == ["s5", "dropout", "separable"]  # without a parent in the ledger there is no row
     assert list(table["Against"]) == ["seed_recipe", "s5", "s5"]
-    assert list(table["Beyond noise"]) == ["yes", "no", "one seed"]
+    assert list(table["Beyond noise"]) == ["yes", "no", "no"]
     ours = report.paired_difference(trials[3:6], trials[:3])
     assert table.loc["s5", "Points"] == "+0.200"
-    assert table.loc["s5", "p"] == f"{ours['p']:.2g}"
     assert table.loc["s5", "p, Holm"] == f"{2 * ours['p']:.2g}"  # two of the three could be tested
-    assert table.loc["separable", "p"] == "–"
+    assert table.loc["separable", "p, Holm"] == table.loc["separable", "Paired 95%"] == "–"
     (chosen,) = report.comparison_table(trials, [("dropout", "seed_recipe")]).itertuples(index=False)
     assert (chosen.Variant, chosen.Against, chosen.Points) == ("dropout", "seed_recipe", "+0.160")
+
+
+def test_pooled_noise_decides_where_three_seeds_alone_cannot():
+    near = [trials for name in ("seed_recipe", "no_augmentation") for trials in several(name, 99.20, 99.25, 99.30)]
+    trials = [*near, *several("s5", 99.40, 99.35, 99.45), *several("budget_1k", 96.0), *several("dropout", 99.10)]
+    table = report.comparison_table(trials).set_index("Variant")
+    _, (deviation, freedom) = report.seed_noise(trials)
+    assert (deviation, freedom) == (pytest.approx(0.05), 6)
+    assert table.loc["s5", "Pooled 95%"] == "+0.05 to +0.25"  # 2.447 x 0.05 x sqrt(2 / 3) to both sides
+    assert table.loc["s5", "Beyond noise"] == "by pooled noise"
+    assert table.loc["dropout", "Seeds"] == 1
+    assert table.loc["dropout", "Pooled 95%"] == "-0.47 to -0.13"
+    assert "budget_1k" not in table.index  # its parent was not run
+    table = report.comparison_table(trials, [("budget_1k", "s5")])
+    assert list(table.iloc[0])[4:] == ["–", "–", "–", "–", "not tested"]
 
 
 def test_image_table():
@@ -85,8 +99,8 @@ def test_image_table():
 def test_noise_in_words():
     trials = [*several("s5", 99.3, 99.4), *several("dropout", 99.2, 99.3, 99.4), *several("budget_1k", 90, 96)]
     text = report.describe_noise(trials)
-    assert "standard deviation of 0.091 points (2 variants above 98%, 5 runs)" in text
-    assert "±0.15 points" in text
+    assert "standard deviation of 0.091 points (2 variants above 99%, 5 runs)" in text
+    assert "uncertain by ±0.24 points" in text  # 3.182 x 0.091 x sqrt(2 / 3)
 
 
 def test_frontier_points():

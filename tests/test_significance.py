@@ -90,5 +90,16 @@ def test_mean_interval_by_hand():
 def test_pooled_deviation_weighs_by_freedom():
     groups = [[99.0, 99.2], [99.0, 99.1, 99.2, 99.3], [50.0]]
     by_hand = math.sqrt((1 * stats.tvar(groups[0]) + 3 * stats.tvar(groups[1])) / 4)
-    assert significance.pooled_deviation(groups) == pytest.approx(by_hand)
-    assert math.isnan(significance.pooled_deviation([[99.0]]))
+    assert significance.pooled_deviation(groups) == (pytest.approx(by_hand), 4)
+    deviation, freedom = significance.pooled_deviation([[99.0]])
+    assert math.isnan(deviation)
+    assert freedom == 0
+
+
+def test_pooled_difference_is_the_two_sample_t_test_where_only_two_are_pooled():
+    ours, theirs = [99.3, 99.4, 99.5], [99.1, 99.2, 99.35]
+    mean = sum(ours) / 3 - sum(theirs) / 3
+    result = significance.pooled_difference(mean, 3, *significance.pooled_deviation([ours, theirs]))
+    known = stats.ttest_ind(ours, theirs)
+    interval = known.confidence_interval()
+    assert [result[key] for key in ("p", "low", "high")] == pytest.approx([known.pvalue, interval.low, interval.high])
