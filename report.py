@@ -34,7 +34,7 @@ FIGURES = REPO / "figures"
 WEIGHTS = REPO / "results" / "s5_seed0.safetensors"  # of the first seed, not the best
 PEERS = REPO / "results" / "peers.csv"  # what other repositories state of themselves
 IMAGES = 10_000  # that an accuracy is measured on, in either split of the full MNIST
-NEAR_THE_TOP = 99.0  # percent
+NEAR_THE_TOP = 98.5  # percent: above it, seeds of one variant scatter alike
 NOT_TESTED = dict.fromkeys(("low", "high", "p"), float("nan"))
 
 
