@@ -115,14 +115,3 @@ def describe_seeds(trials: list[dict]) -> str:
         f"mean {accuracies.mean():.2f}% over {len(accuracies)} seeds (standard deviation {accuracies.std():.2f}, "
         f"minimum {accuracies.min():.2f}%, one-sided t-test for a mean above {GOAL}%: p = {above:.2g})"
     )
-
-
-def describe_difference(difference: dict) -> str:
-    """A `paired_difference` in words, e.g. "+0.05 points (95% interval +0.01 to +0.09, p = 0.02, 3 seeds)"."""
-    if difference["n"] < 2:
-        return f"{difference['mean']:+.2f} points (one seed in common: no interval)"
-    noise = "" if difference["low"] > 0 or difference["high"] < 0 else ": inside the noise"
-    return (
-        f"{difference['mean']:+.2f} points (95% interval {difference['low']:+.2f} to {difference['high']:+.2f}, "
-        f"p = {difference['p']:.2g}, {difference['n']} seeds){noise}"
-    )

@@ -41,9 +41,6 @@ def test_paired_difference_by_hand():
     assert result["mean"] == pytest.approx(0.4 / 3)
     assert result["high"] == pytest.approx(0.4 / 3 + 4.302652729911275 * spread)
     assert result["low"] == pytest.approx(0.4 / 3 - 4.302652729911275 * spread)
-    assert "3 seeds" in significance.describe_difference(result)
-    assert "inside the noise" not in significance.describe_difference(result | {"low": 0.01})
-    assert "inside the noise" in significance.describe_difference(result | {"low": -0.01})
 
 
 def test_paired_difference_needs_common_seeds():
@@ -52,7 +49,6 @@ def test_paired_difference_needs_common_seeds():
     single = significance.paired_difference([trial(1, 99.5)], [trial(1, 99.4)])
     assert single["mean"] == pytest.approx(0.1)
     assert math.isnan(single["p"])
-    assert "no interval" in significance.describe_difference(single)
 
 
 def test_one_sided_test_has_a_direction():
