@@ -34,7 +34,6 @@ FIGURES = REPO / "figures"
 WEIGHTS = REPO / "results" / "s5_seed0.safetensors"  # of the first seed, not the best
 PEERS = REPO / "results" / "peers.csv"  # what other repositories state of themselves
 IMAGES = 10_000  # that an accuracy is measured on, in either split of the full MNIST
-NEAR_THE_TOP = 98.5  # percent: above it, seeds of one variant scatter alike
 NOT_TESTED = dict.fromkeys(("low", "high", "p"), float("nan"))
 
 
@@ -88,20 +87,21 @@ def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = N
     """One row a change, seed by seed: what a variant gains over its parent, in points, and whether that is noise.
 
     `pairs` names other comparisons (variant, rival); one without a common seed is left out. Two tests: by the paired
-    differences alone (t-test; none for one seed), and by the noise between seeds pooled over all variants near the top
-    (`seed_noise`; none where a variant is not among them). Holm's correction is over the rows of the table.
+    differences in points alone (t-test; none for one seed), and, on the errors' logarithm, by the noise between seeds
+    pooled over all variants (`seed_noise`), which decides. Holm's correction is over the rows of the table.
     """
     from variants import VARIANTS
 
     pairs = pairs or [(variant.name, variant.parent) for variant in VARIANTS.values() if variant.parent]
-    groups, noise = seed_noise(trials)
+    deviation, freedom = seed_noise(trials)
     compared, pooled = {}, {}
     for pair in pairs:
-        ours, theirs = (select(trials, variant=name) for name in pair)
+        ours, theirs = ([in_errors(trial) for trial in select(trials, variant=name)] for name in pair)
         if {trial["seed"] for trial in ours} & {trial["seed"] for trial in theirs}:
-            paired = compared[pair] = paired_difference(ours, theirs)
-            near = noise[1] and groups.keys() >= set(pair)
-            pooled[pair] = pooled_difference(paired["mean"], paired["n"], *noise) if near else NOT_TESTED
+            compared[pair] = paired_difference(ours, theirs)
+            growth = paired_difference(ours, theirs, "log_error")
+            noise = pooled_difference(growth["mean"], growth["n"], deviation, freedom) if freedom else NOT_TESTED
+            pooled[pair] = growth | noise
     holms = {
         name: dict(zip(tests, holm([test["p"] for test in tests.values()]), strict=True))
         for name, tests in (("paired", compared), ("pooled", pooled))
@@ -109,35 +109,42 @@ def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = N
     rows = []
     for pair, paired in compared.items():
         p, p_pooled = holms["paired"][pair], holms["pooled"][pair]
-        verdict = "yes" if p < 0.05 else "by pooled noise" if p_pooled < 0.05 else "no"
         rows.append(
             {
                 "Variant": pair[0],
                 "Against": pair[1],
                 "Seeds": paired["n"],
                 "Points": f"{paired['mean']:+.3f}",
-                "Paired 95%": _interval(paired),
+                "Paired 95%": _interval(paired, "{:+.2f}"),
                 "p, Holm": _p_value(p),
-                "Pooled 95%": _interval(pooled[pair]),
+                "Errors": f"{100 * math.expm1(pooled[pair]['mean']):+.0f}%",
+                "Pooled 95%": _interval(
+                    {key: 100 * math.expm1(pooled[pair][key]) for key in ("low", "high")}, "{:+.0f}%"
+                ),
                 "p, pooled, Holm": _p_value(p_pooled),
-                "Beyond noise": "not tested" if math.isnan(p) and math.isnan(p_pooled) else verdict,
+                "Beyond noise": "not tested" if math.isnan(p_pooled) else "yes" if p_pooled < 0.05 else "no",
             }
         )
     return pd.DataFrame(rows)
 
 
-def seed_noise(trials: list[dict]) -> tuple[dict[str, list[float]], tuple[float, int]]:
-    """The variants near the top with their accuracies, and how far seeds lie apart there (`pooled_deviation`).
+def in_errors(trial: dict) -> dict:
+    """The trial with `log_error`, the logarithm of its error rate in percent; no error at all counts as half a one.
 
-    Near the top is a mean above `NEAR_THE_TOP`: far below it, seeds lie further apart.
+    On this scale seeds of a good variant and of a poor one scatter alike, which in points they do not.
     """
-    groups = pd.DataFrame(trials).groupby("variant")["accuracy"].agg(list)
-    groups = {name: group for name, group in groups.items() if sum(group) / len(group) > NEAR_THE_TOP}
-    return groups, pooled_deviation(list(groups.values()))
+    return trial | {"log_error": math.log(max(100 - trial["accuracy"], 50 / IMAGES))}
 
 
-def _interval(difference: dict) -> str:
-    return "–" if math.isnan(difference["low"]) else f"{difference['low']:+.2f} to {difference['high']:+.2f}"
+def seed_noise(trials: list[dict]) -> tuple[float, int]:
+    """How far seeds of one variant lie apart in `log_error`, pooled over all variants, and its degrees of freedom."""
+    groups = pd.DataFrame(map(in_errors, trials)).groupby("variant")["log_error"].agg(list)
+    return pooled_deviation(list(groups))
+
+
+def _interval(difference: dict, form: str) -> str:
+    low, high = difference["low"], difference["high"]
+    return "–" if math.isnan(low) else f"{form.format(low)} to {form.format(high)}"
 
 
 def _p_value(p: float) -> str:
@@ -162,16 +169,19 @@ def image_table(trials: list[dict], seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def describe_noise(trials: list[dict], seeds: int = 3) -> str:
-    """How far seeds of one recipe lie apart (`seed_noise`), and what that means for a difference of means, in words."""
-    groups, (deviation, freedom) = seed_noise(trials)
+def describe_noise(trials: list[dict], seeds: int = 3, accuracy: float = 99.3) -> str:
+    """How far seeds of one recipe lie apart (`seed_noise`), and what that means at an `accuracy`, in words."""
+    deviation, freedom = seed_noise(trials)
     certain = pooled_difference(0.0, seeds, deviation, freedom)["high"]
-    low, high = wilson_interval(round(0.993 * IMAGES), IMAGES)
+    low, high = wilson_interval(round(accuracy / 100 * IMAGES), IMAGES)
+    error = 100 - accuracy
     return (
-        f"Seeds of one variant differ by a standard deviation of {deviation:.3f} points "
-        f"({len(groups)} variants above {NEAR_THE_TOP:g}%, {sum(map(len, groups.values()))} runs).\n"
-        f"The difference between two means of {seeds} seeds is then uncertain by ±{certain:.2f} points.\n"
-        f"Another {IMAGES:,} images might move an accuracy of 99.30% to anywhere from {low:.2f}% to {high:.2f}%."
+        f"Seeds of one variant differ by a standard deviation of {100 * deviation:.0f}% of their errors "
+        f"({len({trial['variant'] for trial in trials})} variants, {len(trials)} runs): "
+        f"at {accuracy:g}%, {error * deviation:.2f} points.\n"
+        f"The difference between two means of {seeds} seeds is then uncertain by {100 * certain:.0f}% of the errors: "
+        f"at {accuracy:g}%, {error * certain:.2f} points.\n"
+        f"Another {IMAGES:,} images might move an accuracy of {accuracy:g}% to anywhere from {low:.2f}% to {high:.2f}%."
     )
 
 

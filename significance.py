@@ -42,14 +42,14 @@ def mcnemar(mistakes: Collection[str], other_mistakes: Collection[str]) -> float
     return float(stats.binomtest(ours_alone, ours_alone + theirs_alone).pvalue)
 
 
-def paired_difference(trials: list[dict], other_trials: list[dict]) -> dict:
-    """Accuracy of `trials` minus that of `other_trials`, seed by seed, in points.
+def paired_difference(trials: list[dict], other_trials: list[dict], key: str = "accuracy") -> dict:
+    """Accuracy (or what `key` names) of `trials` minus that of `other_trials`, seed by seed, in points.
 
     Returns n (seeds in common), mean, low and high (95% t-interval) and p (two-sided paired t-test); the
     last three are NaN for fewer than two seeds. ValueError where no seed is in common.
     """
-    ours = {trial["seed"]: trial["accuracy"] for trial in trials}
-    theirs = {trial["seed"]: trial["accuracy"] for trial in other_trials}
+    ours = {trial["seed"]: trial[key] for trial in trials}
+    theirs = {trial["seed"]: trial[key] for trial in other_trials}
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         raise ValueError(f"no seed in common: {sorted(ours)} and {sorted(theirs)}")
@@ -84,9 +84,9 @@ def mean_interval(accuracies: list[float], confidence: float = 0.95) -> tuple[fl
 
 
 def pooled_deviation(groups: list[list[float]]) -> tuple[float, int]:
-    """Standard deviation between seeds of one recipe, pooled over `groups` of accuracies, and its degrees of freedom.
+    """Standard deviation between seeds of one recipe, pooled over `groups` of one value a seed.
 
-    NaN and 0 where no group has two seeds.
+    Returns it with its degrees of freedom; NaN and 0 where no group has two seeds.
     """
     groups = [group for group in groups if len(group) > 1]
     freedom = sum(len(group) - 1 for group in groups)

@@ -1,5 +1,7 @@
 """Tables and words against ledgers made by hand."""
 
+import math
+
 import pandas as pd
 import pytest
 
@@ -71,18 +73,22 @@ def test_comparison_table():
 
 
 def test_pooled_noise_decides_where_three_seeds_alone_cannot():
-    near = [trials for name in ("seed_recipe", "no_augmentation") for trials in several(name, 99.20, 99.25, 99.30)]
-    trials = [*near, *several("s5", 99.40, 99.35, 99.45), *several("budget_1k", 96.0), *several("dropout", 99.10)]
+    def near(variant, error):  # errors of `error` times 0.9, 1, 1 / 0.9: the same spread of their logarithm everywhere
+        return several(variant, *(100 - error * factor for factor in (0.9, 1.0, 1 / 0.9)))
+
+    trials = [*near("seed_recipe", 0.8), *near("no_augmentation", 0.8), *near("s5", 0.48), *several("dropout", 99.04)]
+    deviation, freedom = report.seed_noise(trials)
+    assert (deviation, freedom) == (pytest.approx(-math.log(0.9)), 6)
     table = report.comparison_table(trials).set_index("Variant")
-    _, (deviation, freedom) = report.seed_noise(trials)
-    assert (deviation, freedom) == (pytest.approx(0.05), 6)
-    assert table.loc["s5", "Pooled 95%"] == "+0.05 to +0.25"  # 2.447 x 0.05 x sqrt(2 / 3) to both sides
-    assert table.loc["s5", "Beyond noise"] == "by pooled noise"
-    assert table.loc["dropout", "Seeds"] == 1
-    assert table.loc["dropout", "Pooled 95%"] == "-0.47 to -0.13"
-    assert "budget_1k" not in table.index  # its parent was not run
-    table = report.comparison_table(trials, [("budget_1k", "s5")])
-    assert list(table.iloc[0])[4:] == ["–", "–", "–", "–", "not tested"]
+    half = 2.446911851144969 * deviation * math.sqrt(2 / 3)
+    low, high = (100 * (0.48 / 0.8 * math.exp(sign * half) - 1) for sign in (-1, 1))
+    assert table.loc["s5", "Errors"] == "-40%"
+    assert table.loc["s5", "Pooled 95%"] == f"{low:+.0f}% to {high:+.0f}%"
+    assert table.loc["s5", "Beyond noise"] == "yes"
+    assert table.loc["no_augmentation", "Errors"] == "+67%"
+    assert (table.loc["dropout", "Seeds"], table.loc["dropout", "Errors"]) == (1, "+122%")
+    few = report.comparison_table([trial(0, 99.1, "dropout"), trial(0, 99.4)])
+    assert list(few.iloc[0])[4:] == ["–", "–", "+50%", "–", "–", "not tested"]
 
 
 def test_image_table():
@@ -97,10 +103,9 @@ def test_image_table():
 
 
 def test_noise_in_words():
-    trials = [*several("s5", 99.3, 99.4), *several("dropout", 99.2, 99.3, 99.4), *several("budget_1k", 90, 96)]
-    text = report.describe_noise(trials)
-    assert "standard deviation of 0.091 points (2 variants above 98.5%, 5 runs)" in text
-    assert "uncertain by ±0.24 points" in text  # 3.182 x 0.091 x sqrt(2 / 3)
+    text = report.describe_noise([*several("s5", 99.3, 99.4), *several("budget_1k", 96.5, 97.0)])
+    assert "a standard deviation of 11% of their errors (2 variants, 4 runs): at 99.3%, 0.08 points" in text
+    assert "anywhere from 99.12% to 99.45%" in text
 
 
 def test_frontier_points():
