@@ -55,7 +55,8 @@ def plot_frontier(points, peers=None, threshold=99.4, title="Accuracy against si
         axes.plot(peers["parameters"], shown, "s", **style, label=label)
         others = list(zip(peers["name"], peers["parameters"], shown, [FAINT] * len(peers), strict=True))
     axes.set_xscale("log")
-    axes.set_xlim(450, 9_000_000)
+    sizes = [parameters for _, parameters, _, _ in ours + others]
+    axes.set_xlim(0.65 * min(sizes), 8 * max(sizes))  # names stand to the right of their points
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.minorticks_off()
@@ -134,5 +135,5 @@ def plot_hardest(images, labels, mistakes, limit=30, columns=10):
         f"{labels[index]} → {max(set(answers[index]), key=answers[index].count)}  {len(answers[index])}"
         for index in hardest
     ]
-    title = f"What most of {len(mistakes)} networks get wrong (label → commonest answer, wrong networks)"
+    title = f"What the most of {len(mistakes)} networks get wrong (label → commonest answer, networks)"
     return tile_figure(images[hardest], columns, title, captions)

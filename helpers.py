@@ -248,8 +248,9 @@ def train(
     bar = tqdm(order.split(recipe.batch_size), leave=False, disable=hidden)
     for number, batch in enumerate(bar):
         targets = labels[batch]
+        inputs = augment(images[batch], recipe, generator)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            logits = model(augment(images[batch], recipe, generator)).float()
+            logits = model(inputs).float()
         loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad()
         loss.backward()

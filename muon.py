@@ -7,14 +7,16 @@ import torch
 from torch import Tensor, nn
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of the article: five steps bring singular values to between 0.7 and 1.2
+TINY = 1e-7  # instead of a division by zero, where a layer is dead
 
 
 class Muon(torch.optim.Optimizer):
     """Muon for convolutions, SGD with Nesterov momentum for everything else: BatchNorm, biases, linear layers.
 
-    A convolution's gradient, with its momentum, is flattened to a matrix (outputs, inputs × height × width) and
-    replaced by the nearest matrix whose rows (or columns) are orthonormal, so that no direction of it dominates. The
-    weights keep their initial norm: BatchNorm makes the output independent of it, so it would only change the rate.
+    A convolution's gradient, with its momentum, is flattened to a matrix (outputs, inputs × height × width; the groups
+    of a grouped one together) and replaced by the nearest matrix whose rows (or columns) are orthonormal, so that no
+    direction of it dominates. The weights keep their initial norm: BatchNorm makes the output independent of it, so it
+    would only change the rate.
 
     `lr` is the rate of the convolutions, in fractions of their norm a step; `rest_lr` and `weight_decay` are SGD's.
     """
@@ -45,8 +47,8 @@ class Muon(torch.optim.Optimizer):
                 if group["orthogonal"]:
                     norm = parameter.norm()
                     update = orthogonal(update.flatten(1)).view_as(update)
-                    parameter.sub_(update * (group["lr"] * norm / update.norm()))
-                    parameter.mul_(norm / parameter.norm())
+                    parameter.sub_(update * (group["lr"] * norm / update.norm().clamp_min(TINY)))
+                    parameter.mul_(norm / parameter.norm().clamp_min(TINY))
                 else:
                     parameter.sub_(update, alpha=group["lr"])
 
@@ -58,7 +60,7 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     """
     a, b, c = NEWTON_SCHULZ
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-    wide = wide / (wide.norm() + 1e-7)
+    wide = wide / wide.norm().clamp_min(TINY)
     for _ in range(steps):
         gram = wide @ wide.T
         wide = a * wide + (b * gram + c * gram @ gram) @ wide

@@ -188,7 +188,7 @@ def plot_curves(history, title=None, threshold=99.4, test_name="test", others=No
     history: a list of dicts, one per epoch: epoch (from 1), train_loss, train_accuracy, test_loss, test_accuracy;
     losses are means per image, accuracies in percent, test values None in epochs that were not evaluated.
     threshold: percent, a line in the accuracy panel, or None. test_name: "validation", say, for another split.
-    others: `{name: history}` of runs to compare with, drawn on the same images without their training lines, or None.
+    others: `{name: history}` of runs to compare with, drawn beside it without their training lines, or None.
     Raises ValueError for an empty history.
     """
     figure = Picture(figsize=(WIDTH, 3.8), layout="constrained")

@@ -12,7 +12,7 @@ CHOICES = {
     "precision": ("float32", "bfloat16"),
 }
 
-# What fields that were added later amounted to before: by this, runs that were recorded without them are read.
+# Values that stand for what was done before these fields existed; `ledger.read_ledger` fills them in.
 BEFORE = {"rest_learning_rate": 0.1, "precision": "float32"}
 
 

@@ -54,7 +54,8 @@ def current_trials(split: str, trials: list[dict] | None = None) -> list[dict]:
 def summary_table(trials: list[dict]) -> pd.DataFrame:
     """One row a variant, in the order of `variants.py`: size, cost, and accuracy over seeds in percent.
 
-    The Wilson interval is that of the mean: how far another 10,000 images might have moved it.
+    The Wilson interval is that of one network with the mean's accuracy: how far another 10,000 images might move it,
+    the noise between seeds aside.
     """
     from variants import VARIANTS
 
@@ -84,11 +85,11 @@ def summary_table(trials: list[dict]) -> pd.DataFrame:
 
 
 def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = None) -> pd.DataFrame:
-    """One row a change, seed by seed: what a variant gains over its parent, in points, and whether that is noise.
+    """One row a change, seed by seed: what a variant gains over its parent, and whether that is noise between seeds.
 
-    `pairs` names other comparisons (variant, rival); one without a common seed is left out. Two tests: by the paired
-    differences in points alone (t-test; none for one seed), and, on the errors' logarithm, by the noise between seeds
-    pooled over all variants (`seed_noise`), which decides. Holm's correction is over the rows of the table.
+    `trials` are of one split; `pairs` names other comparisons (variant, rival). One without a common seed is left out.
+    Two tests: by the paired differences in points alone (t-test; none for one seed), and, on the errors' logarithm, by
+    the noise between seeds pooled over all variants (`seed_noise`), which decides. Holm's correction is over the rows.
     """
     from variants import VARIANTS
 
@@ -131,15 +132,17 @@ def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = N
 def in_errors(trial: dict) -> dict:
     """The trial with `log_error`, the logarithm of its error rate in percent; no error at all counts as half a one.
 
-    On this scale seeds of a good variant and of a poor one scatter alike, which in points they do not.
+    On this scale seeds of a good variant and of a poor one scatter about alike, which in points they do not.
     """
     return trial | {"log_error": math.log(max(100 - trial["accuracy"], 50 / IMAGES))}
 
 
 def seed_noise(trials: list[dict]) -> tuple[float, int]:
     """How far seeds of one variant lie apart in `log_error`, pooled over all variants, and its degrees of freedom."""
-    groups = pd.DataFrame(map(in_errors, trials)).groupby("variant")["log_error"].agg(list)
-    return pooled_deviation(list(groups))
+    groups = {}
+    for trial in map(in_errors, trials):
+        groups.setdefault(trial["variant"], []).append(trial["log_error"])
+    return pooled_deviation(list(groups.values()))
 
 
 def _interval(difference: dict, form: str) -> str:
@@ -152,7 +155,10 @@ def _p_value(p: float) -> str:
 
 
 def image_table(trials: list[dict], seed: int) -> pd.DataFrame:
-    """One row a change, image by image: which of two networks of one seed alone is wrong, and McNemar's exact test."""
+    """One row a change, image by image: which of two networks of one seed alone is wrong, and McNemar's exact test.
+
+    `trials` are of one split. Holm's correction is over the rows.
+    """
     from variants import VARIANTS
 
     of_seed = {trial["variant"]: trial["mistakes"].keys() for trial in select(trials, seed=seed)}
@@ -187,12 +193,14 @@ def describe_noise(trials: list[dict], seeds: int = 3, accuracy: float = 99.3) -
 
 def frontier_points(trials: list[dict]) -> pd.DataFrame:
     """Size against accuracy, a row a variant and split: name, split, parameters, seeds, mean, low and high (95%)."""
-    rows = []
+    columns, rows = ["name", "split", "parameters", "seeds", "mean", "low", "high"], []
+    if not trials:
+        return pd.DataFrame(rows, columns=columns)
     for (name, split), group in pd.DataFrame(trials).groupby(["variant", "split"], sort=False):
         low, high = mean_interval(list(group["accuracy"]))
         size = {"name": name, "split": split, "parameters": group["parameters"].iloc[0], "seeds": len(group)}
         rows.append(size | {"mean": group["accuracy"].mean(), "low": low, "high": high})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def describe_result(correct: int, data) -> str:
@@ -220,8 +228,10 @@ def readme_sections(trials: list[dict]) -> dict[str, str]:
     from variants import VARIANTS
 
     tested, validated = current_trials("test", trials), current_trials("validation", trials)
+    if not validated:
+        raise ValueError("the ledger holds no validation runs of today's variants: python sweep.py")
     shown = shown_trial(tested)
-    low, high = wilson_interval(shown["curve"][-1]["test_correct"], 10_000)
+    low, high = wilson_interval(shown["curve"][-1]["test_correct"], IMAGES)
     last = f"**{shown['accuracy']:.2f}%** (95% interval {low:.2f}–{high:.2f}%)"
     seeds = select(tested, variant="s5")
     counts = count_layers(Net())
@@ -311,7 +321,7 @@ def main() -> int:
         trials = read_ledger(LEDGER)
         text = README.read_text(encoding="utf-8")
         fresh = fill_markers(text, readme_sections(trials))
-        if options.figures:
+        if options.figures and not options.check:
             draw_figures(trials)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"report.py: {error}", file=sys.stderr)

@@ -43,7 +43,7 @@ def mcnemar(mistakes: Collection[str], other_mistakes: Collection[str]) -> float
 
 
 def paired_difference(trials: list[dict], other_trials: list[dict], key: str = "accuracy") -> dict:
-    """Accuracy (or what `key` names) of `trials` minus that of `other_trials`, seed by seed, in points.
+    """Accuracy (or what `key` names) of `trials` minus that of `other_trials`, seed by seed, in its unit.
 
     Returns n (seeds in common), mean, low and high (95% t-interval) and p (two-sided paired t-test); the
     last three are NaN for fewer than two seeds. ValueError where no seed is in common.
@@ -98,11 +98,12 @@ def pooled_difference(mean: float, n: int, deviation: float, freedom: int) -> di
     """Whether a difference between two means of `n` seeds each is noise, by a `pooled_deviation`: low, high, p.
 
     Three seeds alone say little of how far seeds lie apart; a dozen recipes that scatter alike say it together.
-    This assumes that they do. The interval is a 95% t-interval, p two-sided.
+    This assumes that they do, and treats the two means as independent. The interval is a 95% t-interval, p two-sided.
     """
     error = deviation * math.sqrt(2 / n)
     half = float(stats.t.ppf(0.975, freedom)) * error
-    return {"low": mean - half, "high": mean + half, "p": 2 * float(stats.t.sf(abs(mean) / error, freedom))}
+    ratio = abs(mean) / error if error else math.inf if mean else 0.0
+    return {"low": mean - half, "high": mean + half, "p": 2 * float(stats.t.sf(ratio, freedom))}
 
 
 def describe_seeds(trials: list[dict]) -> str:

@@ -318,7 +318,7 @@ def code(name: str) -> str:
 
 
 def recipe_change(name: str) -> str:
-    """What a variant's recipe changes against its parent's, e.g. "momentum 0.9 → 0.95"; without a parent all of it."""
+    """What a variant's recipe changes against its parent's, e.g. "against s5: momentum 0.9 → 0.95"; or all of it."""
     variant = VARIANTS[name]
     if variant.parent is None:
         return str(variant.recipe)

@@ -45,8 +45,13 @@ def test_frontier_names_every_point_and_says_what_it_is():
     assert "NSR9 session 6: one seed" not in legend  # the rule needs no naming
 
 
-def test_frontier_labels_do_not_overlap():
-    figure = comparison_plots.plot_frontier(POINTS, pd.read_csv(report.PEERS))
+def recorded_points():
+    return report.frontier_points([*report.current_trials("validation"), *report.current_trials("test")])
+
+
+@pytest.mark.parametrize("points", [POINTS, recorded_points()], ids=["few", "recorded"])
+def test_frontier_labels_do_not_overlap(points):
+    figure = comparison_plots.plot_frontier(points, pd.read_csv(report.PEERS))
     figure._repr_png_()  # places everything
     names = [text for text in figure.axes[0].texts if text.get_text() != "99.4%"]
     words = [Text.get_window_extent(text) for text in names]  # an annotation's own extent takes in its line
@@ -75,7 +80,7 @@ def test_hardest_counts_networks_and_names_the_commonest_answer():
     mistakes = [{"3": 5, "1": 7}, {"3": 8}, {"3": 5}, {}]
     written = texts(comparison_plots.plot_hardest(images, labels, mistakes))
     assert written[:2] == ["3 → 5  3", "1 → 7  1"]
-    assert any("What most of 4 networks get wrong" in text for text in written)
+    assert any("What the most of 4 networks get wrong" in text for text in written)
     assert "1 → 7  1" not in texts(comparison_plots.plot_hardest(images, labels, mistakes, limit=1))
     with pytest.raises(ValueError, match="image 9 is named as a mistake, but there are 5 images"):
         comparison_plots.plot_hardest(images, labels, [{"9": 1}])

@@ -32,6 +32,15 @@ def test_convolutions_keep_their_norm_and_move_by_the_rate():
     assert (after - before).norm() == pytest.approx(0.1 * before.norm().item(), rel=0.1)
 
 
+def test_a_dead_layer_stays_a_number():
+    model = nn.Conv2d(2, 6, 3)
+    for weight in (torch.ones(6, 2, 3, 3), torch.zeros(6, 2, 3, 3)):
+        model.weight.data = weight
+        model.weight.grad = torch.zeros_like(weight)
+        Muon(model, lr=0.1, rest_lr=0.1, momentum=0.9).step()
+        assert torch.equal(model.weight.detach(), weight)
+
+
 def test_everything_else_is_torchs_sgd():
     def steps(model, optimizer):
         for index in range(3):

@@ -10,6 +10,7 @@ from scipy import stats
 
 import report
 from helpers import load_mnist
+from significance import GOAL
 from variants import VARIANTS
 
 REPO = Path(__file__).parent.parent
@@ -41,9 +42,12 @@ def problems(notebook) -> list[str]:
     return found
 
 
+def outputs_of(cells) -> list:
+    return [output for cell in cells for output in cell.get("outputs", [])]
+
+
 def printed(notebook) -> str:
-    outputs = [output for cell in code(notebook) for output in cell.outputs]
-    return "\n".join(output.get("text", "") for output in outputs)
+    return "\n".join(output.get("text", "") for output in outputs_of(notebook.cells))
 
 
 def test_stored_whole_and_in_order(notebook):
@@ -131,27 +135,60 @@ def test_experiments_train_every_variant_in_full():
     assert trained == list(VARIANTS)
 
 
+def cells_of(table) -> list[str]:
+    return [str(value) for value in table.to_numpy().ravel()]
+
+
+def stored_tables(cells) -> list[list[str]]:
+    html = [output.get("data", {}).get("text/html", "") for output in outputs_of(cells)]
+    return [re.findall(r"<td>(.*?)</td>", table) for table in html]
+
+
 def test_experiments_hold_todays_tables():
-    """nbval compares them too, but only to the end of what pandas prints."""
+    """At the end all of them, in each section its own rows."""
     notebook = nbformat.read(REPO / NOTEBOOKS[1], as_version=4)
     recorded = report.current_trials("validation")
-    tables = [report.summary_table(recorded), report.comparison_table(recorded), report.image_table(recorded, 100)]
-    stored = [output.get("data", {}).get("text/html", "") for cell in code(notebook) for output in cell.outputs]
-    stored = [re.findall(r"<td>(.*?)</td>", html) for html in stored]
-    for table in tables:
-        assert [str(value) for value in table.to_numpy().ravel()] in stored
+    comparisons = report.comparison_table(recorded)
+    stored = stored_tables(notebook.cells)
+    for table in (report.summary_table(recorded), comparisons, report.image_table(recorded, 100)):
+        assert cells_of(table) in stored
+    for cell in notebook.cells:
+        if section := re.match(r'train\("(\w+)"\)', cell.source):
+            pair = (VARIANTS[section[1]].parent, section[1])
+            summary = report.summary_table([trial for trial in recorded if trial["variant"] in pair])
+            assert cells_of(summary) in stored_tables([cell]), section[1]
+            change = comparisons[comparisons["Variant"] == section[1]]
+            assert change.empty or cells_of(change) in stored_tables([cell]), section[1]
 
 
-def test_analysis_names_only_figures_that_a_cell_has_computed():
+def figures_from_nowhere(prose: str, cells, known: str) -> list[str]:
+    """Decimal figures, and percentages of errors, that are neither in the cells' outputs nor in the `known` text."""
+    sources = [
+        known,
+        *(output.get("text", "") for output in outputs_of(cells)),
+        *itertools.chain(*stored_tables(cells)),
+    ]
+    computed = " ".join(sources)
+    stated = re.findall(r"\d+\.\d+|\d+(?=% (?:fewer|more))", prose)
+    return [figure for figure in stated if not re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", computed)]
+
+
+def test_analysis_names_only_figures_that_its_section_has_computed():
     """Prose is written after the result; a figure in it that no output shows has gone stale, or never was true."""
     notebook = nbformat.read(REPO / NOTEBOOKS[1], as_version=4)
-    prose = "\n".join(cell.source for cell in notebook.cells if "**Analysis.**" in cell.source)
-    assert prose.count("**Analysis.**") == len(VARIANTS)
-    outputs = [output for cell in code(notebook) for output in cell.outputs]
-    computed = printed(notebook) + "\n".join(output.get("data", {}).get("text/html", "") for output in outputs)
-    stated = re.findall(r"\d+\.\d+", prose)
-    assert stated
-    assert [figure for figure in stated if figure not in computed] == []
+    analysed = []
+    for cell, prose in itertools.pairwise(notebook.cells):
+        if prose.source.startswith("**Analysis.**"):
+            analysed.append(re.match(r'train\("(\w+)"\)', cell.source)[1])
+            assert figures_from_nowhere(prose.source, [cell], VARIANTS[analysed[-1]].target) == [], analysed[-1]
+    assert analysed == list(VARIANTS)
+    assert figures_from_nowhere(notebook.cells[-1].source, notebook.cells, f"{GOAL}%") == []
+
+
+def test_a_figure_from_nowhere_is_found():
+    cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("stream", text="mean 99.327, -30%")])
+    assert figures_from_nowhere("99.327, 30% fewer, and 99.4 aimed at", [cell], "99.4%") == []
+    assert figures_from_nowhere("99.32, 3% fewer, 9.327", [cell], "") == ["99.32", "3", "9.327"]
 
 
 def test_load_mnist_is_what_the_notebooks_use(notebook):

@@ -102,6 +102,13 @@ def test_image_table():
     )
 
 
+def test_nothing_to_report_is_said_and_no_traceback():
+    assert report.comparison_table([]).empty
+    assert report.frontier_points([]).empty
+    with pytest.raises(ValueError, match="no validation runs"):
+        report.readme_sections([trial(0, 99.4)])
+
+
 def test_noise_in_words():
     text = report.describe_noise([*several("s5", 99.3, 99.4), *several("budget_1k", 96.5, 97.0)])
     assert "a standard deviation of 11% of their errors (2 variants, 4 runs): at 99.3%, 0.08 points" in text

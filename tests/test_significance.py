@@ -92,6 +92,11 @@ def test_pooled_deviation_weighs_by_freedom():
     assert freedom == 0
 
 
+def test_pooled_difference_without_any_noise():
+    assert significance.pooled_difference(0.1, 3, 0.0, 4)["p"] == 0
+    assert significance.pooled_difference(0.0, 3, 0.0, 4)["p"] == 1
+
+
 def test_pooled_difference_is_the_two_sample_t_test_where_only_two_are_pooled():
     ours, theirs = [99.3, 99.4, 99.5], [99.1, 99.2, 99.35]
     mean = sum(ours) / 3 - sum(theirs) / 3

@@ -474,6 +474,7 @@ class WithDropout(nn.Module):
     [
         (Net, {}),
         (WithDropout, {"optimizer": "adamw"}),
+        (Net, {"optimizer": "muon", "precision": "bfloat16"}),
         (Net, {"optimizer": "adadelta", "ema_decay": 0.0, "schedule": "step", "schedule_every": "epoch"}),
     ],
 )
@@ -660,3 +661,20 @@ def test_two_epochs_of_real_mnist_reach_98_percent():
     recipe = Recipe(epochs=2, ema_decay=0.99)
     _, history = fit(data, recipe)
     assert history[-1]["test_accuracy"] >= 98.0
+
+
+def test_bfloat16_is_for_the_passes_alone(small):
+    dtypes = []
+
+    class Watched(Net):
+        def forward(self, images):
+            outputs = self.conv1(images)
+            dtypes.append((images.dtype, outputs.dtype) if self.training else outputs.dtype)
+            return super().forward(images)
+
+    model, coarse = fit(small, replace(SHORT, precision="bfloat16"), architecture=Watched)
+    assert set(dtypes) == {(torch.float32, torch.bfloat16), torch.float32}  # in training, in testing
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    _, fine = fit(small, SHORT)
+    assert coarse[-1]["train_loss"] != fine[-1]["train_loss"]
+    assert coarse[-1]["train_loss"] == pytest.approx(fine[-1]["train_loss"], rel=0.05)
