@@ -11,6 +11,7 @@ import argparse
 import math
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -88,8 +89,9 @@ def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = N
     """One row a change, seed by seed: what a variant gains over its parent, and whether that is noise between seeds.
 
     `trials` are of one split; `pairs` names other comparisons (variant, rival). One without a common seed is left out.
-    Two tests: by the paired differences in points alone (t-test; none for one seed), and, on the errors' logarithm, by
-    the noise between seeds pooled over all variants (`seed_noise`), which decides. Holm's correction is over the rows.
+    Two tests: by the paired differences in points alone (t-test), and, on the errors' logarithm, by the noise between
+    seeds pooled over all variants (`seed_noise`), which decides. One common seed is not tested. Holm's correction is
+    over the tested rows.
     """
     from variants import VARIANTS
 
@@ -101,7 +103,8 @@ def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = N
         if {trial["seed"] for trial in ours} & {trial["seed"] for trial in theirs}:
             compared[pair] = paired_difference(ours, theirs)
             growth = paired_difference(ours, theirs, "log_error")
-            noise = pooled_difference(growth["mean"], growth["n"], deviation, freedom) if freedom else NOT_TESTED
+            tested = freedom and growth["n"] > 1  # a single seed may be the lucky one, whatever others scatter like
+            noise = pooled_difference(growth["mean"], growth["n"], deviation, freedom) if tested else NOT_TESTED
             pooled[pair] = growth | noise
     holms = {
         name: dict(zip(tests, holm([test["p"] for test in tests.values()]), strict=True))
@@ -123,7 +126,7 @@ def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = N
                     {key: 100 * math.expm1(pooled[pair][key]) for key in ("low", "high")}, "{:+.0f}%"
                 ),
                 "p, pooled, Holm": _p_value(p_pooled),
-                "Beyond noise": "not tested" if math.isnan(p_pooled) else "yes" if p_pooled < 0.05 else "no",
+                "Beyond seed noise": "not tested" if math.isnan(p_pooled) else "yes" if p_pooled < 0.05 else "no",
             }
         )
     return pd.DataFrame(rows)
@@ -178,15 +181,16 @@ def image_table(trials: list[dict], seed: int) -> pd.DataFrame:
 def describe_noise(trials: list[dict], seeds: int = 3, accuracy: float = 99.3) -> str:
     """How far seeds of one recipe lie apart (`seed_noise`), and what that means at an `accuracy`, in words."""
     deviation, freedom = seed_noise(trials)
-    certain = pooled_difference(0.0, seeds, deviation, freedom)["high"]
+    half = pooled_difference(0.0, seeds, deviation, freedom)["high"]
     low, high = wilson_interval(round(accuracy / 100 * IMAGES), IMAGES)
     error = 100 - accuracy
+    runs = Counter(trial["variant"] for trial in trials)
+    several = [count for count in runs.values() if count > 1]
     return (
         f"Seeds of one variant differ by a standard deviation of {100 * deviation:.0f}% of their errors "
-        f"({len({trial['variant'] for trial in trials})} variants, {len(trials)} runs): "
-        f"at {accuracy:g}%, {error * deviation:.2f} points.\n"
-        f"The difference between two means of {seeds} seeds is then uncertain by {100 * certain:.0f}% of the errors: "
-        f"at {accuracy:g}%, {error * certain:.2f} points.\n"
+        f"({len(several)} variants, {sum(several)} runs): at {accuracy:g}%, {error * deviation:.2f} points.\n"
+        f"The difference between two means of {seeds} seeds is then uncertain by ±{100 * half:.0f}% of the errors "
+        f"(95%): at {accuracy:g}%, ±{error * half:.2f} points.\n"
         f"Another {IMAGES:,} images might move an accuracy of {accuracy:g}% to anywhere from {low:.2f}% to {high:.2f}%."
     )
 

@@ -318,10 +318,10 @@ def code(name: str) -> str:
 
 
 def recipe_change(name: str) -> str:
-    """What a variant's recipe changes against its parent's, e.g. "against s5: momentum 0.9 → 0.95"; or all of it."""
+    """What a variant's recipe changes against its parent's ("Recipe against s5: momentum 0.9 → 0.95"), or all of it."""
     variant = VARIANTS[name]
     if variant.parent is None:
         return str(variant.recipe)
     ours, theirs = variant.recipe.as_dict(), VARIANTS[variant.parent].recipe.as_dict()
     changes = [f"{key} {theirs[key]} → {ours[key]}" for key in ours if ours[key] != theirs[key]]
-    return f"against {variant.parent}: {', '.join(changes) or 'the same recipe'}"
+    return f"Recipe against {variant.parent}: {', '.join(changes) or 'the same recipe'}"

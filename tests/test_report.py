@@ -63,7 +63,7 @@ def test_comparison_table():
     table = report.comparison_table(trials).set_index("Variant")
     assert list(table.index) == ["s5", "dropout", "separable"]  # without a parent in the ledger there is no row
     assert list(table["Against"]) == ["seed_recipe", "s5", "s5"]
-    assert list(table["Beyond noise"]) == ["yes", "no", "no"]
+    assert list(table["Beyond seed noise"]) == ["yes", "no", "not tested"]  # of one seed nothing is said
     ours = report.paired_difference(trials[3:6], trials[:3])
     assert table.loc["s5", "Points"] == "+0.200"
     assert table.loc["s5", "p, Holm"] == f"{2 * ours['p']:.2g}"  # two of the three could be tested
@@ -84,9 +84,13 @@ def test_pooled_noise_decides_where_three_seeds_alone_cannot():
     low, high = (100 * (0.48 / 0.8 * math.exp(sign * half) - 1) for sign in (-1, 1))
     assert table.loc["s5", "Errors"] == "-40%"
     assert table.loc["s5", "Pooled 95%"] == f"{low:+.0f}% to {high:+.0f}%"
-    assert table.loc["s5", "Beyond noise"] == "yes"
+    assert table.loc["s5", "Beyond seed noise"] == "yes"
     assert table.loc["no_augmentation", "Errors"] == "+67%"
-    assert (table.loc["dropout", "Seeds"], table.loc["dropout", "Errors"]) == (1, "+122%")
+    assert list(table.loc["dropout", ["Seeds", "Errors", "Pooled 95%", "p, pooled, Holm"]]) == [1, "+122%", "–", "–"]
+    first, second = (
+        report.pooled_difference(math.log(ratio), 3, deviation, freedom)["p"] for ratio in (0.48 / 0.8, 0.8 / 0.48)
+    )
+    assert table.loc["s5", "p, pooled, Holm"] == f"{2 * max(first, second):.2g}"  # two rows are tested
     few = report.comparison_table([trial(0, 99.1, "dropout"), trial(0, 99.4)])
     assert list(few.iloc[0])[4:] == ["–", "–", "+50%", "–", "–", "not tested"]
 
@@ -110,7 +114,8 @@ def test_nothing_to_report_is_said_and_no_traceback():
 
 
 def test_noise_in_words():
-    text = report.describe_noise([*several("s5", 99.3, 99.4), *several("budget_1k", 96.5, 97.0)])
+    trials = [*several("s5", 99.3, 99.4), *several("budget_1k", 96.5, 97.0), *several("separable", 99.5)]
+    text = report.describe_noise(trials)
     assert "a standard deviation of 11% of their errors (2 variants, 4 runs): at 99.3%, 0.08 points" in text
     assert "anywhere from 99.12% to 99.45%" in text
 
