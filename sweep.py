@@ -1,11 +1,13 @@
 """Variants × seeds on this machine, into the ledger: `python sweep.py --variants s5,seed_recipe --seeds 0-2`.
 
-Trials that the ledger holds are skipped, so a sweep that was cut off goes on where it stopped.
+Trials that the ledger holds are skipped, so a sweep that was cut off goes on where it stopped. Other recipes are tried
+by `--set`, e.g. `--variants s5 --set optimizer=muon --set learning_rate=0.05 --epochs 8`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -33,6 +35,7 @@ def run_trial(
     seed: int,
     split: str,
     epochs: int | None = None,
+    changes: dict | None = None,
     sample: bool = False,
     device: str = "auto",
     threads: int | None = None,
@@ -40,25 +43,25 @@ def run_trial(
     """Train one variant from one seed and return its line for the ledger (see `ledger.KEYS`).
 
     "validation" trains on five sixths of the training images and scores on the rest; "test" trains on
-    all and scores on the test images. `epochs` replaces the recipe's. All arguments and the result are
-    plain values, so a trial can run in any process, on any host. A trial that Ctrl-C cuts short is no trial:
-    KeyboardInterrupt goes on to the caller.
+    all and scores on the test images. `epochs` and `changes` (of any fields) go into the recipe. All
+    arguments and the result are plain values, so a trial can run in any process, on any host. A trial that
+    Ctrl-C cuts short is no trial: KeyboardInterrupt goes on to the caller.
     """
     import torch
 
     import helpers
-    from variants import VARIANTS
+    from candidates import KNOWN
 
     if split not in ("validation", "test"):  # a slip of the pen must not end on the test images
         raise ValueError(f"split must be validation or test, not {split!r}")
     if threads:
         torch.set_num_threads(threads)
-    recipe = planned_recipe(variant, epochs)
+    recipe = planned_recipe(variant, epochs, changes)
     origin = provenance(helpers.pick_device(device))
     data = helpers.load_sample() if sample else helpers.load_mnist(allow_sample=False)
     if split == "validation":
         data = helpers.validation_split(data)
-    model = helpers.build(VARIANTS[variant].build, seed)
+    model = helpers.build(KNOWN[variant].build, seed)
     start = time.perf_counter()
     history = helpers.fit(model, data, recipe, seed, device, progress=False)
     seconds = time.perf_counter() - start
@@ -83,12 +86,14 @@ def run_trial(
     }
 
 
-def planned_recipe(variant: str, epochs: int | None):
-    """The variant's recipe, with another number of epochs where one is given."""
-    from variants import VARIANTS
+def planned_recipe(variant: str, epochs: int | None = None, changes: dict | None = None):
+    """The variant's recipe with `changes`, and another number of epochs where one is given. ValueError for bad ones."""
+    from candidates import KNOWN
 
-    recipe = VARIANTS[variant].recipe
-    return replace(recipe, epochs=epochs) if epochs is not None else recipe
+    recipe = KNOWN[variant].recipe
+    if unknown := sorted((changes or {}).keys() - recipe.as_dict().keys()):
+        raise ValueError(f"a recipe has no {', '.join(unknown)}; it has {', '.join(recipe.as_dict())}")
+    return replace(recipe, **(changes or {}), **({} if epochs is None else {"epochs": epochs}))
 
 
 def sweep(
@@ -96,6 +101,7 @@ def sweep(
     seeds: list[int],
     split: str = "validation",
     epochs: int | None = None,
+    changes: dict | None = None,
     sample: bool = False,
     device: str = "auto",
     workers: int = 1,
@@ -109,11 +115,13 @@ def sweep(
     """
     source = "sample" if sample else "mnist"
     threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None  # one worker: torch's own choice
-    fixed = {"split": split, "epochs": epochs, "sample": sample, "device": device, "threads": threads}
+    fixed = {"split": split, "epochs": epochs, "changes": changes, "sample": sample, "device": device}
+    fixed |= {"threads": threads}
     wanted = [{"variant": variant, "seed": seed, **fixed} for seed in seeds for variant in variants]
 
     def key(trial: dict) -> tuple:
-        return trial_key({**trial, "data": source, "recipe": planned_recipe(trial["variant"], epochs).as_dict()})
+        recipe = planned_recipe(trial["variant"], epochs, changes)
+        return trial_key({**trial, "data": source, "recipe": recipe.as_dict()})
 
     done = set(map(trial_key, read_ledger(ledger)))
     todo = [trial for trial in wanted if key(trial) not in done]
@@ -220,15 +228,29 @@ def parse_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
+def parse_change(text: str) -> tuple[str, object]:
+    """ "optimizer=muon" → ("optimizer", "muon"), "epochs=8" → ("epochs", 8). ArgumentTypeError for anything else."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"a change is written like learning_rate=0.05, not {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line, as arguments of `sweep`; exits with code 2 on a bad one."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("sweep.py", description=__doc__, formatter_class=layout)
     add = parser.add_argument
-    add("--variants", default="all", metavar="NAMES", help="from variants.py, comma-separated, or all (default: all)")
+    names = "from variants.py or candidates.py, comma-separated, or all of variants.py (default: all)"
+    add("--variants", default="all", metavar="NAMES", help=names)
     add("--seeds", type=parse_seeds, default=[100, 101, 102], help="e.g. 0-4 or 0,3,7 (default: 100-102)")
     add("--split", choices=("validation", "test"), default="validation", help="what to score on (default: validation)")
     add("--epochs", type=int, metavar="N", help="instead of each recipe's own")
+    change = "another value in the recipe; may be given several times"
+    add("--set", dest="changes", type=parse_change, action="append", default=[], metavar="FIELD=VALUE", help=change)
     add("--sample", action="store_true", help="the small sample instead of MNIST, to try things out")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps (default: auto)")
     add("--workers", type=int, default=1, metavar="N", help="trials at a time, sharing the cores (default: 1)")
@@ -238,17 +260,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.workers < 1:
         parser.error(f"--workers must be 1 or more, not {options.workers}")
 
+    from candidates import KNOWN
     from helpers import pick_device
     from variants import VARIANTS
 
     names = [name.strip() for name in options.variants.split(",")]
     options.variants = list(VARIANTS) if names == ["all"] else list(dict.fromkeys(names))
-    if unknown := [name for name in options.variants if name not in VARIANTS]:
-        parser.error(f"unknown variant {', '.join(unknown)}; there are: {', '.join(VARIANTS)}")
+    if unknown := [name for name in options.variants if name not in KNOWN]:
+        parser.error(f"unknown variant {', '.join(unknown)}; there are: {', '.join(KNOWN)}")
+    options.changes = dict(options.changes)
     try:
         pick_device(options.device)
-        planned_recipe(options.variants[0], options.epochs)
-    except ValueError as error:
+        for name in options.variants:
+            planned_recipe(name, options.epochs, options.changes)
+    except (ValueError, TypeError) as error:
         parser.error(str(error))
     return options
 
