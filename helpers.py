@@ -12,6 +12,7 @@ import copy
 import math
 import os
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from augmentation import MEAN, STD, augment, normalize, random_affine, warp
 from checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint, save_weights
 from comparison_plots import plot_frontier, plot_hardest, plot_seeds
 from mnist import DataError, MnistData, load_mnist, load_sample, validation_split
@@ -49,7 +51,9 @@ from plots import (
 from recipe import Recipe
 
 __all__ = [
+    "MEAN",
     "SMOKE",
+    "STD",
     "CheckpointError",
     "DataError",
     "DivergenceError",
@@ -96,8 +100,6 @@ __all__ = [
 ]
 
 SMOKE = os.environ.get("MNIST_SMOKE") == "1"  # notebooks and tests: a short run on the small sample
-
-MEAN, STD = 0.1307, 0.3081  # of all pixels of the 60,000 training images, on the scale 0 to 1
 
 
 class DivergenceError(RuntimeError):
@@ -178,49 +180,6 @@ def pick_device(device: str = "auto") -> torch.device:
     return chosen
 
 
-# --- Augmentation ----------------------------------------------------------------------------------------------------
-
-
-def normalize(images: Tensor) -> Tensor:
-    """uint8 (N, 28, 28) → float32 (N, 1, 28, 28) with about zero mean and unit variance."""
-    return (images.unsqueeze(1).float() / 255 - MEAN) / STD
-
-
-def random_affine(count: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Draw `count` random affine maps, float32 (count, 2, 3), on the generator's device.
-
-    An image is enlarged, sheared, rotated and shifted, in this order, about its centre. `affine_grid` wants
-    the way back, from a point of the new image to one of the old (coordinates from -1 to 1), so that is what
-    is returned.
-    """
-    draws = torch.rand(5, count, generator=generator, device=generator.device) * 2 - 1
-    angle = draws[0] * math.radians(recipe.rotation)
-    shear = torch.tan(draws[1] * math.radians(recipe.shear))
-    scale = 1 + draws[2] * recipe.scale
-    shift = draws[3:].T.unsqueeze(2) * (2 * recipe.translation)  # the image is 2 wide in these coordinates
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    inverse = torch.stack([cos + shear * sin, sin - shear * cos, -sin, cos]) / scale
-    inverse = inverse.T.reshape(count, 2, 2)
-    return torch.cat([inverse, -inverse @ shift], dim=2)
-
-
-def warp(images: Tensor, affine: Tensor) -> Tensor:
-    """Resample float images (N, 1, H, W) at the points that `affine` (N, 2, 3) names; what lies outside is black."""
-    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
-def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Rotate, shift, scale and shear every image by amounts of its own, then normalise.
-
-    uint8 (N, 28, 28) on the generator's device → float32 (N, 1, 28, 28).
-    """
-    if not recipe.augments:
-        return normalize(images)
-    pixels = images.unsqueeze(1).float() / 255
-    return (warp(pixels, random_affine(len(images), recipe, generator)) - MEAN) / STD
-
-
 # --- Loops -----------------------------------------------------------------------------------------------------------
 
 
@@ -234,12 +193,15 @@ def train(
     scheduler: LambdaLR | None = None,
     average: AveragedModel | None = None,
     progress: bool = True,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[float, float]:
     """Train one epoch; return the mean loss per image and the accuracy in percent, both over the epoch.
 
-    `scheduler` and `average` are stepped once a batch. Raises DivergenceError when the loss stops being finite.
+    `scheduler` and `average` are stepped once a batch; `forward` is the model compiled, where it is. Raises
+    DivergenceError when the loss stops being finite.
     """
     model.train()
+    forward = model if forward is None else forward
     loss_sum = torch.zeros((), device=images.device)
     correct = torch.zeros((), device=images.device, dtype=torch.long)
     seen = 0
@@ -250,7 +212,7 @@ def train(
         targets = labels[batch]
         inputs = augment(images[batch], recipe, generator)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            logits = model(inputs).float()
+            logits = forward(inputs).float()
         loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
@@ -292,28 +254,37 @@ def fit(
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    test_every: int = 1,
+    compiled: bool = False,
 ) -> list[dict]:
     """Train `model` by `recipe`; return its history, one dict an epoch.
 
     Keys: epoch (from 1), learning_rate (when the epoch's last batch was done), train_loss, train_accuracy, test_loss,
     test_accuracy (losses per image, accuracies in percent), test_correct (images), seconds. "test" is whatever
-    `data` holds out. Afterwards the model holds the weights that the last line of the history was measured on,
-    which are the averaged ones where the recipe averages.
+    `data` holds out, scored after every `test_every` epochs and after the last; in between its values are None.
+    Afterwards the model holds the weights that the last line of the history was measured on, which are the
+    averaged ones where the recipe averages.
 
+    `compiled` trains by `torch.compile`: its first minute goes into compiling, then a GPU need not wait for Python.
     With `checkpoint` (a path) the whole state is saved after every epoch; with `resume` a run that was
     cut off goes on from there, bit for bit as if it had not been (CPU, same machine, same number of
     threads). Ctrl-C ends the run early: what was reached is returned and the model is set back to the end
     of the last complete epoch.
 
-    Raises DivergenceError (model set back likewise), CheckpointError, and ValueError for an unknown device.
+    Raises DivergenceError (model set back likewise), CheckpointError, and ValueError for an unknown device
+    or `test_every` below 1.
     """
+    if test_every < 1:
+        raise ValueError(f"test_every must be 1 or more epochs, not {test_every}")
     device = pick_device(device)
     data = data.to(device)
     model.to(device)
     if device.type == "cpu":  # oneDNN's convolutions and torch's pooling are a quarter faster with channels last
         model.to(memory_format=torch.channels_last)
     torch.manual_seed(seed)  # dropout draws from the global generators
-    run = _Run(model, recipe, seed, data, device)
+    run = _Run(model, recipe, seed, data, device, test_every)
+    if compiled:
+        run.forward = compile_for(device, model)
     if resume:
         expected = {key: run.last_good[key] for key in ("recipe", "seed", "data", "device")}
         run.restore(load_checkpoint(checkpoint, expected, model))
@@ -343,11 +314,14 @@ def fit(
 class _Run:
     """A training run's moving parts, and the one dict that holds their state after the last good epoch."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, seed: int, data: MnistData, device: torch.device):
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, seed: int, data: MnistData, device: torch.device, test_every: int
+    ):
         self.model, self.recipe, self.seed, self.data, self.device = model, recipe, seed, data, device
+        self.test_every, self.forward = test_every, model
         batches = math.ceil(len(data.train_images) / recipe.batch_size)
         steps_per_epoch = batches if recipe.schedule_every == "batch" else 1
-        self.optimizer = make_optimizer(model, recipe)
+        self.optimizer = make_optimizer(model.parameters(), recipe)
         self.scheduler = LambdaLR(self.optimizer, lambda step: recipe.learning_rate_factor(step, steps_per_epoch))
         self.average = moving_average(model, recipe.ema_decay) if recipe.ema_decay else None
         self.generator = torch.Generator(device).manual_seed(seed)
@@ -368,21 +342,26 @@ class _Run:
             self.scheduler if per_batch else None,
             self.average,
             progress,
+            self.forward,
         )
         learning_rate = self.optimizer.param_groups[0]["lr"]
         if not per_batch:
             self.scheduler.step()
-        tested = self.model if self.average is None else self.average
-        test_loss, test_correct = test(tested, self.data.test_images, self.data.test_labels)
-        _check_finite(test_loss)
+        number = len(self.history) + 1
+        test_loss = test_correct = test_accuracy = None
+        if number % self.test_every == 0 or number == self.recipe.epochs:
+            tested = self.model if self.average is None else self.average
+            test_loss, test_correct = test(tested, self.data.test_images, self.data.test_labels)
+            test_accuracy = 100 * test_correct / len(self.data.test_labels)
+            _check_finite(test_loss)
         self.history.append(
             {
-                "epoch": len(self.history) + 1,
+                "epoch": number,
                 "learning_rate": learning_rate,
                 "train_loss": train_loss,
                 "train_accuracy": train_accuracy,
                 "test_loss": test_loss,
-                "test_accuracy": 100 * test_correct / len(self.data.test_labels),
+                "test_accuracy": test_accuracy,
                 "test_correct": test_correct,
                 "seconds": time.perf_counter() - start,
             }
@@ -427,16 +406,21 @@ class _Run:
         return getattr(torch.mps, function)(*state) if self.device.type == "mps" else None
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser over all parameters of the model."""
+def compile_for(device: torch.device, model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The model compiled; on CUDA also recorded as graphs, so that Python's share of a batch's time goes."""
+    return torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else "default")
+
+
+def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser over all of a model's parameters."""
     settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "muon":
-        return Muon(model, rest_lr=recipe.rest_learning_rate, momentum=recipe.momentum, **settings)
+        return Muon(parameters, rest_lr=recipe.rest_learning_rate, momentum=recipe.momentum, **settings)
     if recipe.optimizer == "sgd":
         momentum = {"momentum": recipe.momentum, "nesterov": recipe.nesterov and recipe.momentum > 0}
-        return torch.optim.SGD(model.parameters(), **settings, **momentum)
+        return torch.optim.SGD(parameters, **settings, **momentum)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adadelta": torch.optim.Adadelta}
-    return kinds[recipe.optimizer](model.parameters(), **settings)
+    return kinds[recipe.optimizer](parameters, **settings)
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
@@ -456,12 +440,13 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
 def epoch_line(epoch: dict, epochs: int, data: MnistData) -> str:
     """One line of the training log."""
     held_out = data.split if data.source == "mnist" else f"{data.source} {data.split}"
-    return (
-        f"Epoch {epoch['epoch']:>2}/{epochs}  lr {epoch['learning_rate']:.5f}  "
-        f"train loss {epoch['train_loss']:.4f} accuracy {epoch['train_accuracy']:.2f}%  "
-        f"{held_out} loss {epoch['test_loss']:.4f} accuracy "
-        f"{epoch['test_correct']}/{len(data.test_labels)} ({epoch['test_accuracy']:.2f}%)  {epoch['seconds']:.1f} s"
-    )
+    trained = f"train loss {epoch['train_loss']:.4f} accuracy {epoch['train_accuracy']:.2f}%"
+    tested = f"{held_out} not scored"
+    if epoch["test_loss"] is not None:
+        score = f"{epoch['test_correct']}/{len(data.test_labels)} ({epoch['test_accuracy']:.2f}%)"
+        tested = f"{held_out} loss {epoch['test_loss']:.4f} accuracy {score}"
+    rate = f"lr {epoch['learning_rate']:.5f}"
+    return f"Epoch {epoch['epoch']:>2}/{epochs}  {rate}  {trained}  {tested}  {epoch['seconds']:.1f} s"
 
 
 def _check_finite(loss: Tensor | float) -> None:

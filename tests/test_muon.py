@@ -21,10 +21,16 @@ def test_orthogonal_levels_all_directions(shape):
     assert torch.equal(orthogonal(torch.zeros(shape)), torch.zeros(shape))
 
 
+def test_a_stack_is_levelled_one_by_one():
+    stack = torch.randn(3, 6, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    together = orthogonal(stack.flatten(-3))
+    assert torch.allclose(together, torch.stack([orthogonal(each.flatten(-3)) for each in stack]), atol=1e-5)
+
+
 def test_convolutions_keep_their_norm_and_move_by_the_rate():
     model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Flatten(), nn.Linear(6, 3))
     before = model[0].weight.detach().clone()
-    optimizer = Muon(model, lr=0.1, rest_lr=0.1, momentum=0.9)
+    optimizer = Muon(model.parameters(), lr=0.1, rest_lr=0.1, momentum=0.9)
     model(torch.randn(4, 2, 3, 3)).square().sum().backward()
     optimizer.step()
     after = model[0].weight.detach()
@@ -37,7 +43,7 @@ def test_a_dead_layer_stays_a_number():
     for weight in (torch.ones(6, 2, 3, 3), torch.zeros(6, 2, 3, 3)):
         model.weight.data = weight
         model.weight.grad = torch.zeros_like(weight)
-        Muon(model, lr=0.1, rest_lr=0.1, momentum=0.9).step()
+        Muon(model.parameters(), lr=0.1, rest_lr=0.1, momentum=0.9).step()
         assert torch.equal(model.weight.detach(), weight)
 
 
@@ -51,13 +57,13 @@ def test_everything_else_is_torchs_sgd():
 
     ours, theirs = (helpers.build(lambda: nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3)), 0) for _ in range(2))
     settings = {"momentum": 0.9, "weight_decay": 0.01}
-    ours = steps(ours, Muon(ours, lr=1.0, rest_lr=0.01, **settings))
+    ours = steps(ours, Muon(ours.parameters(), lr=1.0, rest_lr=0.01, **settings))
     theirs = steps(theirs, torch.optim.SGD(theirs.parameters(), lr=0.01, nesterov=True, **settings))
     for name in ours:
         assert torch.allclose(ours[name], theirs[name], atol=1e-6), name
 
 
 def test_a_recipe_can_ask_for_it():
-    optimizer = helpers.make_optimizer(helpers.Net(), Recipe(optimizer="muon", rest_learning_rate=0.02))
+    optimizer = helpers.make_optimizer(helpers.Net().parameters(), Recipe(optimizer="muon", rest_learning_rate=0.02))
     assert [(len(group["params"]), group["lr"]) for group in optimizer.param_groups] == [(5, 0.1), (12, 0.02)]
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(helpers.Net().parameters()))

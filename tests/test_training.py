@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import statistics
 import time
@@ -339,6 +340,27 @@ def test_history_says_what_the_model_holds(small):
     assert all(int(small.test_labels[int(index)]) != digit for index, digit in wrong.items())
 
 
+def test_scoring_now_and_then_changes_nothing_else(small, capsys):
+    recipe = replace(SHORT, epochs=3)
+    often, every = fit(small, recipe)
+    seldom = helpers.build()
+    some = helpers.fit(seldom, small, recipe, device="cpu", test_every=2)
+    assert [line["test_loss"] is None for line in some] == [True, False, False]
+    assert "sample test not scored" in capsys.readouterr().out.splitlines()[0]
+    assert without_seconds(every)[1:] == without_seconds(some)[1:]
+    assert_same_weights(often, seldom)
+    with pytest.raises(ValueError, match="test_every must be 1 or more epochs, not 0"):
+        fit(small, recipe, test_every=0)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile wants a C++ compiler")
+def test_the_compiled_path_gives_the_plain_paths_losses(small):
+    (_, plain), (_, compiled) = (fit(small, compiled=compiled) for compiled in (False, True))
+    for ours, theirs in zip(compiled, plain, strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
+        assert ours["test_loss"] == pytest.approx(theirs["test_loss"], rel=1e-3)
+
+
 def test_averaged_weights_are_the_moving_average(small):
     recipe = replace(SHORT, epochs=1, ema_decay=0.9, batch_size=300)
     model = helpers.build()
@@ -350,7 +372,7 @@ def test_averaged_weights_are_the_moving_average(small):
             weights.append(model.fc.weight.detach().clone())
 
     make = helpers.make_optimizer
-    helpers.make_optimizer = lambda model, recipe: Recorder(model.parameters(), lr=recipe.learning_rate)
+    helpers.make_optimizer = lambda parameters, recipe: Recorder(parameters, lr=recipe.learning_rate)
     try:
         helpers.fit(model, small, recipe, device="cpu", progress=False)
     finally:

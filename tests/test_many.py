@@ -1,0 +1,65 @@
+"""Many seeds at once against the same seeds one by one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import helpers
+from many import Stack, fit_many
+from recipe import Recipe
+from variants import VARIANTS
+
+SEEDS = [3, 7]
+
+
+@pytest.fixture(scope="module")
+def small():
+    data = helpers.load_sample()
+    return replace(
+        data,
+        train_images=data.train_images[:300],
+        train_labels=data.train_labels[:300],
+        test_images=data.test_images[:200],
+        test_labels=data.test_labels[:200],
+    )
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(epochs=2, batch_size=64),
+        Recipe(epochs=2, batch_size=64, optimizer="muon", learning_rate=0.05, label_smoothing=0.1),
+        replace(VARIANTS["seed_recipe"].recipe, epochs=2, step_epochs=1),
+        replace(VARIANTS["no_augmentation"].recipe, epochs=2, optimizer="adamw", learning_rate=0.001),
+    ],
+    ids=["final", "muon", "seed", "adamw"],
+)
+def test_each_seed_is_trained_as_it_would_be_alone(small, recipe):
+    models, histories = fit_many(helpers.Net, small, recipe, SEEDS, "cpu")
+    for seed, model, history in zip(SEEDS, models, histories, strict=True):
+        alone = helpers.build(helpers.Net, seed)
+        expected = helpers.fit(alone, small, recipe, seed, "cpu", progress=False, test_every=recipe.epochs)
+        for line, wanted in zip(history, expected, strict=True):
+            assert line.keys() == wanted.keys()
+            assert line["learning_rate"] == wanted["learning_rate"]
+            assert line["train_loss"] == pytest.approx(wanted["train_loss"], rel=2e-3)
+        assert history[0]["test_loss"] is None
+        assert history[-1]["test_loss"] == pytest.approx(expected[-1]["test_loss"], rel=2e-3)
+        ours, theirs = helpers.predict(model, small.test_images), helpers.predict(alone, small.test_images)
+        assert (ours - theirs).abs().max() < 0.01
+
+
+def test_a_stack_gives_each_network_its_own_answer():
+    models = [helpers.build(VARIANTS["dropout"].build, seed).eval() for seed in SEEDS]
+    images = torch.randn(2, 5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    logits = Stack(models).eval()(images)
+    assert torch.allclose(logits, torch.stack([m(i) for m, i in zip(models, images, strict=True)]), atol=1e-5)
+
+
+def test_bad_seeds_and_divergence_are_named(small):
+    for seeds in ([], [1, 1]):
+        with pytest.raises(ValueError, match="one seed or more, each once"):
+            fit_many(helpers.Net, small, Recipe(epochs=1), seeds, "cpu")
+    with pytest.raises(helpers.DivergenceError, match=r"in epoch 1 for the seeds \[3, 7\]"):
+        fit_many(helpers.Net, small, Recipe(epochs=1, learning_rate=1e30, warmup=0.0), SEEDS, "cpu")
