@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+
 from torch import nn
 
 from recipe import Recipe
-from variants import VARIANTS, Variant, conv_block, head, separable_block
+from variants import VARIANTS, Variant, conv_block, head, like_net, separable_block
 
 QUICK = Recipe(epochs=8, precision="bfloat16")  # for a first look
 
@@ -20,52 +24,68 @@ def placed_head(channels: int, side: int = 7) -> list[nn.Module]:
     return [nn.Conv2d(channels, channels, side, groups=channels, bias=False), nn.Flatten(), nn.Linear(channels, 10)]
 
 
-def strided() -> nn.Module:
-    """Half the resolution from the first layer on, ordinary convolutions."""
+def strided(half=(16, 16, 24), quarter=(32,), block: Callable = conv_block, end: Callable = placed_head) -> nn.Module:
+    """Half the resolution from the first layer on: `half` are the channels at 14×14, `quarter` those at 7×7."""
+    at_half = [layer for pair in pairwise(half) for layer in block(*pair)]
+    at_quarter = [layer for pair in pairwise((half[-1], *quarter)) for layer in block(*pair)]
+    return nn.Sequential(*stem(half[0]), *at_half, nn.MaxPool2d(2), *at_quarter, *end(quarter[-1]))
+
+
+def placed(channels=(4, 8, 16, 32, 38)) -> nn.Module:
+    """`Net`'s layout with a learnt weight for every place at the end."""
+    return nn.Sequential(*list(like_net(channels))[:-3], *placed_head(channels[-1]))
+
+
+def separable_placed(channels=(8, 16, 48, 64, 72)) -> nn.Module:
+    """`placed` with depthwise-separable convolutions after the first."""
+    one, two, three, four, five = channels
     return nn.Sequential(
-        *stem(16), *conv_block(16, 16), *conv_block(16, 24), nn.MaxPool2d(2), *conv_block(24, 32), *placed_head(32)
+        *conv_block(1, one),
+        *separable_block(one, two),
+        nn.MaxPool2d(2),
+        *separable_block(two, three),
+        *separable_block(three, four),
+        nn.MaxPool2d(2),
+        *separable_block(four, five),
+        *placed_head(five),
     )
 
 
-def strided_average() -> nn.Module:
-    """`strided` with global average pooling."""
-    return nn.Sequential(*list(strided())[:-3], *head(32))
-
-
-def strided_separable() -> nn.Module:
-    """Half the resolution from the first layer on, then depthwise-separable convolutions."""
-    return nn.Sequential(
-        *stem(16),
-        *separable_block(16, 32),
-        *separable_block(32, 64),
-        nn.MaxPool2d(2),
-        *separable_block(64, 72),
-        *separable_block(72, 88),
-        *head(88),
-    )
-
-
-def placed() -> nn.Module:
-    """`Net`'s layout, a little narrower, with a learnt weight for every place at the end."""
-    return nn.Sequential(
-        *conv_block(1, 4),
-        *conv_block(4, 8),
-        nn.MaxPool2d(2),
-        *conv_block(8, 16),
-        *conv_block(16, 32),
-        nn.MaxPool2d(2),
-        *conv_block(32, 38),
-        *placed_head(38),
-    )
+def _candidate(name: str, build: Callable, change: str, target: str, parent: str = "strided") -> Variant:
+    return Variant(name, build, QUICK, change, target, parent)
 
 
 CANDIDATES = {
     variant.name: variant
     for variant in (
-        Variant("strided", strided, QUICK, "Half the resolution at once.", "Cheaper, not worse.", "s5"),
-        Variant("strided_average", strided_average, QUICK, "With average pooling.", "Worse.", "strided"),
-        Variant("strided_separable", strided_separable, QUICK, "Separable.", "As good as separable.", "strided"),
-        Variant("placed", placed, QUICK, "Learnt weights for every place.", "Between s5 and flattened.", "s5"),
+        _candidate("placed", placed, "A learnt weight for every place.", "Between s5 and flattened.", "s5"),
+        _candidate("placed_8k", partial(placed, (4, 8, 12, 18, 20)), "Fewer than 8,000.", "99.3%.", "placed"),
+        _candidate("placed_5k", partial(placed, (4, 6, 10, 12, 16)), "Fewer than 5,000.", "99.2%.", "placed_8k"),
+        _candidate("placed_2k", partial(placed, (3, 4, 6, 7, 9)), "Fewer than 2,000.", "98.9%.", "placed_5k"),
+        _candidate("separable_placed", separable_placed, "Separable: wider.", "99.5%.", "placed"),
+        _candidate("strided", strided, "Half the resolution at once.", "Cheaper, not worse.", "s5"),
+        _candidate("strided_average", partial(strided, end=head), "Average pooling.", "Worse."),
+        _candidate("strided_wide", partial(strided, (16, 20, 28), (32,)), "All of the budget.", "Better."),
+        _candidate("strided_deep", partial(strided, (16, 16, 16), (28, 28)), "One layer more.", "Better."),
+        _candidate(
+            "strided_separable",
+            partial(strided, (16, 32, 64), (72, 88), separable_block, head),
+            "Separable, average pooling.",
+            "As good as separable, in half the time.",
+        ),
+        _candidate(
+            "strided_separable_placed",
+            partial(strided, (16, 32, 56), (64, 72), separable_block),
+            "Separable.",
+            "Better still.",
+        ),
+        _candidate("strided_8k", partial(strided, (12, 12, 16), (20,)), "Fewer than 8,000.", "99.3%."),
+        _candidate(
+            "strided_separable_8k",
+            partial(strided, (12, 24, 32), (40, 38), separable_block),
+            "Separable, fewer than 8,000.",
+            "99.4%.",
+        ),
     )
 }
 
