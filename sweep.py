@@ -104,19 +104,19 @@ def sweep(
     changes: dict | None = None,
     sample: bool = False,
     device: str = "auto",
-    workers: int = 1,
+    workers: int | None = None,
     ledger: str | Path = LEDGER,
     dry_run: bool = False,
 ) -> int:
     """Run all trials that the ledger lacks, `workers` at a time; return how many failed.
 
-    With `dry_run` they are only listed. Raises DataError when MNIST cannot be had, OSError when the ledger
-    cannot be written, and KeyboardInterrupt on Ctrl-C, each with no process left behind.
+    By default there are as many workers as CPU cores, a thread each, which is faster than one after the other
+    with all threads; on a GPU there is one. With `dry_run` they are only listed. Raises DataError when MNIST
+    cannot be had, OSError when the ledger cannot be written, and KeyboardInterrupt on Ctrl-C, each with no
+    process left behind.
     """
     source = "sample" if sample else "mnist"
-    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None  # one worker: torch's own choice
     fixed = {"split": split, "epochs": epochs, "changes": changes, "sample": sample, "device": device}
-    fixed |= {"threads": threads}
     wanted = [{"variant": variant, "seed": seed, **fixed} for seed in seeds for variant in variants]
 
     def key(trial: dict) -> tuple:
@@ -127,6 +127,9 @@ def sweep(
     todo = [trial for trial in wanted if key(trial) not in done]
     already = f"{len(wanted) - len(todo)} already in {Path(ledger).name}"
     print(f"{len(wanted)} trials, {source} {split}: {already}, {len(todo)} to run")
+    workers = min(workers or default_workers(device), len(todo) or 1)
+    threads = max(1, cores() // workers) if workers > 1 else None  # one worker: torch's own choice
+    todo = [trial | {"threads": threads} for trial in todo]
     if dry_run:
         print("\n".join(f"  {trial['variant']}, seed {trial['seed']}" for trial in todo))
     if dry_run or not todo:
@@ -136,6 +139,18 @@ def sweep(
 
         load_mnist(allow_sample=False)  # one download, or one clear error, before all trials want it at once
     return run_all(todo, ledger, workers)
+
+
+def default_workers(device: str) -> int:
+    """How many trials at a time suit the device."""
+    from helpers import pick_device
+
+    return cores() if pick_device(device).type == "cpu" else 1
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_all(trials: list[dict], ledger: str | Path, workers: int = 1, run: Callable[..., dict] = run_trial) -> int:
@@ -253,11 +268,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--set", dest="changes", type=parse_change, action="append", default=[], metavar="FIELD=VALUE", help=change)
     add("--sample", action="store_true", help="the small sample instead of MNIST, to try things out")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps (default: auto)")
-    add("--workers", type=int, default=1, metavar="N", help="trials at a time, sharing the cores (default: 1)")
+    add("--workers", type=int, metavar="N", help="trials at a time (default: as many as cores; 1 on a GPU)")
     add("--ledger", type=Path, default=LEDGER, metavar="FILE", help="default: results/ledger.jsonl")
     add("--dry-run", action="store_true", help="list the trials that would be run, and stop")
     options = parser.parse_args(arguments)
-    if options.workers < 1:
+    if options.workers is not None and options.workers < 1:
         parser.error(f"--workers must be 1 or more, not {options.workers}")
 
     from candidates import KNOWN

@@ -8,21 +8,10 @@ import torch
 import helpers
 from many import Stack, fit_many
 from recipe import Recipe
+from tests.runs import fit
 from variants import VARIANTS
 
 SEEDS = [3, 7]
-
-
-@pytest.fixture(scope="module")
-def small():
-    data = helpers.load_sample()
-    return replace(
-        data,
-        train_images=data.train_images[:300],
-        train_labels=data.train_labels[:300],
-        test_images=data.test_images[:200],
-        test_labels=data.test_labels[:200],
-    )
 
 
 @pytest.mark.parametrize(
@@ -38,8 +27,7 @@ def small():
 def test_each_seed_is_trained_as_it_would_be_alone(small, recipe):
     models, histories = fit_many(helpers.Net, small, recipe, SEEDS, "cpu")
     for seed, model, history in zip(SEEDS, models, histories, strict=True):
-        alone = helpers.build(helpers.Net, seed)
-        expected = helpers.fit(alone, small, recipe, seed, "cpu", progress=False, test_every=recipe.epochs)
+        alone, expected = fit(small, recipe, seed, test_every=recipe.epochs)
         for line, wanted in zip(history, expected, strict=True):
             assert line.keys() == wanted.keys()
             assert line["learning_rate"] == wanted["learning_rate"]

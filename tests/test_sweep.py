@@ -160,6 +160,10 @@ def test_seeds_that_are_none(text):
         ("--seeds one", "seeds are written like"),
         ("--workers 0", "--workers must be 1 or more, not 0"),
         ("--epochs 0", "epochs must be a whole number, 1 or more, not 0"),
+        ("--set horses=3", "a recipe has no horses; it has epochs, "),
+        ("--set momentum", "a change is written like learning_rate=0.05, not 'momentum'"),
+        ("--set batch_size=much", "batch_size must be a whole number, 1 or more, not 'much'"),
+        ("--set optimizer=lion", "optimizer must be one of sgd, .*not 'lion'"),
         ("--split training", "invalid choice: 'training'"),
         ("--device nonsense", "device must be auto, cpu, cuda or mps, not 'nonsense'"),
     ],
@@ -185,7 +189,7 @@ def test_a_dry_run_lists_what_is_missing_and_runs_nothing(tmp_path, capsys):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("other", [["--epochs", "3"], ["--split", "test"], ["--seeds", "2"]])
+@pytest.mark.parametrize("other", [["--epochs", "3"], ["--split", "test"], ["--seeds", "2"], ["--set", "momentum=0.8"]])
 def test_a_trial_by_another_recipe_split_or_seed_is_not_taken_for_done(tmp_path, capsys, other):
     path = tmp_path / "ledger.jsonl"
     ledger.append_trial(a_trial(1, recipe=sweep.planned_recipe("s5", 2).as_dict(), epochs=2), path)
@@ -194,6 +198,26 @@ def test_a_trial_by_another_recipe_split_or_seed_is_not_taken_for_done(tmp_path,
     assert "0 to run" in capsys.readouterr().out
     sweep.main([*plan, *other])
     assert "1 to run" in capsys.readouterr().out
+
+
+def test_a_recipe_with_changes():
+    recipe = sweep.planned_recipe("s5", 3, {"optimizer": "muon", "learning_rate": 0.05})
+    assert (recipe.epochs, recipe.optimizer, recipe.learning_rate) == (3, "muon", 0.05)
+    assert recipe.momentum == sweep.planned_recipe("s5").momentum
+    assert sweep.parse_change("learning_rate=0.05") == ("learning_rate", 0.05)
+    assert sweep.parse_change("precision=bfloat16") == ("precision", "bfloat16")
+    assert sweep.parse_change("nesterov=false") == ("nesterov", False)
+    trial = sweep.run_trial("s5", 0, "validation", changes={"epochs": 1, "batch_size": 100}, sample=True, device="cpu")
+    assert trial["recipe"]["batch_size"] == 100
+
+
+def test_as_many_workers_as_cores_unless_told_otherwise(tmp_path, monkeypatch):
+    arrangements = []
+    monkeypatch.setattr(sweep, "cores", lambda: 6)
+    monkeypatch.setattr(sweep, "run_all", lambda todo, _, workers: arrangements.append((workers, todo[0]["threads"])))
+    for seeds, workers in ((range(9), None), (range(3), None), ([0], None), (range(9), 2)):
+        sweep.sweep(["s5"], list(seeds), sample=True, device="cpu", workers=workers, ledger=tmp_path / "ledger.jsonl")
+    assert arrangements == [(6, 1), (3, 2), (1, None), (2, 3)]
 
 
 def test_a_ledger_that_cannot_be_written_is_found_before_anything_is_trained(tmp_path, capsys):
@@ -283,6 +307,7 @@ def test_no_worker_trains_on_when_the_sweep_has_ended(tmp_path, how, interruptib
 def test_a_sweep_that_is_killed_goes_on_where_it_stopped(tmp_path, capsys):
     path = tmp_path / "ledger.jsonl"
     command = ["--variants", "s5", "--seeds", "0-1", "--epochs", "1", "--sample", "--ledger", str(path)]
+    command += ["--workers", "1"]  # or both trials may be over before the kill
     with subprocess.Popen([sys.executable, str(ROOT / "sweep.py"), *command], cwd=tmp_path) as process:
         wait_for(lambda: count_lines(path) == 1)
         process.kill()

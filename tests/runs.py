@@ -1,0 +1,27 @@
+"""Short training runs, and how two of them are compared."""
+
+import torch
+from torch import nn
+
+import helpers
+from helpers import Net, Recipe
+
+NO_AUGMENTATION = {"rotation": 0.0, "translation": 0.0, "scale": 0.0, "shear": 0.0}
+SHORT = Recipe(epochs=2, batch_size=100)
+ACCELERATORS = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+DEVICES = ["cpu", *(name for name, there in ACCELERATORS.items() if there)]
+
+
+def fit(data, recipe=SHORT, seed=0, architecture=Net, device="cpu", **options):
+    model = helpers.build(architecture, seed)
+    history = helpers.fit(model, data, recipe, seed, device, progress=False, **options)
+    return model, history
+
+
+def assert_same_weights(one: nn.Module, other: nn.Module):
+    for (name, ours), theirs in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def without_seconds(history):
+    return [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in history]

@@ -1,0 +1,94 @@
+"""Augmentation against a slow reference in float64, and its chance."""
+
+import math
+
+import numpy as np
+import torch
+
+import helpers
+from helpers import Recipe
+from tests.runs import NO_AUGMENTATION
+
+
+def reference_warp(image: np.ndarray, angle: float, shear: float, scale: float, shift: np.ndarray) -> np.ndarray:
+    """Enlarge, shear, rotate and shift about the centre, bilinear, black outside; float64, one pixel at a time.
+
+    `shift` in fractions of the side, (x, y).
+    """
+    side = image.shape[0]
+    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    forward = rotation @ np.array([[1, shear], [0, 1]]) * scale
+    centre = (side - 1) / 2
+    result = np.zeros((side, side))
+    for y in range(side):
+        for x in range(side):
+            there = np.array([x - centre, y - centre]) - shift * side
+            source_x, source_y = np.linalg.solve(forward, there) + centre
+            left, top = math.floor(source_x), math.floor(source_y)
+            for row in (top, top + 1):
+                for column in (left, left + 1):
+                    if 0 <= row < side and 0 <= column < side:
+                        weight = (1 - abs(source_x - column)) * (1 - abs(source_y - row))
+                        result[y, x] += weight * image[row, column]
+    return result
+
+
+def test_augmentation_matches_a_float64_reference(sample):
+    recipe = Recipe(rotation=25.0, translation=0.15, scale=0.2, shear=15.0)
+    images = sample.train_images[:6]
+    ours = helpers.augment(images, recipe, torch.Generator().manual_seed(5)) * helpers.STD + helpers.MEAN
+
+    draws = torch.rand(5, 6, generator=torch.Generator().manual_seed(5)).double().numpy() * 2 - 1
+    for index in range(6):
+        expected = reference_warp(
+            images[index].double().numpy() / 255,
+            angle=math.radians(25) * draws[0, index],
+            shear=math.tan(math.radians(15) * draws[1, index]),
+            scale=1 + 0.2 * draws[2, index],
+            shift=0.15 * draws[3:, index],
+        )
+        np.testing.assert_allclose(ours[index, 0].numpy(), expected, atol=2e-4)
+
+
+def test_augmentation_draws_within_its_ranges_and_for_each_image():
+    recipe = Recipe(rotation=10.0, translation=0.1, scale=0.0, shear=0.0)
+    affine = helpers.random_affine(20_000, recipe, torch.Generator().manual_seed(0))
+    angles = torch.rad2deg(torch.atan2(affine[:, 0, 1], affine[:, 0, 0]))
+    assert 9.9 < angles.max() <= 10.001
+    assert -10.001 <= angles.min() < -9.9
+    assert abs(angles.mean()) < 0.2
+    shift = -torch.linalg.solve(affine[:, :, :2], affine[:, :, 2:]) / 2
+    assert 0.099 < shift.abs().max() <= 0.1001
+    assert len(angles.unique()) > 19_000
+
+    scales = helpers.random_affine(20_000, Recipe(scale=0.1, shear=0.0), torch.Generator().manual_seed(0))
+    sizes = 1 / torch.linalg.det(scales[:, :, :2]).sqrt()
+    assert 0.9 <= sizes.min() < 0.901
+    assert 1.099 < sizes.max() <= 1.1001
+
+
+def test_no_augmentation_is_plain_normalisation(sample):
+    images = sample.train_images[:10]
+    generator = torch.Generator().manual_seed(0)
+    ours = helpers.augment(images, Recipe(**NO_AUGMENTATION), generator)
+    assert torch.equal(ours, helpers.normalize(images))
+    assert abs(helpers.normalize(sample.train_images).mean()) < 0.05
+    assert abs(helpers.normalize(sample.train_images).std() - 1) < 0.05
+
+
+def test_border_is_black():
+    white = torch.full((50, 28, 28), 255, dtype=torch.uint8)
+    shifted = helpers.augment(white, Recipe(translation=0.3), torch.Generator().manual_seed(0))
+    black = (0 - helpers.MEAN) / helpers.STD
+    assert torch.isclose(shifted, torch.tensor(black)).float().mean() > 0.1
+
+
+def test_augmentation_is_seeded_by_its_generator_alone(sample):
+    images = sample.train_images[:20]
+    torch.manual_seed(1)
+    one = helpers.augment(images, Recipe(), torch.Generator().manual_seed(9))
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    other = helpers.augment(images, Recipe(), torch.Generator().manual_seed(9))
+    assert torch.equal(one, other)
+    assert torch.equal(before, torch.get_rng_state())

@@ -1,0 +1,214 @@
+"""Runs that are cut off and go on, damaged files, and weights on disk."""
+
+import io
+import multiprocessing
+import os
+import random
+import signal
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import helpers
+from helpers import Net
+from tests import victim
+from tests.runs import DEVICES, SHORT, assert_same_weights, fit, without_seconds
+
+
+class WithDropout(nn.Module):
+    """Draws from the global generator while training, which a checkpoint must bring back too."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(784, 20), nn.ReLU(), nn.Dropout(0.3), nn.Linear(20, 10))
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        (Net, {}),
+        (WithDropout, {"optimizer": "adamw"}),
+        (Net, {"optimizer": "muon", "precision": "bfloat16"}),
+        (Net, {"optimizer": "adadelta", "ema_decay": 0.0, "schedule": "step", "schedule_every": "epoch"}),
+    ],
+)
+def test_resuming_is_bit_for_bit_the_uninterrupted_run(small, tmp_path, monkeypatch, architecture, changes, device):
+    recipe = replace(SHORT, epochs=4, learning_rate=0.01, **changes)
+    path = tmp_path / "checkpoint.pt"
+    options = {"architecture": architecture, "device": device}
+    whole, whole_history = fit(small, recipe, **options)
+
+    saved = helpers.save_checkpoint
+
+    def stop_after_two(path, state):
+        saved(path, state)
+        if len(state["history"]) == 2:
+            raise OSError("power cut")
+
+    monkeypatch.setattr(helpers, "save_checkpoint", stop_after_two)
+    with pytest.raises(OSError, match="power cut"):
+        fit(small, recipe, checkpoint=path, **options)
+    monkeypatch.undo()
+
+    torch.rand(5)
+    resumed, history = fit(small, recipe, checkpoint=path, resume=True, **options)
+    assert_same_weights(whole, resumed)
+    assert without_seconds(history) == without_seconds(whole_history)
+
+
+def test_killed_at_random_moments_and_resumed(tmp_path):
+    """SIGKILL twenty times, wherever it hits; the end is the run that was never killed, to the bit."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tests.victim"])
+
+    def start(folder: Path):
+        folder.mkdir(exist_ok=True)
+        started = processes.Event()
+        process = processes.Process(target=victim.train, args=(folder, started))
+        process.start()
+        assert started.wait(timeout=60)
+        return process
+
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    reference = start(undisturbed)
+    reference.join()
+    assert reference.exitcode == 0
+
+    history = helpers.load_checkpoint(undisturbed / "checkpoint.pt")["history"]
+    epoch = statistics.median(epoch["seconds"] for epoch in history)
+    chance = random.Random(0)
+    reached = []
+    for _ in range(20):
+        process = start(killed)
+        time.sleep(chance.uniform(0, 3 * epoch))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "it finished before it was killed: give it more epochs"
+        checkpoint = killed / "checkpoint.pt"
+        reached.append(len(helpers.load_checkpoint(checkpoint)["history"]) if checkpoint.exists() else 0)
+    assert len(set(reached)) > 5, f"the kills hit too few different epochs: {reached}"
+
+    last = start(killed)
+    last.join()
+    assert last.exitcode == 0
+    assert (killed / "weights.safetensors").read_bytes() == (undisturbed / "weights.safetensors").read_bytes()
+    histories = [helpers.load_checkpoint(folder / "checkpoint.pt")["history"] for folder in (killed, undisturbed)]
+    assert without_seconds(histories[0]) == without_seconds(histories[1])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "checkpoint.pt"
+    fit(small, replace(SHORT, epochs=1), checkpoint=path)
+    return path
+
+
+def content(path: Path) -> bytes:
+    """All that a checkpoint holds, in a form that can be compared."""
+    file = io.BytesIO()
+    torch.save(helpers.load_checkpoint(path), file)
+    return file.getvalue()
+
+
+def test_every_flipped_byte_is_noticed(checkpoint, tmp_path):
+    good = checkpoint.read_bytes()
+    whole = content(checkpoint)
+    harmless = 0
+    chance = random.Random(0)
+    for position in chance.sample(range(len(good)), 150):
+        bad = bytearray(good)
+        bad[position] ^= 0x55
+        path = tmp_path / "bad.pt"
+        path.write_bytes(bad)
+        try:
+            assert content(path) == whole
+            harmless += 1  # padding and time stamps of the archive carry nothing
+        except helpers.CheckpointError as error:
+            assert "bad.pt" in str(error)
+    assert harmless < 30
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04"])
+def test_no_checkpoint_at_all(tmp_path, content):
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(helpers.CheckpointError, match="there is no checkpoint"):
+        helpers.load_checkpoint(path)
+    path.write_bytes(content)
+    with pytest.raises(helpers.CheckpointError, match="damaged or no checkpoint"):
+        helpers.load_checkpoint(path)
+
+
+def test_truncated_checkpoint(checkpoint, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(checkpoint.read_bytes()[:-1000])
+    with pytest.raises(helpers.CheckpointError, match="damaged"):
+        helpers.load_checkpoint(path)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    class Malice:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"format": "mnist-s5-checkpoint-1", "model": Malice()}, path)
+    with pytest.raises(helpers.CheckpointError):
+        helpers.load_checkpoint(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_the_difference(small, checkpoint):
+    recipe = replace(SHORT, epochs=1)
+    with pytest.raises(helpers.CheckpointError, match="learning_rate: 0.1 there, 0.2 here"):
+        fit(small, replace(recipe, learning_rate=0.2), checkpoint=checkpoint, resume=True)
+    with pytest.raises(helpers.CheckpointError, match="seed: 0 there, 1 here"):
+        fit(small, recipe, seed=1, checkpoint=checkpoint, resume=True)
+    with pytest.raises(helpers.CheckpointError, match=r"conv1.0.weight: \(4, 1, 3, 3\) there, absent here"):
+        fit(small, recipe, architecture=WithDropout, checkpoint=checkpoint, resume=True)
+    with pytest.raises(helpers.CheckpointError, match="data: .*600 training.* there, .*500 training.* here"):
+        fewer = replace(small, train_images=small.train_images[:500], train_labels=small.train_labels[:500])
+        fit(fewer, recipe, checkpoint=checkpoint, resume=True)
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_the_old_files(tmp_path):
+    """The system itself refuses to write more than 5,000 bytes into a file."""
+    resource = pytest.importorskip("resource", reason="needs the file size limit of Unix")
+    checkpoint, weights = tmp_path / "checkpoint.pt", tmp_path / "weights.safetensors"
+    checkpoint.write_bytes(b"old checkpoint")
+    weights.write_bytes(b"old weights")
+    model = helpers.build()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            helpers.save_checkpoint(checkpoint, model.state_dict())
+        with pytest.raises(OSError, match="File too large"):
+            helpers.save_weights(model, weights)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpoint.read_bytes() == b"old checkpoint"
+    assert weights.read_bytes() == b"old weights"
+    assert set(tmp_path.iterdir()) == {checkpoint, weights}
+
+
+def test_weights_round_trip_and_refusals(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    model = helpers.build(seed=1)
+    helpers.save_weights(model, path, {"data": "sample"})
+    assert_same_weights(model, helpers.load_weights(helpers.build(seed=2), path))
+    with pytest.raises(helpers.CheckpointError, match="another architecture"):
+        helpers.load_weights(WithDropout(), path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(helpers.CheckpointError, match="cannot read weights"):
+        helpers.load_weights(Net(), path)
+    with pytest.raises(helpers.CheckpointError, match="cannot read weights"):
+        helpers.load_weights(Net(), tmp_path / "absent.safetensors")

@@ -1,0 +1,115 @@
+"""The speed tables, from measurements that are made up here, and the benchmark's own arithmetic."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import bench
+import pytest
+
+import speed
+
+
+def spread(*values: float) -> dict:
+    return bench.spread(list(values))
+
+
+def reached(variant: str, goal: float) -> dict:
+    return {
+        "variant": variant,
+        "recipe": {"epochs": 4},
+        "goal": goal,
+        "seeds": [0, 1],
+        "mean": goal + 0.05,
+        "std": 0.02,
+        "p of a mean above the goal": 0.01,
+        "net seconds": spread(20, 22),
+        "seconds from process start": spread(25, 27),
+    }
+
+
+RESULTS = {
+    "epoch": {
+        "seconds": {
+            "floor": spread(3, 4, 5),
+            "ours": spread(7, 8, 9),
+            "ours, bfloat16": spread(5, 5, 6),
+            "baseline, 1 threads": spread(60, 64, 70),
+            "baseline, 2 threads": spread(50, 56, 58),
+        },
+        "environment": {
+            "processor": "Abacus",
+            "cores": 2,
+            "capability": "AVX2",
+            "system": "Linux x86_64",
+            "versions": {"python": "3.11", "torch": "2.9"},
+        },
+    },
+    "to 99.0%": reached("quick", 99.0),
+    "to 99.4%": reached("good", 99.4),
+    "inference": {
+        "all test images": {"eager": spread(0.4, 0.5), "compiled": spread(0.2, 0.25)},
+        "one image": {"eager": spread(0.0004, 0.0005), "compiled": spread(0.0002, 0.0003)},
+    },
+    "memory": {"peak MB": 812.3},
+    "start": {"main.py --help": spread(0.1, 0.2)},
+    "throughput": {"seconds an epoch": {}, "trials of 20 epochs an hour": {"1 at a time": 20.0, "2 at a time": 25.0}},
+    "profile": {"percent of the time": {"aten::relu": 60.0, "aten::add": 40.0}},
+}
+
+
+def test_spread_is_the_median_and_the_range():
+    assert speed.seconds(spread(7, 9, 8)) == "8 s (7–9)"
+    assert speed.seconds(spread(0.0123, 0.0121)) == "12.2 ms (12.1–12.3)"
+
+
+def test_the_table_compares_with_the_best_opponent():
+    table = speed.speed_table(RESULTS).set_index("What")
+    epoch = table.loc["One epoch of `Net`, 60,000 images"]
+    assert list(epoch) == ["8 s (7–9)", "baseline, 2 threads: 56 s (50–58)", "7.0×"]
+    assert table.loc["The same, beside the arithmetic alone", "Faster"] == "0.5×"
+    good = table.loc["`good` to 99.4%, 4 epochs"]
+    assert good["Beside"] == "mean 99.450% ± 0.020, n = 2, p = 0.01; 10 epochs of the baseline: 560 s"
+    assert good["Faster"] == "26.7×"
+    assert table.loc["`quick` to 99.0%, 4 epochs", "Faster"] == ""
+    assert table.loc["Peak memory of training", "Ours"] == "812 MB"
+
+
+def test_words():
+    assert speed.describe_machine(RESULTS).startswith("Abacus, 2 cores, AVX2, Linux x86_64, Python 3.11, torch 2.9;")
+    assert speed.describe_throughput(RESULTS).endswith("2 at a time: 25.0 trials of 20 epochs an hour")
+    assert list(speed.profile_table(RESULTS)["Percent"]) == [60.0, 40.0]
+
+
+def test_missing_or_damaged_measurements_are_named(tmp_path):
+    path = tmp_path / "speed.json"
+    with pytest.raises(ValueError, match=r"speed.json lacks: python benchmarks/bench.py"):
+        speed.read_speed(path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="speed.json is no JSON"):
+        speed.read_speed(path)
+    path.write_text(json.dumps(RESULTS))
+    assert speed.read_speed(path) == RESULTS
+
+
+def test_what_is_compared_is_measured_in_turns(capsys):
+    called = []
+    functions = {name: lambda name=name: called.append(name) or len(called) for name in "ab"}
+    results = bench.in_turns(functions, 3)
+    assert called == ["a", "b"] * 3
+    assert results["a"] == {"median": 3, "low": 1, "high": 5, "all": [1, 3, 5]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--only", "epoch,horses"], "unknown part horses"),
+        (["--repeats", "1"], "must be 2 or more"),
+    ],
+)
+def test_a_bad_command_line_is_a_clear_word(arguments, complaint):
+    command = [sys.executable, str(Path(bench.__file__)), *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 2
+    assert complaint in answer.stderr
