@@ -13,6 +13,18 @@ from variants import VARIANTS, Variant, conv_block, head, like_net, separable_bl
 
 QUICK = Recipe(epochs=8, precision="bfloat16")  # for a first look
 
+MUON = Recipe(
+    optimizer="muon",
+    learning_rate=0.05,
+    momentum=0.85,
+    weight_decay=2e-4,
+    rotation=8.0,
+    translation=0.04,
+    scale=0.06,
+    shear=6.0,
+)
+FAST = replace(MUON, precision="bfloat16")
+
 
 def stem(channels: int) -> list[nn.Module]:
     """5×5 convolution with stride 2, BatchNorm, ReLU: 28×28 → 14×14 at once, which is what makes a network cheap."""
@@ -63,6 +75,12 @@ CANDIDATES = {
         _candidate("placed_5k", partial(placed, (4, 6, 10, 12, 16)), "Fewer than 5,000.", "99.2%.", "placed_8k"),
         _candidate("placed_2k", partial(placed, (3, 4, 6, 7, 9)), "Fewer than 2,000.", "98.9%.", "placed_5k"),
         _candidate("separable_placed", separable_placed, "Separable: wider.", "99.5%.", "placed"),
+        Variant(
+            "to_99_0", placed, replace(FAST, epochs=2), "As fast as possible.", "A mean of 99.0% on test.", "placed"
+        ),
+        Variant(
+            "to_99_4", placed, replace(FAST, epochs=4), "As fast as possible.", "A mean of 99.4% on test.", "placed"
+        ),
         _candidate("strided", strided, "Half the resolution at once.", "Cheaper, not worse.", "s5"),
         _candidate("strided_average", partial(strided, end=head), "Average pooling.", "Worse."),
         _candidate("strided_wide", partial(strided, (16, 20, 28), (32,)), "All of the budget.", "Better."),
