@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -67,6 +68,10 @@ def _candidate(name: str, build: Callable, change: str, target: str, parent: str
     return Variant(name, build, QUICK, change, target, parent)
 
 
+def _fast(name: str, epochs: int, target: str) -> Variant:
+    return Variant(name, placed, replace(FAST, epochs=epochs), "As few epochs as will do.", target, "placed")
+
+
 CANDIDATES = {
     variant.name: variant
     for variant in (
@@ -75,12 +80,8 @@ CANDIDATES = {
         _candidate("placed_5k", partial(placed, (4, 6, 10, 12, 16)), "Fewer than 5,000.", "99.2%.", "placed_8k"),
         _candidate("placed_2k", partial(placed, (3, 4, 6, 7, 9)), "Fewer than 2,000.", "98.9%.", "placed_5k"),
         _candidate("separable_placed", separable_placed, "Separable: wider.", "99.5%.", "placed"),
-        Variant(
-            "to_99_0", placed, replace(FAST, epochs=2), "As fast as possible.", "A mean of 99.0% on test.", "placed"
-        ),
-        Variant(
-            "to_99_4", placed, replace(FAST, epochs=4), "As fast as possible.", "A mean of 99.4% on test.", "placed"
-        ),
+        _fast("to_99_0", epochs=2, target="A mean of 99.0% on test."),
+        _fast("to_99_4", epochs=4, target="A mean of 99.4% on test."),
         _candidate("strided", strided, "Half the resolution at once.", "Cheaper, not worse.", "s5"),
         _candidate("strided_average", partial(strided, end=head), "Average pooling.", "Worse."),
         _candidate("strided_wide", partial(strided, (16, 20, 28), (32,)), "All of the budget.", "Better."),
