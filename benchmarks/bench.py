@@ -355,9 +355,6 @@ def main() -> int:
     except (helpers.DataError, OSError, ValueError) as error:
         print(f"bench.py: {error}", file=sys.stderr)
         return 1
-    print(
-        json.dumps({part: {k: v for k, v in results[part].items() if k != "environment"} for part in parts}, indent=1)
-    )
     return 0
 
 
