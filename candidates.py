@@ -49,6 +49,11 @@ def placed(channels=(4, 8, 16, 32, 38)) -> nn.Module:
     return nn.Sequential(*list(like_net(channels))[:-3], *placed_head(channels[-1]))
 
 
+def wide() -> nn.Module:
+    """A teacher: `placed` with several times the channels and no budget."""
+    return placed((16, 32, 64, 64, 128))
+
+
 def separable_placed(channels=(8, 16, 48, 64, 72)) -> nn.Module:
     """`placed` with depthwise-separable convolutions after the first."""
     one, two, three, four, five = channels
@@ -80,6 +85,7 @@ CANDIDATES = {
         _candidate("placed_5k", partial(placed, (4, 6, 10, 12, 16)), "Fewer than 5,000.", "99.2%.", "placed_8k"),
         _candidate("placed_2k", partial(placed, (3, 4, 6, 7, 9)), "Fewer than 2,000.", "98.9%.", "placed_5k"),
         _candidate("separable_placed", separable_placed, "Separable: wider.", "99.5%.", "placed"),
+        Variant("wide", wide, replace(FAST, epochs=12), "A teacher: 141,946 parameters.", "99.7%.", "placed"),
         _fast("to_99_0", epochs=1, target="A mean of 99.0% on test."),
         _fast("to_99_4", epochs=4, target="A mean of 99.4% on test."),
         _candidate("strided", strided, "Half the resolution at once.", "Cheaper, not worse.", "s5"),

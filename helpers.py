@@ -194,11 +194,12 @@ def train(
     average: AveragedModel | None = None,
     progress: bool = True,
     forward: Callable[[Tensor], Tensor] | None = None,
+    teacher: nn.Module | None = None,
 ) -> tuple[float, float]:
     """Train one epoch; return the mean loss per image and the accuracy in percent, both over the epoch.
 
-    `scheduler` and `average` are stepped once a batch; `forward` is the model compiled, where it is. Raises
-    DivergenceError when the loss stops being finite.
+    `scheduler` and `average` are stepped once a batch; `forward` is the model compiled, where it is; `teacher`
+    is what the recipe's distillation learns from. Raises DivergenceError when the loss stops being finite.
     """
     model.train()
     forward = model if forward is None else forward
@@ -213,7 +214,10 @@ def train(
         inputs = augment(images[batch], recipe, generator)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             logits = forward(inputs).float()
+            answers = None if teacher is None else teacher(inputs).float()
         loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
+        if answers is not None:
+            loss = torch.lerp(loss, distillation_loss(logits, answers, recipe.temperature), recipe.teacher_weight)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -230,6 +234,15 @@ def train(
             bar.set_description(f"Train Loss={loss_sum / seen:.4f} Accuracy={100 * correct / seen:.2f}")
     _check_finite(loss_sum)
     return loss_sum.item() / seen, 100 * correct.item() / seen
+
+
+def distillation_loss(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
+    """How far a network's softened answer lies from its teacher's, both logits (N, 10): their mean divergence.
+
+    Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015.
+    """
+    ours, theirs = (F.log_softmax(each / temperature, dim=1) for each in (logits, answers))
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
 
 
 @torch.inference_mode()
@@ -256,6 +269,7 @@ def fit(
     progress: bool = True,
     test_every: int = 1,
     compiled: bool = False,
+    teacher: nn.Module | None = None,
 ) -> list[dict]:
     """Train `model` by `recipe`; return its history, one dict an epoch.
 
@@ -271,18 +285,21 @@ def fit(
     threads). Ctrl-C ends the run early: what was reached is returned and the model is set back to the end
     of the last complete epoch.
 
-    Raises DivergenceError (model set back likewise), CheckpointError, and ValueError for an unknown device
-    or `test_every` below 1.
+    Raises DivergenceError (model set back likewise), CheckpointError, and ValueError for an unknown device,
+    `test_every` below 1, or a recipe that names a teacher where none is given (see `distillation.teacher_for`).
     """
     if test_every < 1:
         raise ValueError(f"test_every must be 1 or more epochs, not {test_every}")
+    if recipe.teacher and teacher is None:
+        raise ValueError(f"this recipe learns from {recipe.teacher!r}: give fit distillation.teacher_for(recipe, data)")
     device = pick_device(device)
     data = data.to(device)
     model.to(device)
     if device.type == "cpu":  # oneDNN's convolutions and torch's pooling are a quarter faster with channels last
         model.to(memory_format=torch.channels_last)
     torch.manual_seed(seed)  # dropout draws from the global generators
-    run = _Run(model, recipe, seed, data, device, test_every)
+    run = _Run(model, recipe, seed, data, device)
+    run.test_every, run.teacher = test_every, teacher
     if compiled:
         run.forward = compile_for(device, model)
     if resume:
@@ -314,11 +331,9 @@ def fit(
 class _Run:
     """A training run's moving parts, and the one dict that holds their state after the last good epoch."""
 
-    def __init__(
-        self, model: nn.Module, recipe: Recipe, seed: int, data: MnistData, device: torch.device, test_every: int
-    ):
+    def __init__(self, model: nn.Module, recipe: Recipe, seed: int, data: MnistData, device: torch.device):
         self.model, self.recipe, self.seed, self.data, self.device = model, recipe, seed, data, device
-        self.test_every, self.forward = test_every, model
+        self.test_every, self.forward, self.teacher = 1, model, None
         batches = math.ceil(len(data.train_images) / recipe.batch_size)
         steps_per_epoch = batches if recipe.schedule_every == "batch" else 1
         self.optimizer = make_optimizer(model.parameters(), recipe)
@@ -343,6 +358,7 @@ class _Run:
             self.average,
             progress,
             self.forward,
+            self.teacher,
         )
         learning_rate = self.optimizer.param_groups[0]["lr"]
         if not per_batch:

@@ -68,11 +68,13 @@ def fit_many(
     """Train `architecture` from each of `seeds`, all at once; return the models and their histories (see `fit`).
 
     Scored after the last epoch only; an epoch's seconds are those of all seeds divided by their number. `compiled`
-    trains by `torch.compile`. Raises ValueError for no seeds, a seed that comes twice or an unknown device, and
-    DivergenceError, naming the seeds, when a loss stops being finite.
+    trains by `torch.compile`. Raises ValueError for no seeds, a seed that comes twice, a recipe with a teacher or an
+    unknown device, and DivergenceError, naming the seeds, when a loss stops being finite.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"fit_many wants one seed or more, each once, not {seeds}")
+    if recipe.teacher:
+        raise ValueError("fit_many does not distil: train one by one, with fit")
     device = pick_device(device)
     data = data.to(device)
     models = [build(architecture, seed).to(device) for seed in seeds]

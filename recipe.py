@@ -13,7 +13,14 @@ CHOICES = {
 }
 
 # Values that stand for what was done before these fields existed; `ledger.read_ledger` fills them in.
-BEFORE = {"rest_learning_rate": 0.1, "precision": "float32"}
+BEFORE = {
+    "rest_learning_rate": 0.1,
+    "precision": "float32",
+    "teacher": "",
+    "teachers": 1,
+    "teacher_weight": 0.5,
+    "temperature": 2.0,
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,11 @@ class Recipe:
     label_smoothing: float = 0.0
     ema_decay: float = 0.998  # moving average of the weights, once a batch; 0 switches it off
 
+    teacher: str = ""  # distillation: the variant that so many larger networks are, trained on the same images, …
+    teachers: int = 1
+    teacher_weight: float = 0.5  # … and the share of the loss that their answers have beside the labels
+    temperature: float = 2.0  # by which both sides' logits are divided
+
     rotation: float = 10.0  # each image is rotated by up to ± so many degrees,
     translation: float = 0.1  # shifted by up to ± this fraction of its side, along x and along y,
     scale: float = 0.1  # enlarged by a factor in 1 ± this,
@@ -52,13 +64,14 @@ class Recipe:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        for name in ("epochs", "batch_size", "step_epochs"):
+        for name in ("epochs", "batch_size", "step_epochs", "teachers"):
             _check(self, name, lambda value: isinstance(value, int) and value >= 1, "a whole number, 1 or more")
-        for name in ("learning_rate", "rest_learning_rate", "step_factor"):
+        for name in ("learning_rate", "rest_learning_rate", "step_factor", "temperature"):
             _check(self, name, lambda value: value > 0, "greater than 0")
         _check(self, "weight_decay", lambda value: value >= 0, "0 or more")
         for name in ("momentum", "warmup", "label_smoothing", "ema_decay", "translation", "scale"):
             _check(self, name, lambda value: 0 <= value < 1, "at least 0 and less than 1")
+        _check(self, "teacher_weight", lambda value: 0 <= value <= 1, "from 0 to 1")
         _check(self, "rotation", lambda value: 0 <= value <= 180, "from 0 to 180 degrees")
         _check(self, "shear", lambda value: 0 <= value < 90, "at least 0 and less than 90 degrees")
 

@@ -51,6 +51,7 @@ def run_trial(
 
     import helpers
     from candidates import KNOWN
+    from distillation import teacher_for
 
     if split not in ("validation", "test"):  # a slip of the pen must not end on the test images
         raise ValueError(f"split must be validation or test, not {split!r}")
@@ -61,9 +62,10 @@ def run_trial(
     data = helpers.load_sample() if sample else helpers.load_mnist(allow_sample=False)
     if split == "validation":
         data = helpers.validation_split(data)
+    teacher = teacher_for(recipe, data, device)
     model = helpers.build(KNOWN[variant].build, seed)
     start = time.perf_counter()
-    history = helpers.fit(model, data, recipe, seed, device, progress=False)
+    history = helpers.fit(model, data, recipe, seed, device, progress=False, teacher=teacher)
     seconds = time.perf_counter() - start
     if len(history) < recipe.epochs:  # `fit` ends early, and returns, on Ctrl-C
         raise KeyboardInterrupt
@@ -93,7 +95,10 @@ def planned_recipe(variant: str, epochs: int | None = None, changes: dict | None
     recipe = KNOWN[variant].recipe
     if unknown := sorted((changes or {}).keys() - recipe.as_dict().keys()):
         raise ValueError(f"a recipe has no {', '.join(unknown)}; it has {', '.join(recipe.as_dict())}")
-    return replace(recipe, **(changes or {}), **({} if epochs is None else {"epochs": epochs}))
+    recipe = replace(recipe, **(changes or {}), **({} if epochs is None else {"epochs": epochs}))
+    if recipe.teacher and recipe.teacher not in KNOWN:
+        raise ValueError(f"teacher must be a variant, {', '.join(KNOWN)}, not {recipe.teacher!r}")
+    return recipe
 
 
 def sweep(
