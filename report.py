@@ -86,6 +86,39 @@ def summary_table(trials: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def tried_table(trials: list[dict]) -> pd.DataFrame:
+    """One row for each network and recipe that was tried on the validation split beside `current_trials`, best first.
+
+    "Against" are the recipe's changes against today's `s5`; the loss is the mean cross-entropy per image, which tells
+    two good networks apart sooner than their few mistakes do.
+    """
+    from variants import VARIANTS, changes_in_words
+
+    usual = VARIANTS["s5"].recipe.as_dict()
+    told = {id(trial) for trial in current_trials("validation", trials)}
+    groups: dict[tuple, list[dict]] = {}
+    for trial in select(trials, split="validation", data="mnist"):
+        if id(trial) not in told:
+            changes = changes_in_words(trial["recipe"] | {"epochs": usual["epochs"]}, usual)
+            groups.setdefault((trial["epochs"], trial["variant"], changes), []).append(trial)
+    rows = []
+    for (epochs, variant, changes), group in groups.items():
+        accuracies = pd.Series([trial["accuracy"] for trial in group])
+        losses = pd.Series([trial["curve"][-1]["test_loss"] for trial in group])
+        rows.append(
+            {
+                "Network": variant,
+                "Parameters": f"{group[0]['parameters']:,}",
+                "Epochs": epochs,
+                "Seeds": len(group),
+                "Mean": f"{accuracies.mean():.3f}",
+                "Loss": f"{losses.mean():.4f}",
+                "Recipe against s5": changes or "the same",
+            }
+        )
+    return pd.DataFrame(sorted(rows, key=lambda row: (row["Epochs"], row["Mean"]), reverse=True))
+
+
 def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = None) -> pd.DataFrame:
     """One row a change, seed by seed: what a variant gains over its parent, and whether that is noise between seeds.
 

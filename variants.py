@@ -322,6 +322,14 @@ def recipe_change(name: str) -> str:
     variant = VARIANTS[name]
     if variant.parent is None:
         return str(variant.recipe)
-    ours, theirs = variant.recipe.as_dict(), VARIANTS[variant.parent].recipe.as_dict()
-    changes = [f"{key} {theirs[key]} → {ours[key]}" for key in ours if ours[key] != theirs[key]]
-    return f"Recipe against {variant.parent}: {', '.join(changes) or 'the same recipe'}"
+    changes = changes_in_words(variant.recipe.as_dict(), VARIANTS[variant.parent].recipe.as_dict())
+    return f"Recipe against {variant.parent}: {changes or 'the same recipe'}"
+
+
+def changes_in_words(ours: dict, theirs: dict) -> str:
+    """What `ours` changes against `theirs`, two recipes as dicts: "momentum 0.9 → 0.95, ..."; empty when nothing."""
+
+    def plain(value) -> str:
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    return ", ".join(f"{key} {plain(theirs[key])} → {plain(ours[key])}" for key in ours if ours[key] != theirs[key])
