@@ -99,7 +99,8 @@ def tried_table(trials: list[dict]) -> pd.DataFrame:
     groups: dict[tuple, list[dict]] = {}
     for trial in select(trials, split="validation", data="mnist"):
         if id(trial) not in told:
-            changes = changes_in_words(trial["recipe"] | {"epochs": usual["epochs"]}, usual)
+            recipe = {key: type(value)(trial["recipe"][key]) for key, value in usual.items()}  # 8 and 8.0 are the same
+            changes = changes_in_words(recipe | {"epochs": usual["epochs"]}, usual)
             groups.setdefault((trial["epochs"], trial["variant"], changes), []).append(trial)
     rows = []
     for (epochs, variant, changes), group in groups.items():

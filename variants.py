@@ -328,8 +328,4 @@ def recipe_change(name: str) -> str:
 
 def changes_in_words(ours: dict, theirs: dict) -> str:
     """What `ours` changes against `theirs`, two recipes as dicts: "momentum 0.9 → 0.95, ..."; empty when nothing."""
-
-    def plain(value) -> str:
-        return f"{value:g}" if isinstance(value, float) else str(value)
-
-    return ", ".join(f"{key} {plain(theirs[key])} → {plain(ours[key])}" for key in ours if ours[key] != theirs[key])
+    return ", ".join(f"{key} {theirs[key]} → {ours[key]}" for key in ours if ours[key] != theirs[key])
