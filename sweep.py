@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -23,8 +24,12 @@ from datetime import datetime, timezone
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ledger import LEDGER, append_trial, provenance, read_ledger, trial_key
+from ledger import LEDGER, append_trial, provenance, read_ledger, select, trial_key
+
+if TYPE_CHECKING:  # torch is heavy, and a worker's alone
+    from mnist import MnistData
 
 INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 GO_ON = "Finished trials are in the ledger; the same command runs the others."
@@ -39,13 +44,14 @@ def run_trial(
     sample: bool = False,
     device: str = "auto",
     threads: int | None = None,
+    data: MnistData | None = None,
 ) -> dict:
     """Train one variant from one seed and return its line for the ledger (see `ledger.KEYS`).
 
     "validation" trains on five sixths of the training images and scores on the rest; "test" trains on
     all and scores on the test images. `epochs` and `changes` (of any fields) go into the recipe. All
-    arguments and the result are plain values, so a trial can run in any process, on any host. A trial that
-    Ctrl-C cuts short is no trial: KeyboardInterrupt goes on to the caller.
+    arguments and the result are plain values, so a trial can run in any process, on any host; `data` spares
+    it reading MNIST. A trial that Ctrl-C cuts short is no trial: KeyboardInterrupt goes on to the caller.
     """
     import torch
 
@@ -59,7 +65,7 @@ def run_trial(
         torch.set_num_threads(threads)
     recipe = planned_recipe(variant, epochs, changes)
     origin = provenance(helpers.pick_device(device))
-    data = helpers.load_sample() if sample else helpers.load_mnist(allow_sample=False)
+    data = data or load(sample)
     if split == "validation":
         data = helpers.validation_split(data)
     teacher = teacher_for(recipe, data, device)
@@ -88,6 +94,13 @@ def run_trial(
     }
 
 
+def load(sample: bool) -> MnistData:
+    """The data of a sweep. DataError where the full MNIST cannot be had."""
+    import helpers
+
+    return helpers.load_sample() if sample else helpers.load_mnist(allow_sample=False)
+
+
 def planned_recipe(variant: str, epochs: int | None = None, changes: dict | None = None):
     """The variant's recipe with `changes`, and another number of epochs where one is given. ValueError for bad ones."""
     from candidates import KNOWN
@@ -110,15 +123,20 @@ def sweep(
     sample: bool = False,
     device: str = "auto",
     workers: int | None = None,
+    ray: str | None = None,
+    gpus_per_trial: float = 0,
+    retries: int = 2,
+    limit: float | None = None,
     ledger: str | Path = LEDGER,
     dry_run: bool = False,
 ) -> int:
     """Run all trials that the ledger lacks, `workers` at a time; return how many failed.
 
     By default there are as many workers as CPU cores, a thread each, which is faster than one after the other
-    with all threads; on a GPU there is one. With `dry_run` they are only listed. Raises DataError when MNIST
-    cannot be had, OSError when the ledger cannot be written, and KeyboardInterrupt on Ctrl-C, each with no
-    process left behind.
+    with all threads; on a GPU there is one. With `ray`, a cluster's address or "auto", the trials run there: see
+    `cluster.run_on_ray`, also for what follows it here. With `dry_run` they are only listed. Raises DataError
+    when MNIST cannot be had, OSError when the ledger cannot be written, ClusterError without a cluster, and
+    KeyboardInterrupt on Ctrl-C, each with no process left behind.
     """
     source = "sample" if sample else "mnist"
     fixed = {"split": split, "epochs": epochs, "changes": changes, "sample": sample, "device": device}
@@ -137,13 +155,51 @@ def sweep(
     todo = [trial | {"threads": threads} for trial in todo]
     if dry_run:
         print("\n".join(f"  {trial['variant']}, seed {trial['seed']}" for trial in todo))
+        names = [trial["variant"] for trial in todo]
+        print(estimate(names, epochs, read_ledger(ledger), None if ray else workers))
     if dry_run or not todo:
         return 0
-    if not sample:
-        from helpers import load_mnist
+    data = load(sample)  # one download, or one clear error, before all trials want it at once
+    if ray:
+        from cluster import run_on_ray
 
-        load_mnist(allow_sample=False)  # one download, or one clear error, before all trials want it at once
-    return run_all(todo, ledger, workers)
+        failed = run_on_ray(todo, data, ledger, ray, 1, gpus_per_trial, retries, limit)
+    else:
+        failed = run_all(todo, ledger, workers)
+    print(summary(list(map(key, wanted)), ledger))
+    return failed
+
+
+def estimate(names: list[str], epochs: int | None, trials: list[dict], workers: int | None) -> str:
+    """How long trials of these variants will take, by the seconds an epoch of earlier ones; in words."""
+    if not names:
+        return "nothing to run"
+    minutes, unknown = 0.0, set()
+    for name in names:
+        known = [trial["seconds"] / trial["epochs"] for trial in select(trials, variant=name)]
+        if not known:
+            unknown.add(name)
+            continue
+        minutes += statistics.median(known) * planned_recipe(name, epochs).epochs / 60
+    without = f", without {', '.join(sorted(unknown))}: no earlier trial says" if unknown else ""
+    if workers is None:
+        return f"about {minutes:.0f} minutes of work, over all of the cluster's workers{without}"
+    return f"about {minutes / workers:.0f} minutes with {workers} at a time{without}"
+
+
+def summary(keys: list[tuple], ledger: str | Path) -> str:
+    """What the ledger holds of the trials with these keys, a line a variant."""
+    import pandas as pd
+
+    variants = dict.fromkeys(key[0] for key in keys)
+    found = {key: trial for trial in read_ledger(ledger) if (key := trial_key(trial)) in set(keys)}
+    rows = []
+    for variant in variants:
+        accuracies = [trial["accuracy"] for trial in found.values() if trial["variant"] == variant]
+        done = f"{len(accuracies)} of {sum(key[0] == variant for key in keys)}"
+        mean, lowest = (f"{f(accuracies):.3f}" if accuracies else "–" for f in (statistics.mean, min))
+        rows.append({"variant": variant, "done": done, "mean": mean, "minimum": lowest})
+    return pd.DataFrame(rows).to_string(index=False)
 
 
 def default_workers(device: str) -> int:
@@ -166,14 +222,13 @@ def run_all(trials: list[dict], ledger: str | Path, workers: int = 1, run: Calla
     """
     from tqdm import tqdm
 
-    Path(ledger).parent.mkdir(parents=True, exist_ok=True)
-    open(ledger, "ab").close()  # a ledger that cannot be written is better found before the first trial than after
+    prepare_ledger(ledger)
     failed = lost = 0
     context = get_context("spawn")  # rather than fork, which torch's threads and CUDA do not survive
     lifeline, our_end = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, initializer=_hold_on_to, initargs=(lifeline,))
     # Leaving the pool waits for all that is queued, so `our_end` is left first: that ends the workers at once.
-    with _noted_interrupt() as interrupted, pool, our_end, tqdm(total=len(trials), unit="trial") as bar:
+    with noted_interrupt() as interrupted, pool, our_end, tqdm(total=len(trials), unit="trial") as bar:
         names = {pool.submit(run, **trial): f"{trial['variant']}, seed {trial['seed']}" for trial in trials}
         running = set(names)
         while running and not interrupted.is_set():
@@ -199,8 +254,14 @@ def run_all(trials: list[dict], ledger: str | Path, workers: int = 1, run: Calla
     return failed + lost
 
 
+def prepare_ledger(ledger: str | Path) -> None:
+    """OSError for a ledger that cannot be written: better before the first trial than after."""
+    Path(ledger).parent.mkdir(parents=True, exist_ok=True)
+    open(ledger, "ab").close()
+
+
 @contextmanager
-def _noted_interrupt() -> Iterator[threading.Event]:
+def noted_interrupt() -> Iterator[threading.Event]:
     """Ctrl-C sets the event instead of raising KeyboardInterrupt wherever it strikes.
 
     Raised in the middle of the pool's own locking it would leave a lock taken, and leaving the pool would hang.
@@ -274,9 +335,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--sample", action="store_true", help="the small sample instead of MNIST, to try things out")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps (default: auto)")
     add("--workers", type=int, metavar="N", help="trials at a time (default: as many as cores; 1 on a GPU)")
+    add("--ray", metavar="ADDRESS", help="run on a Ray cluster; auto: this machine's, or one started for the sweep")
+    add("--gpus-per-trial", type=float, default=0, metavar="F", help="with --ray: e.g. 0.25 (default: 0)")
+    add("--retries", type=int, default=2, metavar="N", help="with --ray: of a trial that fails (default: 2)")
+    add("--limit", type=float, metavar="SECONDS", help="with --ray: a trial that takes longer has failed")
     add("--ledger", type=Path, default=LEDGER, metavar="FILE", help="default: results/ledger.jsonl")
     add("--dry-run", action="store_true", help="list the trials that would be run, and stop")
     options = parser.parse_args(arguments)
+    if options.gpus_per_trial < 0 or options.retries < 0 or (options.limit or 1) <= 0:
+        parser.error("--gpus-per-trial and --retries must be 0 or more, --limit greater than 0")
     if options.workers is not None and options.workers < 1:
         parser.error(f"--workers must be 1 or more, not {options.workers}")
 
@@ -302,6 +369,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The whole command; returns its exit code: 0, 1 when something failed, 130 after Ctrl-C."""
     options = parse_arguments(arguments)
 
+    from cluster import ClusterError
     from helpers import DataError
 
     try:
@@ -309,7 +377,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"Interrupted. {GO_ON}", file=sys.stderr)
         return INTERRUPTED
-    except (DataError, OSError) as error:
+    except (DataError, ClusterError, OSError) as error:
         print(f"sweep.py: {error}", file=sys.stderr)
         return 1
 
