@@ -156,7 +156,9 @@ def connected(address: str, install: bool = True) -> Iterator:
         for module in REPO.glob("*.py"):
             shutil.copy(module, folder)
         here = {"working_dir": folder, "env_vars": variables}
-        there = here | {"pip": {"packages": requirements(), "pip_check": False}} if install else here
+        there = dict(here)
+        if install and address != "local":
+            there["pip"] = {"packages": requirements(), "pip_check": False}
         try:
             ray.init(address, runtime_env=there, **options)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -210,7 +212,6 @@ def describe_failure(error: Exception) -> str:
         "TaskCancelledError": "it was cancelled",
         "ObjectLostError": "its node died",
         "OwnerDiedError": "its node died",
-        "RuntimeEnvSetupError": "its host could not be set up",
     }
     if (kind := type(error).__name__) in kinds:
         return kinds[kind]
