@@ -1,6 +1,7 @@
 """Tables and words against ledgers made by hand."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -20,6 +21,7 @@ def trial(seed, accuracy, variant="s5", split="test", data="mnist", **changes):
         "macs": 1_947_866,
         "accuracy": accuracy,
         "best_accuracy": accuracy + 0.05,
+        "curve": [{"test_loss": 0.02}],
         "mistakes": {},
         "seconds": 300.0,
         "data": data,
@@ -158,3 +160,23 @@ def test_fill_markers():
 def test_the_shown_run_must_be_in_the_ledger():
     with pytest.raises(ValueError, match="python sweep.py --variants s5 --seeds 0 --split test"):
         report.shown_trial([trial(1, 99.9)])
+
+
+def test_tried_table_holds_what_is_no_variant_of_today():
+    usual = Recipe()
+    quick = replace(usual, epochs=8)
+    trials = [
+        trial(0, 99.4, split="validation"),
+        trial(0, 99.2, split="validation", epochs=8, recipe=quick.as_dict()),
+        trial(1, 99.3, split="validation", epochs=8, recipe=quick.as_dict()),
+        trial(0, 99.5, "placed", split="validation", recipe=replace(usual, optimizer="muon", rotation=8).as_dict()),
+        trial(0, 99.9, split="validation", epochs=8, recipe=quick.as_dict(), data="sample"),
+        trial(0, 99.9, split="test", epochs=8, recipe=quick.as_dict()),
+    ]
+    table = report.tried_table(trials)
+    assert list(table["Network"]) == ["placed", "s5"]
+    assert list(table["Epochs"]) == [20, 8]
+    assert list(table["Seeds"]) == [1, 2]
+    assert list(table["Mean"]) == ["99.500", "99.250"]
+    assert list(table["Recipe against s5"]) == ["optimizer sgd → muon, rotation 10.0 → 8.0", "the same"]
+    assert report.tried_table([]).empty
