@@ -28,7 +28,6 @@ from significance import (
     pooled_difference,
     wilson_interval,
 )
-from speed import describe_machine, describe_throughput, profile_table, read_speed, speed_table
 
 REPO = Path(__file__).parent
 README = REPO / "README.md"
@@ -269,7 +268,6 @@ def readme_sections(trials: list[dict]) -> dict[str, str]:
     tested, validated = current_trials("test", trials), current_trials("validation", trials)
     if not validated:
         raise ValueError("the ledger holds no validation runs of today's variants: python sweep.py")
-    timings = read_speed()
     shown = shown_trial(tested)
     low, high = wilson_interval(shown["curve"][-1]["test_correct"], IMAGES)
     last = f"**{shown['accuracy']:.2f}%** (95% interval {low:.2f}–{high:.2f}%)"
@@ -309,10 +307,6 @@ def readme_sections(trials: list[dict]) -> dict[str, str]:
         "validation-table": to_markdown(summary_table(validated)),
         "comparison": to_markdown(comparison_table(validated)),
         "noise": describe_noise(validated).replace("\n", " "),
-        "machine": describe_machine(timings),
-        "speed": to_markdown(speed_table(timings)),
-        "throughput": describe_throughput(timings),
-        "profile": to_markdown(profile_table(timings)),
         "variants": "\n".join(
             f"- **{name}**: {VARIANTS[name].change} Expected: {VARIANTS[name].target}"
             for name in summary_table(validated)["Variant"]

@@ -17,8 +17,8 @@ SEEDS = [3, 7]
 @pytest.mark.parametrize(
     "recipe",
     [
-        Recipe(epochs=2, batch_size=64),
-        Recipe(epochs=2, batch_size=64, optimizer="muon", learning_rate=0.05, label_smoothing=0.1),
+        Recipe(epochs=2, batch_size=100, learning_rate=0.02),
+        Recipe(epochs=2, batch_size=100, optimizer="muon", learning_rate=0.01, label_smoothing=0.1),
         replace(VARIANTS["seed_recipe"].recipe, epochs=2, step_epochs=1),
         replace(VARIANTS["no_augmentation"].recipe, epochs=2, optimizer="adamw", learning_rate=0.001),
     ],

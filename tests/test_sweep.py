@@ -183,8 +183,9 @@ def test_a_dry_run_lists_what_is_missing_and_runs_nothing(tmp_path, capsys):
     before = path.read_bytes()
     plan = ["--variants", "s5,seed_recipe,s5", "--seeds", "0-1", "--epochs", "2", "--sample", "--ledger", str(path)]
     assert sweep.main([*plan, "--dry-run"]) == 0
-    header, *listed = capsys.readouterr().out.splitlines()
+    header, *listed, duration = capsys.readouterr().out.splitlines()
     assert header == "4 trials, sample validation: 1 already in ledger.jsonl, 3 to run"
+    assert duration == f"about 0 minutes with {sweep.cores()} at a time, without seed_recipe: no earlier trial says"
     assert [line.strip() for line in listed] == ["s5, seed 0", "seed_recipe, seed 0", "seed_recipe, seed 1"]
     assert path.read_bytes() == before
 
@@ -198,6 +199,22 @@ def test_a_trial_by_another_recipe_split_or_seed_is_not_taken_for_done(tmp_path,
     assert "0 to run" in capsys.readouterr().out
     sweep.main([*plan, *other])
     assert "1 to run" in capsys.readouterr().out
+
+
+def test_the_duration_is_estimated_from_earlier_trials_of_the_variant():
+    trials = [a_trial(seed, epochs=20, seconds=20 * seconds) for seed, seconds in enumerate((9.0, 12.0, 30.0))]
+    assert sweep.estimate(["s5"] * 10, None, trials, 2) == "about 20 minutes with 2 at a time"
+    assert sweep.estimate(["s5"] * 10, 10, trials, None).startswith("about 20 minutes of work, over all")
+    assert sweep.estimate([], None, trials, 2) == "nothing to run"
+
+
+def test_the_summary_counts_and_averages_what_was_wanted(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    for seed, accuracy in ((0, 99.25), (1, 99.5), (2, 10.0)):
+        ledger.append_trial(a_trial(seed, accuracy=accuracy), path)
+    wanted = [ledger.trial_key(a_trial(seed)) for seed in (0, 1, 7)]
+    header, line = sweep.summary(wanted, path).splitlines()
+    assert line.split() == ["s5", "2", "of", "3", "99.375", "99.250"]
 
 
 def test_a_recipe_with_changes():
