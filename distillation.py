@@ -62,4 +62,5 @@ def _teacher(variant: str, seed: int, data: MnistData, device: str, folder: Path
             helpers.fit(model, data, recipe, seed, device, progress=False, test_every=recipe.epochs)
             helpers.save_weights(model, path)
     model = helpers.load_weights(helpers.build(build, seed), path).to(device)
-    return model.to(memory_format=torch.channels_last) if device.type == "cpu" else model
+    helpers.lay_out(model)
+    return model

@@ -204,7 +204,10 @@ def test_weights_round_trip_and_refusals(tmp_path):
     path = tmp_path / "weights.safetensors"
     model = helpers.build(seed=1)
     helpers.save_weights(model, path, {"data": "sample"})
-    assert_same_weights(model, helpers.load_weights(helpers.build(seed=2), path))
+    again = helpers.load_weights(helpers.build(seed=2), path)
+    assert_same_weights(model, again)
+    images = torch.randint(256, (50, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert torch.equal(helpers.predict(model, images), helpers.predict(again, images))
     with pytest.raises(helpers.CheckpointError, match="another architecture"):
         helpers.load_weights(WithDropout(), path)
     path.write_bytes(path.read_bytes()[:-100])
