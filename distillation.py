@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import helpers
 from candidates import KNOWN
+from devices import lay_out
 from mnist import MnistData
 from recipe import Recipe
 
@@ -62,5 +63,5 @@ def _teacher(variant: str, seed: int, data: MnistData, device: str, folder: Path
             helpers.fit(model, data, recipe, seed, device, progress=False, test_every=recipe.epochs)
             helpers.save_weights(model, path)
     model = helpers.load_weights(helpers.build(build, seed), path).to(device)
-    helpers.lay_out(model)
+    lay_out(model)
     return model

@@ -23,8 +23,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from augmentation import MEAN, STD, augment, normalize, random_affine, warp
+from batchnorm import BatchNorm2d
 from checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint, save_weights
 from comparison_plots import plot_frontier, plot_hardest, plot_seeds
+from devices import compile_for, keep_freed_memory, lay_out, pick_device
 from mnist import DataError, MnistData, load_mnist, load_sample, validation_split
 from model_report import (
     check_model,
@@ -119,25 +121,25 @@ class Net(nn.Module):
         super().__init__()
         self.conv1 = nn.Sequential(  # 28×28
             nn.Conv2d(1, 4, 3, padding=1, bias=False),
-            nn.BatchNorm2d(4),
+            BatchNorm2d(4),
             nn.ReLU(),
             nn.Conv2d(4, 8, 3, padding=1, bias=False),
-            nn.BatchNorm2d(8),
+            BatchNorm2d(8),
             nn.ReLU(),
             nn.MaxPool2d(2, 2),
         )
         self.conv2 = nn.Sequential(  # 14×14
             nn.Conv2d(8, 16, 3, padding=1, bias=False),
-            nn.BatchNorm2d(16),
+            BatchNorm2d(16),
             nn.ReLU(),
             nn.Conv2d(16, 32, 3, padding=1, bias=False),
-            nn.BatchNorm2d(32),
+            BatchNorm2d(32),
             nn.ReLU(),
             nn.MaxPool2d(2, 2),
         )
         self.conv3 = nn.Sequential(  # 7×7
             nn.Conv2d(32, 40, 3, padding=1, bias=False),
-            nn.BatchNorm2d(40),
+            BatchNorm2d(40),
             nn.ReLU(),
         )
         self.gap = nn.AdaptiveAvgPool2d(1)
@@ -152,32 +154,6 @@ def build(architecture=Net, seed: int = 0) -> nn.Module:
     """A new network whose initial weights depend on `seed` alone."""
     torch.manual_seed(seed)
     return architecture()
-
-
-def pick_device(device: str = "auto") -> torch.device:
-    """The device by name; "auto" takes CUDA, else Apple's MPS, else the CPU.
-
-    Raises ValueError when the name is unknown or the machine has no such device.
-    """
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if device == "auto":
-        return torch.device(next(name for name, there in available.items() if there))
-    kind = str(device).split(":")[0]
-    if kind not in available:
-        raise ValueError(f"device must be auto, cpu, cuda or mps, not {device!r}")
-    if not available[kind]:
-        raise ValueError(f"device {device!r} was asked for, but torch finds no {kind.upper()} on this machine")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r} is no valid device: {error}") from error
-    if kind == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {device!r} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
-    return chosen
 
 
 # --- Loops -----------------------------------------------------------------------------------------------------------
@@ -296,6 +272,8 @@ def fit(
     device = pick_device(device)
     data = data.to(device)
     model.to(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     lay_out(model)
     torch.manual_seed(seed)  # dropout draws from the global generators
     run = _Run(model, recipe, seed, data, device)
@@ -420,21 +398,6 @@ class _Run:
         if self.device.type == "cuda":
             return getattr(torch.cuda, function)(*state, device=self.device)
         return getattr(torch.mps, function)(*state) if self.device.type == "mps" else None
-
-
-def lay_out(model: nn.Module) -> None:
-    """Put a model's weights into the memory layout that suits its device, in place.
-
-    On a CPU that is channels last: oneDNN's convolutions and torch's pooling are a quarter faster.
-    """
-    if next(model.parameters()).device.type == "cpu":
-        with torch.inference_mode(False):  # or weights laid out while predicting could not be trained on
-            model.to(memory_format=torch.channels_last)
-
-
-def compile_for(device: torch.device, model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The model compiled; on CUDA also recorded as graphs, so that Python's share of a batch's time goes."""
-    return torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else "default")
 
 
 def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe) -> torch.optim.Optimizer:

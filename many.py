@@ -17,7 +17,8 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.optim.lr_scheduler import LambdaLR
 
 from augmentation import affine_maps, draw, normalize, warp_and_normalize
-from helpers import DivergenceError, build, compile_for, make_optimizer, moving_average, pick_device
+from devices import compile_for, pick_device
+from helpers import DivergenceError, build, make_optimizer, moving_average
 from mnist import MnistData
 from recipe import Recipe
 
