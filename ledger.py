@@ -18,7 +18,7 @@ from recipe import BEFORE
 LEDGER = Path(__file__).parent / "results" / "ledger.jsonl"
 
 KEYS = (
-    "variant",  # name in variants.py
+    "variant",  # name in variants.py or candidates.py
     "recipe",  # the whole recipe, as a dict
     "seed",
     "split",  # what accuracy was measured on: "validation" or "test"
