@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from batchnorm import BatchNorm2d
 from recipe import Recipe
-from variants import VARIANTS, Variant, conv_block, head, like_net, separable_block
+from variants import VARIANTS, Variant, conv_block, head, like_net, separable, separable_block
 
 QUICK = Recipe(epochs=8, precision="bfloat16")  # for a first look
 
@@ -80,17 +80,7 @@ def wide() -> nn.Module:
 
 def separable_placed(channels=(8, 16, 48, 64, 72)) -> nn.Module:
     """`placed` with depthwise-separable convolutions after the first."""
-    one, two, three, four, five = channels
-    return nn.Sequential(
-        *conv_block(1, one),
-        *separable_block(one, two),
-        nn.MaxPool2d(2),
-        *separable_block(two, three),
-        *separable_block(three, four),
-        nn.MaxPool2d(2),
-        *separable_block(four, five),
-        *placed_head(five),
-    )
+    return nn.Sequential(*list(separable(channels))[:-3], *placed_head(channels[-1]))
 
 
 def _candidate(name: str, build: Callable, change: str, target: str, parent: str = "strided") -> Variant:

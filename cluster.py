@@ -22,7 +22,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ledger import COMMIT, append_trial, current_commit
+from ledger import COMMIT, append_line, append_trial, current_commit
 
 REPO = Path(__file__).parent
 POLL = 0.3  # seconds
@@ -198,8 +198,8 @@ def append_failure(trial: dict, attempts: int, reason: str, ledger: str | Path) 
     path = failures_path(ledger)
     line = {**trial, "attempts": attempts, "reason": reason}
     line["time"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    with FileLock(path.with_suffix(".lock")), open(path, "a") as file:
-        file.write(json.dumps(line) + "\n")
+    with FileLock(path.with_suffix(".lock")):
+        append_line(json.dumps(line).encode() + b"\n", path)
 
 
 def describe_failure(error: Exception) -> str:
@@ -216,4 +216,5 @@ def describe_failure(error: Exception) -> str:
     if (kind := type(error).__name__) in kinds:
         return kinds[kind]
     cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause).strip() else 'no reason given'}"
+    *_, last = ["no reason given", *str(cause).strip().splitlines()]
+    return f"{type(cause).__name__}: {last}"

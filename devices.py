@@ -45,7 +45,7 @@ def compile_for(device: torch.device, model: nn.Module) -> Callable[[Tensor], Te
 def lay_out(model: nn.Module) -> None:
     """Put a model's weights into the memory layout that suits its device, in place.
 
-    On a CPU that is channels last: oneDNN's convolutions and torch's pooling are a quarter faster.
+    On a CPU that is channels last: oneDNN's convolutions and torch's pooling are faster so.
     """
     if next(model.parameters()).device.type == "cpu":
         with torch.inference_mode(False):  # or weights laid out while predicting could not be trained on

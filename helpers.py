@@ -256,7 +256,7 @@ def fit(
     Afterwards the model holds the weights that the last line of the history was measured on, which are the
     averaged ones where the recipe averages.
 
-    `compiled` trains by `torch.compile`: its first minute goes into compiling, then a GPU need not wait for Python.
+    `compiled` trains by `torch.compile`: the first batches are slow, then a GPU need not wait for Python.
     With `checkpoint` (a path) the whole state is saved after every epoch; with `resume` a run that was
     cut off goes on from there, bit for bit as if it had not been (CPU, same machine, same number of
     threads). Ctrl-C ends the run early: what was reached is returned and the model is set back to the end
@@ -312,10 +312,8 @@ class _Run:
     def __init__(self, model: nn.Module, recipe: Recipe, seed: int, data: MnistData, device: torch.device):
         self.model, self.recipe, self.seed, self.data, self.device = model, recipe, seed, data, device
         self.test_every, self.forward, self.teacher = 1, model, None
-        batches = math.ceil(len(data.train_images) / recipe.batch_size)
-        steps_per_epoch = batches if recipe.schedule_every == "batch" else 1
         self.optimizer = make_optimizer(model.parameters(), recipe)
-        self.scheduler = LambdaLR(self.optimizer, lambda step: recipe.learning_rate_factor(step, steps_per_epoch))
+        self.scheduler = make_scheduler(self.optimizer, recipe, len(data.train_images))
         self.average = moving_average(model, recipe.ema_decay) if recipe.ema_decay else None
         self.generator = torch.Generator(device).manual_seed(seed)
         self.history: list[dict] = []
@@ -410,6 +408,12 @@ def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe) -> torch.optim.
         return torch.optim.SGD(parameters, **settings, **momentum)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adadelta": torch.optim.Adadelta}
     return kinds[recipe.optimizer](parameters, **settings)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, images: int) -> LambdaLR:
+    """The recipe's schedule, to be stepped once a batch or once an epoch of so many training images."""
+    steps_per_epoch = math.ceil(images / recipe.batch_size) if recipe.schedule_every == "batch" else 1
+    return LambdaLR(optimizer, lambda step: recipe.learning_rate_factor(step, steps_per_epoch))
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:

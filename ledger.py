@@ -105,13 +105,18 @@ def append_trial(trial: dict, path: str | Path = LEDGER) -> bool:
             warnings.simplefilter("ignore", LedgerWarning)  # for whoever reads the ledger, not for each writer
             if trial_key(trial) in set(map(trial_key, read_ledger(path))):
                 return False
-        with open(path, "a+b") as file:
-            if file.tell() and not path.read_bytes().endswith(b"\n"):
-                line = b"\n" + line  # a writer was killed in the middle of a line: do not glue ours to it
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(line, path)
     return True
+
+
+def append_line(line: bytes, path: Path) -> None:
+    """Append a line, on the disk when this returns; whoever calls holds the file's lock."""
+    with open(path, "a+b") as file:
+        if file.tell() and not path.read_bytes().endswith(b"\n"):
+            line = b"\n" + line  # a writer was killed in the middle of a line: do not glue ours to it
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def provenance(device) -> dict:

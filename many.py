@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
-from torch.optim.lr_scheduler import LambdaLR
 
 from augmentation import affine_maps, draw, normalize, warp_and_normalize
 from devices import compile_for, pick_device
-from helpers import DivergenceError, build, make_optimizer, moving_average
+from helpers import DivergenceError, build, make_optimizer, make_scheduler, moving_average
 from mnist import MnistData
 from recipe import Recipe
 
@@ -83,8 +82,7 @@ def fit_many(
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     optimizer = make_optimizer(stack.parameters(), recipe)
     per_batch = recipe.schedule_every == "batch"
-    steps_per_epoch = math.ceil(len(data.train_images) / recipe.batch_size) if per_batch else 1
-    scheduler = LambdaLR(optimizer, lambda step: recipe.learning_rate_factor(step, steps_per_epoch))
+    scheduler = make_scheduler(optimizer, recipe, len(data.train_images))
     average = moving_average(stack, recipe.ema_decay) if recipe.ema_decay else None
     forward = compile_for(device, stack) if compiled else stack
 

@@ -146,7 +146,8 @@ def sweep(
         recipe = planned_recipe(trial["variant"], epochs, changes)
         return trial_key({**trial, "data": source, "recipe": recipe.as_dict()})
 
-    done = set(map(trial_key, read_ledger(ledger)))
+    recorded = read_ledger(ledger)
+    done = set(map(trial_key, recorded))
     todo = [trial for trial in wanted if key(trial) not in done]
     already = f"{len(wanted) - len(todo)} already in {Path(ledger).name}"
     print(f"{len(wanted)} trials, {source} {split}: {already}, {len(todo)} to run")
@@ -155,32 +156,33 @@ def sweep(
     todo = [trial | {"threads": threads} for trial in todo]
     if dry_run:
         print("\n".join(f"  {trial['variant']}, seed {trial['seed']}" for trial in todo))
-        names = [trial["variant"] for trial in todo]
-        print(estimate(names, epochs, read_ledger(ledger), None if ray else workers))
+        work = [(trial["variant"], planned_recipe(trial["variant"], epochs, changes).epochs) for trial in todo]
+        print(estimate(work, recorded, None if ray else workers))
     if dry_run or not todo:
         return 0
-    data = load(sample)  # one download, or one clear error, before all trials want it at once
     if ray:
         from cluster import run_on_ray
 
-        failed = run_on_ray(todo, data, ledger, ray, 1, gpus_per_trial, retries, limit)
+        failed = run_on_ray(todo, load(sample), ledger, ray, 1, gpus_per_trial, retries, limit)
     else:
+        if not sample:
+            load(sample)  # one download, or one clear error, before all trials want it at once
         failed = run_all(todo, ledger, workers)
     print(summary(list(map(key, wanted)), ledger))
     return failed
 
 
-def estimate(names: list[str], epochs: int | None, trials: list[dict], workers: int | None) -> str:
-    """How long trials of these variants will take, by the seconds an epoch of earlier ones; in words."""
-    if not names:
+def estimate(work: list[tuple[str, int]], trials: list[dict], workers: int | None) -> str:
+    """How long trials of so many epochs of a variant will take, by the seconds an epoch of earlier ones; in words."""
+    if not work:
         return "nothing to run"
     minutes, unknown = 0.0, set()
-    for name in names:
+    for name, epochs in work:
         known = [trial["seconds"] / trial["epochs"] for trial in select(trials, variant=name)]
         if not known:
             unknown.add(name)
             continue
-        minutes += statistics.median(known) * planned_recipe(name, epochs).epochs / 60
+        minutes += statistics.median(known) * epochs / 60
     without = f", without {', '.join(sorted(unknown))}: no earlier trial says" if unknown else ""
     if workers is None:
         return f"about {minutes:.0f} minutes of work, over all of the cluster's workers{without}"

@@ -169,17 +169,18 @@ def flattened() -> nn.Module:
     return nn.Sequential(*list(like_net())[:-3], nn.Flatten(), nn.Linear(40 * 7 * 7, 10))
 
 
-def separable() -> nn.Module:
+def separable(channels=(16, 32, 64, 72, 96)) -> nn.Module:
     """One ordinary convolution, then depthwise-separable ones, wider for the same budget: 17,778 parameters."""
+    one, two, three, four, five = channels
     return nn.Sequential(
-        *conv_block(1, 16),
-        *separable_block(16, 32),
+        *conv_block(1, one),
+        *separable_block(one, two),
         nn.MaxPool2d(2),
-        *separable_block(32, 64),
-        *separable_block(64, 72),
+        *separable_block(two, three),
+        *separable_block(three, four),
         nn.MaxPool2d(2),
-        *separable_block(72, 96),
-        *head(96),
+        *separable_block(four, five),
+        *head(five),
     )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import resource
 import statistics
@@ -40,8 +39,9 @@ from ledger import provenance  # noqa: E402
 from many import fit_many  # noqa: E402
 from recipe import Recipe  # noqa: E402
 from significance import p_mean_above  # noqa: E402
+from speed import SPEED  # noqa: E402
+from sweep import cores, load  # noqa: E402
 
-SPEED = REPO / "results" / "speed.json"
 BATCH = 1000  # images, of inference
 GOALS = {"to 99.0%": (99.0, "to_99_0"), "to 99.4%": (99.4, "to_99_4")}  # part: mean test accuracy, variant
 TOGETHER = 32  # seeds at once, on a GPU
@@ -113,14 +113,7 @@ def epoch(data: helpers.MnistData, repeats: int) -> dict:
         },
         repeats,
     )
-    best = min((seconds[name]["median"] for name in opponents), default=float("nan"))
-    own = seconds["ours"]["median"]
-    return {
-        "seconds": seconds,
-        "times faster than the baseline": round(best / own, 2),
-        "times the floor": round(own / seconds["floor"]["median"], 2),
-        "GFLOP an epoch": round(flop / 1e9, 1),
-    }
+    return {"seconds": seconds, "GFLOP an epoch": round(flop / 1e9, 1)}
 
 
 def accuracy(variant: str, goal: float, seeds: list[int], sample: bool, device: str) -> dict:
@@ -153,7 +146,7 @@ def accuracy(variant: str, goal: float, seeds: list[int], sample: bool, device: 
 
 def _train_once(variant: str, recipe: Recipe, seed: int, sample: bool, device: str) -> tuple[float, float, float]:
     """In a fresh process: load, warm up on random labels, train, score once. Times of day, and the accuracy."""
-    data = helpers.load_sample() if sample else helpers.load_mnist(allow_sample=False)
+    data = load(sample)
     build = KNOWN[variant].build
     noise = torch.randint(10, (2 * recipe.batch_size,), generator=torch.Generator().manual_seed(seed))
     few = replace(data, train_images=data.train_images[: len(noise)], train_labels=noise)
@@ -202,17 +195,16 @@ def gpu(data: helpers.MnistData, repeats: int, sample: bool) -> dict:
 
 def throughput(sample: bool, repeats: int) -> dict:
     """Trials an hour: one process with all threads, against as many one-thread processes as there are cores."""
-    cores = os.cpu_count() or 1
     recipe = replace(Recipe(), epochs=1)
 
     def trials(workers: int) -> float:
-        threads = max(1, cores // workers)
+        threads = max(1, cores() // workers)
         with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
             list(pool.map(_idle, range(workers)))  # imports are done once a sweep, not once a trial
             work = lambda: [pool.submit(_epoch_alone, recipe, threads, sample) for _ in range(workers)]  # noqa: E731
             return timed(lambda: [future.result() for future in work()]) / workers
 
-    seconds = in_turns({f"{count} at a time": lambda count=count: trials(count) for count in {1, cores}}, repeats)
+    seconds = in_turns({f"{count} at a time": lambda count=count: trials(count) for count in {1, cores()}}, repeats)
     hourly = {name: round(3600 / value["median"] / Recipe().epochs, 2) for name, value in seconds.items()}
     return {"seconds an epoch": seconds, f"trials of {Recipe().epochs} epochs an hour": hourly}
 
@@ -223,7 +215,7 @@ def _idle(_) -> None:
 
 def _epoch_alone(recipe: Recipe, threads: int, sample: bool) -> None:
     torch.set_num_threads(threads)
-    data = helpers.load_sample() if sample else helpers.load_mnist(allow_sample=False)
+    data = load(sample)
     helpers.fit(helpers.build(helpers.Net, 0), data, recipe, progress=False)
 
 
@@ -298,7 +290,7 @@ def environment() -> dict:
         model = names[0] if names else model
     return {
         "processor": model,
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -313,7 +305,7 @@ def measure(part: str, options: argparse.Namespace) -> dict:
     if part in GOALS:
         goal, variant = GOALS[part]
         return accuracy(variant, goal, list(range(2 if sample else options.seeds)), sample, options.device)
-    data = helpers.load_sample() if sample else helpers.load_mnist(allow_sample=False)
+    data = load(sample)
     return {
         "epoch": lambda: epoch(data, repeats),
         "profile": lambda: profiled(data, 5 if sample else 50),

@@ -203,9 +203,9 @@ def test_a_trial_by_another_recipe_split_or_seed_is_not_taken_for_done(tmp_path,
 
 def test_the_duration_is_estimated_from_earlier_trials_of_the_variant():
     trials = [a_trial(seed, epochs=20, seconds=20 * seconds) for seed, seconds in enumerate((9.0, 12.0, 30.0))]
-    assert sweep.estimate(["s5"] * 10, None, trials, 2) == "about 20 minutes with 2 at a time"
-    assert sweep.estimate(["s5"] * 10, 10, trials, None).startswith("about 20 minutes of work, over all")
-    assert sweep.estimate([], None, trials, 2) == "nothing to run"
+    assert sweep.estimate([("s5", 20)] * 10, trials, 2) == "about 20 minutes with 2 at a time"
+    assert sweep.estimate([("s5", 10)] * 10, trials, None).startswith("about 20 minutes of work, over all")
+    assert sweep.estimate([], trials, 2) == "nothing to run"
 
 
 def test_the_summary_counts_and_averages_what_was_wanted(tmp_path):
