@@ -18,9 +18,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalise (N, C, H, W)."""
-        channels_last = images.stride(1) == 1 and images.shape[1] > 1
-        quick = self.training and images.device.type == "cpu" and channels_last and torch.get_num_threads() > 1
-        if not quick or self.momentum is None or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not self._quicker(images):
             return super().forward(images)
         output, mean, variance = _Normalize.apply(images, self.weight, self.bias, self.eps)
         count = images.numel() // images.shape[1]
@@ -29,6 +27,11 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
         return output
+
+    def _quicker(self, images: Tensor) -> bool:
+        channels_last = images.stride(1) == 1 and images.shape[1] > 1
+        on_threads = images.device.type == "cpu" and torch.get_num_threads() > 1
+        return self.training and self.momentum is not None and channels_last and on_threads
 
 
 class _Normalize(torch.autograd.Function):
