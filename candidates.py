@@ -10,7 +10,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from batchnorm import BatchNorm2d
 from recipe import Recipe
 from variants import VARIANTS, Variant, conv_block, head, like_net, separable, separable_block
 
@@ -31,7 +30,7 @@ FAST = replace(MUON, precision="bfloat16")
 
 def stem(channels: int) -> list[nn.Module]:
     """5×5 convolution with stride 2, BatchNorm, ReLU: 28×28 → 14×14 at once, which is what makes a network cheap."""
-    return [nn.Conv2d(1, channels, 5, stride=2, padding=2, bias=False), BatchNorm2d(channels), nn.ReLU()]
+    return [nn.Conv2d(1, channels, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
 
 
 def placed_head(channels: int, side: int = 7) -> list[nn.Module]:

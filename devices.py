@@ -8,6 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fused import can_fuse, fuse
+
+WORTH_COMPILING = 1500  # batches, each some ten milliseconds faster
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h, glibc's
 
 
@@ -38,8 +41,19 @@ def pick_device(device: str = "auto") -> torch.device:
 
 
 def compile_for(device: torch.device, model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The model compiled; on CUDA also recorded as graphs, so that Python's share of a batch's time goes."""
+    """The model compiled for training, its weights shared.
+
+    On a CPU its parts are (`fused.py`); on CUDA the whole, recorded as graphs, so that Python's share of a batch's time
+    goes. Raises ValueError where there is nothing to compile with.
+    """
+    if device.type == "cpu":
+        return fuse(model)
     return torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else "default")
+
+
+def compiling_pays(device: torch.device, batches: int) -> bool:
+    """Is a run of so many batches long enough that compiling for it, some ten seconds, pays? On a CPU that can be."""
+    return device.type == "cpu" and batches >= WORTH_COMPILING and can_fuse()
 
 
 def lay_out(model: nn.Module) -> None:

@@ -23,10 +23,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from augmentation import MEAN, STD, augment, normalize, random_affine, warp
-from batchnorm import BatchNorm2d
 from checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint, save_weights
 from comparison_plots import plot_frontier, plot_hardest, plot_seeds
-from devices import compile_for, keep_freed_memory, lay_out, pick_device
+from devices import compile_for, compiling_pays, keep_freed_memory, lay_out, pick_device
 from mnist import DataError, MnistData, load_mnist, load_sample, validation_split
 from model_report import (
     check_model,
@@ -121,25 +120,25 @@ class Net(nn.Module):
         super().__init__()
         self.conv1 = nn.Sequential(  # 28×28
             nn.Conv2d(1, 4, 3, padding=1, bias=False),
-            BatchNorm2d(4),
+            nn.BatchNorm2d(4),
             nn.ReLU(),
             nn.Conv2d(4, 8, 3, padding=1, bias=False),
-            BatchNorm2d(8),
+            nn.BatchNorm2d(8),
             nn.ReLU(),
             nn.MaxPool2d(2, 2),
         )
         self.conv2 = nn.Sequential(  # 14×14
             nn.Conv2d(8, 16, 3, padding=1, bias=False),
-            BatchNorm2d(16),
+            nn.BatchNorm2d(16),
             nn.ReLU(),
             nn.Conv2d(16, 32, 3, padding=1, bias=False),
-            BatchNorm2d(32),
+            nn.BatchNorm2d(32),
             nn.ReLU(),
             nn.MaxPool2d(2, 2),
         )
         self.conv3 = nn.Sequential(  # 7×7
             nn.Conv2d(32, 40, 3, padding=1, bias=False),
-            BatchNorm2d(40),
+            nn.BatchNorm2d(40),
             nn.ReLU(),
         )
         self.gap = nn.AdaptiveAvgPool2d(1)
@@ -245,7 +244,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     test_every: int = 1,
-    compiled: bool = False,
+    compiled: bool | None = None,
     teacher: nn.Module | None = None,
 ) -> list[dict]:
     """Train `model` by `recipe`; return its history, one dict an epoch.
@@ -256,14 +255,16 @@ def fit(
     Afterwards the model holds the weights that the last line of the history was measured on, which are the
     averaged ones where the recipe averages.
 
-    `compiled` trains by `torch.compile`: the first batches are slow, then a GPU need not wait for Python.
+    `compiled` trains by `torch.compile`, equal but for rounding: the first batch is slow, the others fast. None
+    compiles where that is sure to pay: on a CPU, for a long run.
     With `checkpoint` (a path) the whole state is saved after every epoch; with `resume` a run that was
     cut off goes on from there, bit for bit as if it had not been (CPU, same machine, same number of
     threads). Ctrl-C ends the run early: what was reached is returned and the model is set back to the end
     of the last complete epoch.
 
-    Raises DivergenceError (model set back likewise), CheckpointError, and ValueError for an unknown device,
-    `test_every` below 1, or a recipe that names a teacher where none is given (see `distillation.teacher_for`).
+    Raises DivergenceError (model set back likewise), CheckpointError, and ValueError for an unknown device, one that
+    cannot compile, `test_every` below 1, or a recipe that names a teacher where none is given
+    (`distillation.teacher_for`).
     """
     if test_every < 1:
         raise ValueError(f"test_every must be 1 or more epochs, not {test_every}")
@@ -278,6 +279,8 @@ def fit(
     torch.manual_seed(seed)  # dropout draws from the global generators
     run = _Run(model, recipe, seed, data, device)
     run.test_every, run.teacher = test_every, teacher
+    if compiled is None:
+        compiled = compiling_pays(device, recipe.epochs * math.ceil(len(data.train_images) / recipe.batch_size))
     if compiled:
         run.forward = compile_for(device, model)
     if resume:

@@ -131,7 +131,7 @@ def receptive_field_table(model: nn.Module, input_size: tuple[int, ...] = IMAGE)
     if len(input_size) != 4:
         raise ValueError(f"input_size must be (batch, channels, height, width), not {tuple(input_size)}")
     with _evaluating(model):
-        traced = torch.fx.GraphModule(model, _LayerTracer().trace(model))
+        traced = torch.fx.symbolic_trace(model)
         _ShapeRecorder(traced).run(_zeros(model, input_size))
 
     rows = []
@@ -173,13 +173,6 @@ class _Axis(NamedTuple):
         """The axis of a map of `size` values that a sliding window makes of this one."""
         first, last = -padding, dilation * (kernel - 1) - padding  # where the first window begins and ends
         return _Axis(size, self.jump * stride, self.low + first * self.jump, self.high + last * self.jump)
-
-
-class _LayerTracer(torch.fx.Tracer):
-    """Takes kinds of batch normalisation for layers, as it does torch's own, and does not look into them."""
-
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, nn.BatchNorm2d) or super().is_leaf_module(module, qualified_name)
 
 
 class _ShapeRecorder(torch.fx.Interpreter):

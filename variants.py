@@ -13,7 +13,6 @@ from functools import partial
 
 from torch import nn
 
-from batchnorm import BatchNorm2d
 from helpers import Net
 from recipe import Recipe
 
@@ -82,7 +81,7 @@ PYTORCH_EXAMPLE = replace(  # github.com/pytorch/examples, mnist/main.py, its de
 
 def conv_block(inputs: int, outputs: int) -> list[nn.Module]:
     """3×3 convolution, BatchNorm, ReLU."""
-    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), BatchNorm2d(outputs), nn.ReLU()]
+    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 def plain_conv_block(inputs: int, outputs: int) -> list[nn.Module]:
@@ -94,10 +93,10 @@ def separable_block(inputs: int, outputs: int) -> list[nn.Module]:
     """Depthwise 3×3 convolution, then a 1×1 convolution across channels (Howard et al., MobileNets, 2017)."""
     return [
         nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False),
-        BatchNorm2d(inputs),
+        nn.BatchNorm2d(inputs),
         nn.ReLU(),
         nn.Conv2d(inputs, outputs, 1, bias=False),
-        BatchNorm2d(outputs),
+        nn.BatchNorm2d(outputs),
         nn.ReLU(),
     ]
 

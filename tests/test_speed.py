@@ -35,7 +35,7 @@ RESULTS = {
             "floor": spread(3, 4, 5),
             "ours": spread(7, 8, 9),
             "ours, bfloat16": spread(5, 5, 6),
-            "ours, bfloat16, compiled": spread(4, 4, 5),
+            "ours, not compiled": spread(9, 10, 11),
             "baseline, 1 threads": spread(60, 64, 70),
             "baseline, 2 threads": spread(50, 56, 58),
         },
