@@ -50,6 +50,43 @@ def placed(channels=(4, 8, 16, 32, 38)) -> nn.Module:
     return nn.Sequential(*list(like_net(channels))[:-3], *placed_head(channels[-1]))
 
 
+def pyramid(stages=((4, 8), (16, 32), (40,)), block: Callable = conv_block, end: Callable = head) -> nn.Module:
+    """Convolutions of so many channels at 28×28, after a pooling at 14×14, and so on; the first is an ordinary one."""
+    layers, before = [], 1
+    for number, stage in enumerate(stages):
+        layers += [nn.MaxPool2d(2)] if number else []
+        for channels in stage:
+            layers += conv_block(before, channels) if before == 1 else block(before, channels)
+            before = channels
+    return nn.Sequential(*layers, *end(before))
+
+
+class Shared(nn.Module):
+    """One convolution used again and again, added to what it was given; only BatchNorm is new each time.
+
+    `uses` says how often at 28×28, 14×14 and 7×7. In the manner of recurrent convolutional networks (Liang and Hu,
+    2015): depth costs computation, but no parameters.
+    """
+
+    def __init__(self, channels: int, uses=(1, 2, 2), end: Callable = head):
+        super().__init__()
+        self.stem = nn.Sequential(*conv_block(1, channels))
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.steps = nn.ModuleList(
+            nn.ModuleList(nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU()) for _ in range(count)) for count in uses
+        )
+        self.pool = nn.MaxPool2d(2)
+        self.end = nn.Sequential(*end(channels))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images)
+        for level, steps in enumerate(self.steps):
+            features = self.pool(features) if level else features
+            for step in steps:
+                features = features + step(self.conv(features))
+        return self.end(features)
+
+
 class Bowl(nn.Module):
     """Adds a fixed bowl to the images, 0 in the middle and `height` at the corners: brightness then tells the place."""
 
@@ -104,6 +141,34 @@ CANDIDATES = {
         Variant("wide", wide, replace(FAST, epochs=12), "A teacher: 141,946 parameters.", "99.7%.", "placed"),
         _fast("to_99_0", epochs=1, target="A mean of 99.0% on test."),
         _fast("to_99_4", epochs=5, target="A mean of 99.4% on test."),
+        _candidate("deep", partial(pyramid, ((6, 8), (12, 16, 20), (24, 28))), "Seven layers.", "Better.", "s5"),
+        _candidate("late", partial(pyramid, ((4, 8), (16, 20), (24, 24, 24))), "More at 7×7.", "Better.", "s5"),
+        _candidate("deep_8k", partial(pyramid, ((4, 6), (8, 12, 12), (14, 16))), "Below 8,000.", "99.4%.", "deep"),
+        _candidate(
+            "separable_5k",
+            partial(separable_placed, (8, 12, 20, 28, 32)),
+            "Fewer than 5,000.",
+            "99.3%.",
+            "separable_placed",
+        ),
+        _candidate(
+            "separable_2k",
+            partial(pyramid, ((6, 8), (12, 14), (16, 20)), separable_block),
+            "Fewer than 2,000; average.",
+            "99.0%.",
+            "separable_5k",
+        ),
+        _candidate(
+            "separable_1k",
+            partial(pyramid, ((4, 6), (8, 10), (16,)), separable_block),
+            "Fewer than 1,000.",
+            "98.7%.",
+            "separable_2k",
+        ),
+        _candidate("shared_5k", partial(Shared, 18, (1, 2, 2), placed_head), "One convolution.", "99.3%.", "placed_5k"),
+        _candidate("shared_2k", partial(Shared, 12), "Fewer than 2,000.", "99.0%.", "shared_5k"),
+        _candidate("shared_2k_placed", partial(Shared, 10, (1, 2, 2), placed_head), "Places.", "99.0%.", "shared_2k"),
+        _candidate("shared_1k", partial(Shared, 8), "Fewer than 1,000.", "98.5%.", "shared_2k"),
         _candidate("strided", strided, "Half the resolution at once.", "Cheaper, not worse.", "s5"),
         _candidate("strided_average", partial(strided, end=head), "Average pooling.", "Worse."),
         _candidate("strided_wide", partial(strided, (16, 20, 28), (32,)), "All of the budget.", "Better."),

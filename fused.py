@@ -123,7 +123,7 @@ class _Fused(torch.autograd.Function):
 
 @cache
 def _compiled(function):
-    torch._dynamo.config.recompile_limit = 256  # a network has more layers than the eight shapes that are the default
+    torch._dynamo.config.cache_size_limit = 256  # a network has more layers than the eight shapes that are the default
     return torch.compile(function, dynamic=False)
 
 

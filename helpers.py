@@ -325,13 +325,14 @@ class _Run:
     def epoch(self, progress: bool) -> None:
         """Train and test once, append a line to the history and remember the state."""
         start = time.perf_counter()
+        number = len(self.history) + 1
         per_batch = self.recipe.schedule_every == "batch"
         train_loss, train_accuracy = train(
             self.model,
             self.data.train_images,
             self.data.train_labels,
             self.optimizer,
-            self.recipe,
+            self.recipe.in_epoch(number),
             self.generator,
             self.scheduler if per_batch else None,
             self.average,
@@ -342,7 +343,6 @@ class _Run:
         learning_rate = self.optimizer.param_groups[0]["lr"]
         if not per_batch:
             self.scheduler.step()
-        number = len(self.history) + 1
         test_loss = test_correct = test_accuracy = None
         if number % self.test_every == 0 or number == self.recipe.epochs:
             tested = self.model if self.average is None else self.average

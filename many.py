@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from augmentation import affine_maps, draw, normalize, warp_and_normalize
+from augmentation import augment_by, draw, normalize
 from devices import compile_for, pick_device
 from helpers import DivergenceError, build, make_optimizer, make_scheduler, moving_average
 from mnist import MnistData
@@ -96,7 +96,7 @@ def fit_many(
         orders = torch.stack([torch.randperm(count, generator=each, device=device) for each in generators])
         for batch in orders.split(recipe.batch_size, dim=1):
             targets = data.train_labels[batch]
-            inputs = _augment_each(data.train_images[batch], recipe, generators)
+            inputs = _augment_each(data.train_images[batch], recipe.in_epoch(epoch), generators)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                 logits = forward(inputs).float()
             losses = _losses(logits, targets, recipe.label_smoothing)
@@ -132,8 +132,8 @@ def _augment_each(images: Tensor, recipe: Recipe, generators: list[torch.Generat
     """uint8 (S, N, 28, 28) → float32 (S, N, 1, 28, 28), as `augment` would do it with each network's generator."""
     if not recipe.augments:
         return normalize(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-    draws = torch.cat([draw(images.shape[1], generator) for generator in generators], dim=1)
-    return warp_and_normalize(images.flatten(0, 1), affine_maps(draws, recipe)).unflatten(0, images.shape[:2])
+    draws = torch.cat([draw(images.shape[1], recipe, generator) for generator in generators], dim=1)
+    return augment_by(draws, images.flatten(0, 1), recipe).unflatten(0, images.shape[:2])
 
 
 def _losses(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:

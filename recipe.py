@@ -12,6 +12,8 @@ CHOICES = {
     "precision": ("float32", "bfloat16"),
 }
 
+NO_AUGMENTATION = {"rotation": 0.0, "translation": 0.0, "scale": 0.0, "shear": 0.0, "elastic": 0.0}
+
 # Values that stand for what was done before these fields existed; `ledger.read_ledger` fills them in.
 BEFORE = {
     "rest_learning_rate": 0.1,
@@ -20,6 +22,8 @@ BEFORE = {
     "teachers": 1,
     "teacher_weight": 0.5,
     "temperature": 2.0,
+    "elastic": 0.0,
+    "plain_epochs": 0,
 }
 
 
@@ -58,7 +62,9 @@ class Recipe:
     rotation: float = 10.0  # each image is rotated by up to ± so many degrees,
     translation: float = 0.1  # shifted by up to ± this fraction of its side, along x and along y,
     scale: float = 0.1  # enlarged by a factor in 1 ± this,
-    shear: float = 6.0  # and sheared along x by up to ± so many degrees
+    shear: float = 6.0  # sheared along x by up to ± so many degrees,
+    elastic: float = 0.0  # and bent: places a few pixels apart are shifted by up to ± so many pixels
+    plain_epochs: int = 0  # at the end, so many epochs on the images as they are
 
     def __post_init__(self):
         for name, allowed in CHOICES.items():
@@ -68,7 +74,9 @@ class Recipe:
             _check(self, name, lambda value: isinstance(value, int) and value >= 1, "a whole number, 1 or more")
         for name in ("learning_rate", "rest_learning_rate", "step_factor", "temperature"):
             _check(self, name, lambda value: value > 0, "greater than 0")
-        _check(self, "weight_decay", lambda value: value >= 0, "0 or more")
+        for name in ("weight_decay", "elastic"):
+            _check(self, name, lambda value: value >= 0, "0 or more")
+        _check(self, "plain_epochs", lambda value: isinstance(value, int) and value >= 0, "a whole number, 0 or more")
         for name in ("momentum", "warmup", "label_smoothing", "ema_decay", "translation", "scale"):
             _check(self, name, lambda value: 0 <= value < 1, "at least 0 and less than 1")
         _check(self, "teacher_weight", lambda value: 0 <= value <= 1, "from 0 to 1")
@@ -78,7 +86,13 @@ class Recipe:
     @property
     def augments(self) -> bool:
         """True when training images are changed at all."""
-        return any((self.rotation, self.translation, self.scale, self.shear))
+        return any(getattr(self, name) for name in NO_AUGMENTATION)
+
+    def in_epoch(self, number: int) -> Recipe:
+        """The recipe of one epoch, from 1: the last `plain_epochs` do not augment."""
+        if number <= self.epochs - self.plain_epochs:
+            return self
+        return replace(self, **NO_AUGMENTATION)
 
     def for_smoke(self) -> Recipe:
         """The same recipe cut down to two epochs on the small sample: does everything work?"""

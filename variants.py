@@ -14,7 +14,7 @@ from functools import partial
 from torch import nn
 
 from helpers import Net
-from recipe import Recipe
+from recipe import NO_AUGMENTATION, Recipe
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Variant:
 
 FINAL = Recipe()
 
-NOT_AUGMENTED = replace(FINAL, rotation=0.0, translation=0.0, scale=0.0, shear=0.0)
+NOT_AUGMENTED = replace(FINAL, **NO_AUGMENTATION)
 
 SEED = Recipe(  # as the document that the project started from has it
     epochs=20,

@@ -6,7 +6,6 @@ from torch import nn
 import helpers
 from helpers import Net, Recipe
 
-NO_AUGMENTATION = {"rotation": 0.0, "translation": 0.0, "scale": 0.0, "shear": 0.0}
 SHORT = Recipe(epochs=2, batch_size=100)
 ACCELERATORS = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
 DEVICES = ["cpu", *(name for name, there in ACCELERATORS.items() if there)]

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 import helpers
+from augmentation import KNOTS, augment_by, draw, elastic_shifts
 from helpers import Recipe
-from tests.runs import NO_AUGMENTATION
+from recipe import NO_AUGMENTATION
 
 
 def reference_warp(image: np.ndarray, angle: float, shear: float, scale: float, shift: np.ndarray) -> np.ndarray:
@@ -65,6 +66,31 @@ def test_augmentation_draws_within_its_ranges_and_for_each_image():
     sizes = 1 / torch.linalg.det(scales[:, :, :2]).sqrt()
     assert 0.9 <= sizes.min() < 0.901
     assert 1.099 < sizes.max() <= 1.1001
+
+
+def test_elastic_distortion_moves_places_by_what_was_drawn(sample):
+    recipe = Recipe(elastic=2.0, **{name: 0.0 for name in NO_AUGMENTATION if name != "elastic"})
+    draws = draw(50, recipe, torch.Generator().manual_seed(0))
+    shifts = elastic_shifts(draws, recipe) * 28 / 2  # pixels
+    assert shifts.shape == (50, 28, 28, 2)
+    corner = (draws[[5, 5 + KNOTS**2]] * 2 - 1).T * 2.0  # x and y of the first knot
+    torch.testing.assert_close(shifts[:, 0, 0], corner)
+    assert 1.9 < shifts.abs().max() < 3.0
+    assert shifts.diff(dim=1).abs().max() < 1.0  # smooth: neighbours move together
+
+    draws[5:] = torch.rand(2, generator=torch.Generator().manual_seed(1)).repeat_interleave(KNOTS**2)[:, None]
+    pixels = (draws[[5, -1], 0] * 2 - 1) * 2.0  # the same for every place: a plain shift
+    bent = augment_by(draws, sample.train_images[:50], recipe)
+    shifted = augment_by(draw(50, Recipe(), torch.Generator()), sample.train_images[:50], Recipe(**NO_AUGMENTATION))
+    grid_shift = torch.zeros(50, 2, 3) + torch.eye(2, 3)
+    grid_shift[:, :, 2] = pixels * 2 / 28
+    wanted = helpers.warp(shifted - shifted.min(), grid_shift) + shifted.min()
+    torch.testing.assert_close(bent, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_recipes_without_elastic_distortion_draw_as_before():
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    assert torch.equal(draw(7, Recipe(), generators[0]), torch.rand(5, 7, generator=generators[1]))
 
 
 def test_no_augmentation_is_plain_normalisation(sample):

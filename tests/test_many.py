@@ -19,7 +19,7 @@ SEEDS = [3, 7]
     [
         Recipe(epochs=2, batch_size=100, learning_rate=0.02),
         Recipe(epochs=2, batch_size=100, optimizer="muon", learning_rate=0.01, label_smoothing=0.1),
-        replace(VARIANTS["seed_recipe"].recipe, epochs=2, step_epochs=1),
+        replace(VARIANTS["seed_recipe"].recipe, epochs=2, step_epochs=1, elastic=1.0, plain_epochs=1),
         replace(VARIANTS["no_augmentation"].recipe, epochs=2, optimizer="adamw", learning_rate=0.001),
     ],
     ids=["final", "muon", "seed", "adamw"],

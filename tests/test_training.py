@@ -13,7 +13,8 @@ from torch import nn
 import helpers
 from fused import can_fuse
 from helpers import Net, Recipe
-from tests.runs import DEVICES, NO_AUGMENTATION, SHORT, assert_same_weights, fit, without_seconds
+from recipe import NO_AUGMENTATION
+from tests.runs import DEVICES, SHORT, assert_same_weights, fit, without_seconds
 
 # --- Model ------------------------------------------------------------------------------------------------------------
 
@@ -226,6 +227,16 @@ def test_the_compiled_path_gives_the_plain_paths_losses(small):
     for ours, theirs in zip(compiled, plain, strict=True):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.02)
         assert ours["test_loss"] == pytest.approx(theirs["test_loss"], rel=0.02)
+
+
+def test_the_last_epochs_can_do_without_augmentation(small):
+    never, plain = replace(SHORT, **NO_AUGMENTATION), replace(SHORT, plain_epochs=SHORT.epochs)
+    assert_same_weights(fit(small, never)[0], fit(small, plain)[0])
+    some = replace(SHORT, plain_epochs=1)
+    assert [some.in_epoch(number).augments for number in (1, 2)] == [True, False]
+    assert some.in_epoch(1) == some
+    first = [fit(small, recipe)[1][0]["train_loss"] for recipe in (SHORT, some)]
+    assert first[0] == first[1]
 
 
 def test_averaged_weights_are_the_moving_average(small):
