@@ -75,5 +75,5 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # macOS, Windows, musl
         return
-    mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+    mallopt(M_MMAP_THRESHOLD, 8 * 2**20)
     mallopt(M_TRIM_THRESHOLD, 2**30)

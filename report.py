@@ -28,6 +28,7 @@ from significance import (
     pooled_difference,
     wilson_interval,
 )
+from speed import describe_machine, describe_throughput, profile_table, read_speed, speed_table
 
 REPO = Path(__file__).parent
 README = REPO / "README.md"
@@ -268,7 +269,7 @@ def readme_sections(trials: list[dict]) -> dict[str, str]:
     tested, validated = current_trials("test", trials), current_trials("validation", trials)
     if not validated:
         raise ValueError("the ledger holds no validation runs of today's variants: python sweep.py")
-    shown = shown_trial(tested)
+    shown, timings = shown_trial(tested), read_speed()
     low, high = wilson_interval(shown["curve"][-1]["test_correct"], IMAGES)
     last = f"**{shown['accuracy']:.2f}%** (95% interval {low:.2f}–{high:.2f}%)"
     seeds = select(tested, variant="s5")
@@ -303,6 +304,10 @@ def readme_sections(trials: list[dict]) -> dict[str, str]:
         "summary": f"```\n{summary(Net())}\n```",
         "log": to_markdown(log[log["Epoch"].isin([5, 10, 15, 20])][["Epoch", "Train accuracy", "Test accuracy"]]),
         "full-log": to_markdown(log),
+        "machine": describe_machine(timings),
+        "speed": to_markdown(speed_table(timings)),
+        "throughput": describe_throughput(timings),
+        "profile": to_markdown(profile_table(timings)),
         "test-table": to_markdown(summary_table(tested)),
         "validation-table": to_markdown(summary_table(validated)),
         "comparison": to_markdown(comparison_table(validated)),

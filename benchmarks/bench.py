@@ -74,6 +74,17 @@ def in_turns(functions: dict[str, Callable[[], float]], repeats: int) -> dict[st
     return {name: spread(values) for name, values in seconds.items()}
 
 
+def first(data: helpers.MnistData, trained: int, tested: int) -> helpers.MnistData:
+    """A copy of the first so many training and test images."""
+    return replace(
+        data,
+        train_images=data.train_images[:trained].clone(),
+        train_labels=data.train_labels[:trained].clone(),
+        test_images=data.test_images[:tested],
+        test_labels=data.test_labels[:tested],
+    )
+
+
 # --- Parts ------------------------------------------------------------------------------------------------------------
 
 
@@ -99,7 +110,7 @@ def epoch(data: helpers.MnistData, repeats: int) -> dict:
         finally:
             torch.set_num_threads(threads)
 
-    untested = replace(data, test_images=data.test_images[:100], test_labels=data.test_labels[:100])
+    untested = first(data, len(data.train_images), 100)
 
     def ours(recipe: Recipe, compiled: bool = can_fuse()) -> Callable[[], float]:
         model, recipe = helpers.build(helpers.Net, 0), replace(recipe, epochs=1)
@@ -125,8 +136,8 @@ def warm_up(
     model: torch.nn.Module, data: helpers.MnistData, recipe: Recipe, compiled: bool, device: str = "cpu"
 ) -> None:
     """Two batches with random labels: what compiles is compiled, or read from torch's cache on disk."""
-    noise = torch.randint(10, (2 * recipe.batch_size,), generator=torch.Generator().manual_seed(0))
-    few = replace(data, train_images=data.train_images[: len(noise)], train_labels=noise)
+    few = first(data, 2 * recipe.batch_size, 100)
+    few.train_labels.random_(10, generator=torch.Generator().manual_seed(0))
     helpers.fit(model, few, replace(recipe, epochs=1), device=device, progress=False, compiled=compiled)
 
 
@@ -173,16 +184,18 @@ def _train_once(variant: str, recipe: Recipe, seed: int, sample: bool, device: s
 def profiled(data: helpers.MnistData, batches: int = 50) -> dict:
     """Where training `Net` on the CPU spends its time: the share of each of torch's operations, in percent."""
     recipe = replace(Recipe(), epochs=1)
-    few = replace(data, train_images=data.train_images[: batches * recipe.batch_size])
-    few = replace(few, train_labels=data.train_labels[: len(few.train_images)])
+    few = first(data, batches * recipe.batch_size, 100)
     model = helpers.build(helpers.Net, 0)
     options = {"device": "cpu", "progress": False, "compiled": can_fuse()}
     helpers.fit(model, few, recipe, **options)  # warm
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         helpers.fit(model, few, recipe, **options)
-    total = sum(event.self_cpu_time_total for event in profile.key_averages())
-    shares = {event.key: round(100 * event.self_cpu_time_total / total, 1) for event in profile.key_averages()}
-    return {"percent of the time": dict(sorted(shares.items(), key=lambda item: -item[1])[:15])}
+    seconds: dict[str, float] = {}
+    for event in profile.key_averages():
+        name = "compiled: normalisation, ReLU, pooling" if "CompiledFxGraph" in event.key else event.key
+        seconds[name] = seconds.get(name, 0) + event.self_cpu_time_total
+    shares = {name: round(100 * value / sum(seconds.values()), 1) for name, value in seconds.items()}
+    return {"percent of the time": dict(sorted(shares.items(), key=lambda item: -item[1])[:12])}
 
 
 def gpu(data: helpers.MnistData, repeats: int, sample: bool) -> dict:
@@ -313,7 +326,8 @@ def measure(part: str, options: argparse.Namespace) -> dict:
     sample, repeats = options.smoke, 2 if options.smoke else options.repeats
     if part in GOALS:
         goal, variant = GOALS[part]
-        return accuracy(variant, goal, list(range(2 if sample else options.seeds)), sample, options.device)
+        seeds = [options.first_seed + number for number in range(2 if sample else options.seeds)]
+        return accuracy(variant, goal, seeds, sample, options.device)
     data = load(sample)
     return {
         "epoch": lambda: epoch(data, repeats),
@@ -335,6 +349,7 @@ def main() -> int:
     add("--only", default=",".join(PARTS), metavar="PARTS", help=f"comma-separated, of {', '.join(PARTS)}")
     add("--repeats", type=int, default=5, metavar="N", help="of each timing (default: 5)")
     add("--seeds", type=int, default=10, metavar="N", help="of each time to accuracy (default: 10)")
+    add("--first-seed", type=int, default=0, metavar="N", help="of them (default: 0)")
     add("--device", default="cpu", metavar="NAME", help="of the times to accuracy: cpu or cuda (default: cpu)")
     add("--smoke", action="store_true", help="try everything on the small sample, write nothing")
     add("--output", type=Path, default=SPEED, metavar="FILE", help="default: results/speed.json")
