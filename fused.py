@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+PIXELS = (0, 1, 2)  # the dimensions of (N, H, W, C) that a channel's statistics are taken over
+
 
 def can_fuse() -> bool:
     """True where torch can compile for the CPU: on Linux with a C++ compiler and Python's headers."""
@@ -36,7 +38,7 @@ def fuse(model: nn.Module) -> nn.Module:
         raise ValueError("to compile for a CPU, torch wants Linux, a C++ compiler and Python's headers (python3-dev)")
     try:
         traced = fx.symbolic_trace(model)
-    except (fx.proxy.TraceError, TypeError):
+    except Exception:  # whatever a forward pass does with a tensor that has no values
         return model
     for node in list(traced.graph.nodes):
         norm, relu = _layer(traced, node), _only_user(node)
@@ -125,9 +127,6 @@ class _Fused(torch.autograd.Function):
 def _compiled(function):
     torch._dynamo.config.cache_size_limit = 256  # a network has more layers than the eight shapes that are the default
     return torch.compile(function, dynamic=False)
-
-
-PIXELS = (0, 1, 2)  # the dimensions of (N, H, W, C) that a channel's statistics are taken over
 
 
 def _forward(inputs: Tensor, weight: Tensor, bias: Tensor, eps: float, pools: bool):

@@ -28,7 +28,7 @@ from significance import (
     pooled_difference,
     wilson_interval,
 )
-from speed import describe_machine, describe_throughput, profile_table, read_speed, speed_table
+from speed import EXPORT, describe_machine, describe_throughput, export_table, profile_table, read_speed, speed_table
 
 REPO = Path(__file__).parent
 README = REPO / "README.md"
@@ -304,6 +304,7 @@ def readme_sections(trials: list[dict]) -> dict[str, str]:
         "summary": f"```\n{summary(Net())}\n```",
         "log": to_markdown(log[log["Epoch"].isin([5, 10, 15, 20])][["Epoch", "Train accuracy", "Test accuracy"]]),
         "full-log": to_markdown(log),
+        "export": to_markdown(export_table(read_speed(EXPORT, "python export.py --record"))),
         "machine": describe_machine(timings),
         "speed": to_markdown(speed_table(timings)),
         "throughput": describe_throughput(timings),

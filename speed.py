@@ -1,4 +1,4 @@
-"""The README's speed tables, from what `benchmarks/bench.py` measured: results/speed.json."""
+"""The README's tables of speed and export, from what was measured: results/speed.json and results/export.json."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
-SPEED = Path(__file__).parent / "results" / "speed.json"
+RESULTS = Path(__file__).parent / "results"
+SPEED, EXPORT = RESULTS / "speed.json", RESULTS / "export.json"
 TOUCHED = 10  # epochs after which the original document first reports 99.4%; of our five runs of it one did, after 18
 
 
-def read_speed(path: str | Path = SPEED) -> dict:
-    """The measurements, a dict a part. ValueError where they lack, with the command that makes them."""
-    again = "python benchmarks/bench.py makes it"
+def read_speed(path: str | Path = SPEED, command: str = "python benchmarks/bench.py") -> dict:
+    """What `command` measured. ValueError where it lacks, naming the command."""
+    again = f"{command} makes it"
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -107,3 +108,17 @@ def profile_table(results: dict) -> pd.DataFrame:
     """Where a training step of `Net` spends its time on the CPU."""
     shares = results["profile"]["percent of the time"]
     return pd.DataFrame({"Operation": [f"`{name}`" for name in shares], "Percent": list(shares.values())})
+
+
+def export_table(record: dict) -> pd.DataFrame:
+    """The network as PyTorch and as ONNX files: accuracy on the test set, size, and time for one image."""
+    rows = [
+        {
+            "Network": row["network"],
+            "Correct": f"{row['correct']}/10000 ({row['accuracy']:.2f}%)",
+            "Bytes": f"{row['bytes']:,}",
+            "One image": f"{row['milliseconds']:.3f} ms ({row['range'][0]:.3f}–{row['range'][1]:.3f})",
+        }
+        for row in record["rows"]
+    ]
+    return pd.DataFrame(rows)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import helpers
+from fused import can_fuse
 from many import Stack, fit_many
 from recipe import Recipe
 from tests.runs import fit
@@ -51,3 +52,11 @@ def test_bad_seeds_and_divergence_are_named(small):
             fit_many(helpers.Net, small, Recipe(epochs=1), seeds, "cpu")
     with pytest.raises(helpers.DivergenceError, match=r"in epoch 1 for the seeds \[3, 7\]"):
         fit_many(helpers.Net, small, Recipe(epochs=1, learning_rate=1e30, warmup=0.0), SEEDS, "cpu")
+
+
+@pytest.mark.skipif(not can_fuse(), reason="torch wants Linux, a C++ compiler and Python's headers")
+def test_compiling_changes_nothing_but_rounding(small):
+    recipe = Recipe(epochs=1, batch_size=100)
+    (_, plain), (_, compiled) = (fit_many(helpers.Net, small, recipe, SEEDS, "cpu", each) for each in (False, True))
+    for ours, theirs in zip(compiled, plain, strict=True):
+        assert ours[0]["train_loss"] == pytest.approx(theirs[0]["train_loss"], rel=0.02)

@@ -86,6 +86,12 @@ def test_words():
     assert list(speed.profile_table(RESULTS)["Percent"]) == [60.0, 40.0]
 
 
+def test_exported_files():
+    row = {"network": "ONNX int8", "correct": 9941, "accuracy": 99.41, "bytes": 43181}
+    table = speed.export_table({"rows": [row | {"milliseconds": 0.15, "range": [0.1, 0.2]}]})
+    assert list(table.iloc[0]) == ["ONNX int8", "9941/10000 (99.41%)", "43,181", "0.150 ms (0.100–0.200)"]
+
+
 def test_missing_or_damaged_measurements_are_named(tmp_path):
     path = tmp_path / "speed.json"
     with pytest.raises(ValueError, match=r"speed.json lacks: python benchmarks/bench.py"):
