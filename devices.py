@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fused import can_fuse, fuse
+from fused import compiles, fuse
 
 WORTH_COMPILING = 1500  # batches, each some ten milliseconds faster
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h, glibc's
@@ -53,7 +53,7 @@ def compile_for(device: torch.device, model: nn.Module) -> Callable[[Tensor], Te
 
 def compiling_pays(device: torch.device, batches: int) -> bool:
     """Is a run of so many batches long enough that compiling for it, some ten seconds, pays? On a CPU that can be."""
-    return device.type == "cpu" and batches >= WORTH_COMPILING and can_fuse()
+    return device.type == "cpu" and batches >= WORTH_COMPILING and compiles()
 
 
 def lay_out(model: nn.Module) -> None:

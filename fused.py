@@ -1,8 +1,8 @@
 """Training on a CPU with batch normalisation, ReLU and 2×2 max-pooling fused into one pass over memory.
 
-Torch runs them one after the other, and with few channels each takes longer than the convolution before. Here
-`torch.compile` makes one C++ loop of them, and one of their gradient. It is written with channels last and with the
-gradient by hand, because what the compiler derives from the layers themselves does not keep to one memory layout.
+Torch runs them one after the other, each over all activations. Here `torch.compile` makes one C++ loop of them, and
+one of their gradient. It is written with channels last and with the gradient by hand, because what the compiler derives
+from the layers themselves does not keep to one memory layout.
 """
 
 from __future__ import annotations
@@ -18,14 +18,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-PIXELS = (0, 1, 2)  # the dimensions of (N, H, W, C) that a channel's statistics are taken over
-
 
 def can_fuse() -> bool:
     """True where torch can compile for the CPU: on Linux with a C++ compiler and Python's headers."""
     headers = Path(sysconfig.get_path("include"), "Python.h")
     compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
     return sys.platform == "linux" and headers.exists() and any(map(shutil.which, compilers))
+
+
+@cache
+def compiles() -> bool:
+    """Does it work here? Tried on a small example, once: a compiler without OpenMP, say, fails only then."""
+    if not can_fuse():
+        return False
+    example = fuse(nn.Sequential(nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2)))
+    try:
+        example(torch.ones(2, 2, 4, 4, requires_grad=True)).sum().backward()
+    except Exception:  # what torch raises depends on the step that fails
+        return False
+    return True
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -136,9 +147,10 @@ def _forward(inputs: Tensor, weight: Tensor, bias: Tensor, eps: float, pools: bo
     """
     exact = inputs.float()
     about = exact[0, 0, 0]  # near the mean, or the difference of two large numbers would be left for the variance
-    off = (exact - about).mean(PIXELS)
+    count = inputs.numel() // inputs.shape[3]
+    off = _total(exact - about) / count
     mean = off + about
-    variance = (exact - about).square().mean(PIXELS) - off * off
+    variance = _total((exact - about).square()) / count - off * off
     scale = torch.rsqrt(variance + eps)
     gain = weight * scale
     shift = bias - mean * gain
@@ -176,11 +188,16 @@ def _backward(
         passes = _blocks(exact * gain + shift) == greatest[:, :, None, :, None]
         gradient = torch.where(passes, gradient[:, :, None, :, None], 0.0).view(inputs.shape)
     standard = (exact - mean) * scale
-    of_bias = gradient.sum(PIXELS)
-    of_weight = (gradient * standard).sum(PIXELS)
+    of_bias = _total(gradient)
+    of_weight = _total(gradient * standard)
     count = inputs.numel() // inputs.shape[3]
     of_inputs = gain * (gradient - (of_bias + standard * of_weight) / count)
     return of_inputs.to(inputs.dtype), of_weight, of_bias
+
+
+def _total(values: Tensor) -> Tensor:
+    """The sum over all pixels, a number a channel; image by image first, for the sake of the last digits."""
+    return values.sum((1, 2)).sum(0)
 
 
 def _blocks(images: Tensor) -> Tensor:
