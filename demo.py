@@ -70,28 +70,16 @@ def build(weights: Path = WEIGHTS):
                         elem_id="sketch",
                     )
                 with gr.Tab("Photo"):
-                    photo = gr.Image(
-                        label="A photo of one digit",
-                        elem_id="photo",
-                        type="filepath",
-                        sources=["upload", "webcam", "clipboard"],
-                    )
+                    sources = ["upload", "webcam", "clipboard"]
+                    photo = gr.Image(label="A photo of one digit", type="filepath", sources=sources, elem_id="photo")
             with gr.Column():
                 said = gr.Markdown(EMPTY, elem_id="said")
                 answer = gr.Label(label="Probabilities", num_top_classes=10, show_heading=False, elem_id="answer")
-                seen = gr.Image(
-                    label="What the network receives: 28×28", interactive=False, height=200, buttons=[], elem_id="seen"
-                )
+                seen = gr.Image(label="What the network receives: 28×28", height=200, elem_id="seen", **shown)
         maps = gr.Image(show_label=False, elem_id="maps", **shown)
+        live = {"show_progress": "hidden", "trigger_mode": "always_last", "api_name": False}
         for source in (sketch, photo):
-            source.change(
-                partial(look, model),
-                source,
-                [said, answer, seen, maps],
-                show_progress="hidden",
-                trigger_mode="always_last",
-                api_name=False,
-            )
+            source.change(partial(look, model), source, [said, answer, seen, maps], **live)
         page.load(js=TAKE_THE_PEN)
     return page
 
@@ -118,12 +106,8 @@ def look(model, image):
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=100)
     words = f"## {digit}, with a probability of {probabilities[digit]:.1%}"
-    return (
-        words,
-        {str(number): value for number, value in enumerate(probabilities.tolist())},
-        enlarged,
-        Image.open(drawn),
-    )
+    answers = {str(number): value for number, value in enumerate(probabilities.tolist())}
+    return words, answers, enlarged, Image.open(drawn)
 
 
 def launch(weights: Path = WEIGHTS, host: str = "127.0.0.1", port: int | None = None, **options):
