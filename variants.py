@@ -90,7 +90,12 @@ def plain_conv_block(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 def separable_block(inputs: int, outputs: int) -> list[nn.Module]:
-    """Depthwise 3×3 convolution, then a 1×1 convolution across channels (Howard et al., MobileNets, 2017)."""
+    """Depthwise 3×3 convolution, then a 1×1 convolution across channels (Howard et al., MobileNets, 2017).
+
+    A single channel has nothing to separate: there it is an ordinary convolution.
+    """
+    if inputs == 1:
+        return conv_block(inputs, outputs)
     return [
         nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False),
         nn.BatchNorm2d(inputs),
@@ -104,6 +109,35 @@ def separable_block(inputs: int, outputs: int) -> list[nn.Module]:
 def head(channels: int) -> list[nn.Module]:
     """Global average pooling and the linear classifier."""
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)]
+
+
+def flat_head(channels: int) -> list[nn.Module]:
+    """A linear classifier that sees every place of every 7×7 map."""
+    return [nn.Flatten(), nn.Linear(channels * 7 * 7, 10)]
+
+
+def placed_head(channels: int, side: int = 7) -> list[nn.Module]:
+    """A learnt weight for every place of every map in place of the average, then the linear classifier."""
+    return [nn.Conv2d(channels, channels, side, groups=channels, bias=False), nn.Flatten(), nn.Linear(channels, 10)]
+
+
+NET = ((4, 8), (16, 32), (40,))  # the channels of `Net`
+
+
+def pyramid(stages, block=conv_block, end=head, dropout: float = 0.0) -> nn.Module:
+    """Convolutions of so many channels at 28×28, after a pooling (and dropout) at 14×14, and so on; then the end."""
+    layers, before = [], 1
+    for number, stage in enumerate(stages):
+        layers += [nn.MaxPool2d(2)] if number else []
+        layers += [nn.Dropout(dropout)] if number and dropout else []
+        for channels in stage:
+            layers += block(before, channels)
+            before = channels
+    return nn.Sequential(*layers, *end(before))
+
+
+HEADS = (flat_head, placed_head, head)
+BLOCKS = (separable_block, plain_conv_block, conv_block)
 
 
 def fully_connected() -> nn.Module:
@@ -128,61 +162,6 @@ def pytorch_example() -> nn.Module:
     )
 
 
-def first_experiment() -> nn.Module:
-    """Four convolutions, 8 → 16 → 32 → 40 channels, dropout 0.05: 17,954 parameters.
-
-    Channels, dropout and the parameter count are recorded; where the pooling stood is not, so it stands here
-    where `Net` has it.
-    """
-    return nn.Sequential(
-        *conv_block(1, 8),
-        *conv_block(8, 16),
-        nn.MaxPool2d(2),
-        nn.Dropout(0.05),
-        *conv_block(16, 32),
-        nn.MaxPool2d(2),
-        nn.Dropout(0.05),
-        *conv_block(32, 40),
-        *head(40),
-    )
-
-
-def like_net(channels=(4, 8, 16, 32, 40), block=conv_block, dropout: float = 0.0) -> nn.Module:
-    """`Net`'s layout with other widths, another kind of block, or dropout after each pooling."""
-    one, two, three, four, five = channels
-    between = [nn.MaxPool2d(2), nn.Dropout(dropout)] if dropout else [nn.MaxPool2d(2)]
-    return nn.Sequential(
-        *block(1, one),
-        *block(one, two),
-        *between,
-        *block(two, three),
-        *block(three, four),
-        *between,
-        *block(four, five),
-        *head(five),
-    )
-
-
-def flattened() -> nn.Module:
-    """`Net` without global average pooling: the linear layer sees every place of every map; 37,414 parameters."""
-    return nn.Sequential(*list(like_net())[:-3], nn.Flatten(), nn.Linear(40 * 7 * 7, 10))
-
-
-def separable(channels=(16, 32, 64, 72, 96)) -> nn.Module:
-    """One ordinary convolution, then depthwise-separable ones, wider for the same budget: 17,778 parameters."""
-    one, two, three, four, five = channels
-    return nn.Sequential(
-        *conv_block(1, one),
-        *separable_block(one, two),
-        nn.MaxPool2d(2),
-        *separable_block(two, three),
-        *separable_block(three, four),
-        nn.MaxPool2d(2),
-        *separable_block(four, five),
-        *head(five),
-    )
-
-
 VARIANTS = {
     variant.name: variant
     for variant in (
@@ -203,7 +182,9 @@ VARIANTS = {
         ),
         Variant(
             "first_experiment",
-            first_experiment,
+            # Channels, dropout and the parameter count are recorded; where the pooling stood is not, so it stands here
+            # where `Net` has it.
+            partial(pyramid, ((8, 16), (32,), (40,)), dropout=0.05),
             FIRST_EXPERIMENT,
             parent="pytorch_example",
             change="The budget: four convolutions, dropout 0.05, Adam 0.001, label smoothing, cosine.",
@@ -235,7 +216,7 @@ VARIANTS = {
         ),
         Variant(
             "no_batchnorm",
-            partial(like_net, block=plain_conv_block),
+            partial(pyramid, NET, plain_conv_block),
             FINAL,
             parent="s5",
             change="No BatchNorm; each convolution has a bias instead.",
@@ -243,7 +224,7 @@ VARIANTS = {
         ),
         Variant(
             "flattened",
-            flattened,
+            partial(pyramid, NET, end=flat_head),
             FINAL,
             parent="s5",
             change="No global average pooling: twice the parameters, in a linear layer that sees every place.",
@@ -251,7 +232,7 @@ VARIANTS = {
         ),
         Variant(
             "dropout",
-            partial(like_net, dropout=0.05),
+            partial(pyramid, NET, dropout=0.05),
             FINAL,
             parent="s5",
             change="Dropout 0.05 after each pooling.",
@@ -259,7 +240,7 @@ VARIANTS = {
         ),
         Variant(
             "separable",
-            separable,
+            partial(pyramid, ((16, 32), (64, 72), (96,)), separable_block),
             FINAL,
             parent="s5",
             change="Depthwise-separable convolutions: more channels for the same budget.",
@@ -267,7 +248,7 @@ VARIANTS = {
         ),
         Variant(
             "budget_8k",
-            partial(like_net, (4, 8, 12, 18, 24)),
+            partial(pyramid, ((4, 8), (12, 18), (24,))),
             FINAL,
             parent="s5",
             change="Narrower everywhere: fewer than 8,000 parameters.",
@@ -275,7 +256,7 @@ VARIANTS = {
         ),
         Variant(
             "budget_5k",
-            partial(like_net, (4, 8, 10, 14, 18)),
+            partial(pyramid, ((4, 8), (10, 14), (18,))),
             FINAL,
             parent="budget_8k",
             change="Fewer than 5,000 parameters.",
@@ -283,7 +264,7 @@ VARIANTS = {
         ),
         Variant(
             "budget_2k",
-            partial(like_net, (4, 5, 6, 8, 11)),
+            partial(pyramid, ((4, 5), (6, 8), (11,))),
             FINAL,
             parent="budget_5k",
             change="Fewer than 2,000 parameters.",
@@ -291,7 +272,7 @@ VARIANTS = {
         ),
         Variant(
             "budget_1k",
-            partial(like_net, (3, 3, 4, 6, 7)),
+            partial(pyramid, ((3, 3), (4, 6), (7,))),
             FINAL,
             parent="budget_2k",
             change="Fewer than 1,000 parameters.",
@@ -310,12 +291,16 @@ def code(name: str) -> str:
     function = build.func if isinstance(build, partial) else build
     text = inspect.getsource(function)
     if isinstance(build, partial):
-        given = [*map(repr, build.args), *(f"{k}={getattr(v, '__name__', v)}" for k, v in build.keywords.items())]
+        given = [*map(_named, build.args), *(f"{key}={_named(value)}" for key, value in build.keywords.items())]
         text += f"\n\n{function.__name__}({', '.join(given)})\n"
-    for part in (like_net, head, separable_block, plain_conv_block, conv_block):  # each may use the ones after it
+    for part in (pyramid, *HEADS, *BLOCKS):  # each may use the ones after it
         if part is not function and re.search(rf"\b{part.__name__}\b", text):
             text = f"{inspect.getsource(part)}\n\n{text}"
     return text
+
+
+def _named(value: object) -> str:
+    return getattr(value, "__name__", repr(value))
 
 
 def recipe_change(name: str) -> str:
