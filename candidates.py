@@ -89,8 +89,8 @@ def cropped(stages, border: int = 2, end: Callable = head) -> nn.Module:
 
 
 def placed_24(stages=NET) -> nn.Module:
-    """`placed` on the middle 24×24 pixels."""
-    return cropped(stages, end=partial(placed_head, side=6))
+    """`placed` on the middle 24×24 pixels, which halve more often: 12, 6, 3."""
+    return cropped(stages, end=partial(placed_head, side=24 >> (len(stages) - 1)))
 
 
 def bowled(height: float = 1.0) -> nn.Module:
@@ -143,6 +143,9 @@ CANDIDATES = {
             "deep_placed_1k", partial(placed, ((2, 3), (4, 4, 4), (5,))), "Below 1,000.", "98.7%.", "deep_placed_2k"
         ),
         _candidate("deep_2k", partial(pyramid, ((3, 4), (5, 6, 6), (6, 8))), "Average.", "99.0%.", "deep_placed_2k"),
+        _candidate("small_5k", partial(placed_24, ((4, 6), (8, 10), (12,), (14,))), "24 → 3.", "99.4%.", "placed_5k"),
+        _candidate("small_2k", partial(placed_24, ((3, 4), (6,), (8,), (10,))), "24 → 3.", "99%.", "placed_2k"),
+        _candidate("small_1k", partial(placed_24, ((3, 4), (4,), (5,), (6,))), "24 → 3.", "98.5%.", "small_2k"),
         _candidate(
             "separable_placed",
             partial(placed, ((8, 16), (48, 64), (72,)), separable_block),

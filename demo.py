@@ -17,7 +17,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from predict import WEIGHTS
+from files import WEIGHTS
 
 LAYERS = ["conv1.2", "conv1.5", "conv2.2"]  # after ReLU: what the first convolutions see
 LARGEST = "50mb"  # of an upload

@@ -17,8 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from files import WEIGHTS
+
 REPO = Path(__file__).parent
-WEIGHTS, RESULTS = REPO / "results" / "s5_seed0.safetensors", REPO / "results" / "export.json"
+RESULTS = REPO / "results" / "export.json"
 OPSET = 18
 CLOSE = 1e-5  # the greatest difference of a logit between float32 ONNX and PyTorch
 CALIBRATION = 1000  # training images that the int8 ranges are taken from

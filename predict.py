@@ -16,7 +16,8 @@ import json
 import sys
 from pathlib import Path
 
-WEIGHTS = Path(__file__).parent / "results" / "s5_seed0.safetensors"
+from files import WEIGHTS
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}  # what is taken from a folder
 SHADES = " ░▒▓█"
 

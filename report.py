@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from files import atomic_path
+from files import WEIGHTS, atomic_path
 from ledger import LEDGER, read_ledger, select
 from significance import (
     describe_seeds,
@@ -33,7 +33,6 @@ from speed import EXPORT, describe_machine, describe_throughput, export_table, p
 REPO = Path(__file__).parent
 README = REPO / "README.md"
 FIGURES = REPO / "figures"
-WEIGHTS = REPO / "results" / "s5_seed0.safetensors"  # of the first seed, not the best
 PEERS = REPO / "results" / "peers.csv"  # what other repositories state of themselves
 IMAGES = 10_000  # that an accuracy is measured on, in either split of the full MNIST
 NOT_TESTED = dict.fromkeys(("low", "high", "p"), float("nan"))

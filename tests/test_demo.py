@@ -10,6 +10,7 @@ from PIL import Image
 
 import demo
 import helpers
+from files import WEIGHTS
 from tests.test_digits import draw
 
 try:
@@ -102,7 +103,7 @@ def test_it_listens_on_this_machine_only(address):
 
 
 def test_what_the_page_shows():
-    model = helpers.load_weights(helpers.build(), demo.WEIGHTS)
+    model = helpers.load_weights(helpers.build(), WEIGHTS)
     words, probabilities, seen, maps = demo.look(model, {"composite": draw(7)})
     assert words.startswith("## 7, with")
     assert max(probabilities, key=probabilities.get) == "7"

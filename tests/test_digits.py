@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 import helpers
 from digits import MAX_BYTES, DigitError, prepare, read_image
-from predict import WEIGHTS
+from files import WEIGHTS
 
 
 @pytest.fixture(scope="module")

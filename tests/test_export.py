@@ -10,6 +10,7 @@ import torch
 
 import export
 import helpers
+from files import WEIGHTS
 
 try:
     export.check_packages()
@@ -22,7 +23,7 @@ needs_export = pytest.mark.skipif(bool(lacking), reason=lacking)
 
 @pytest.fixture(scope="module")
 def model():
-    return helpers.load_weights(helpers.build(), export.WEIGHTS).eval()
+    return helpers.load_weights(helpers.build(), WEIGHTS).eval()
 
 
 @needs_export

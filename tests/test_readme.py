@@ -10,6 +10,7 @@ import torch
 
 import helpers
 import report
+from files import WEIGHTS
 from ledger import read_ledger
 
 REPO = Path(__file__).parent.parent
@@ -78,9 +79,9 @@ def test_requirements_and_pyproject_agree():
 
 
 def test_committed_weights_are_small_and_read_digits():
-    assert report.WEIGHTS.stat().st_size < 80_000
+    assert WEIGHTS.stat().st_size < 80_000
     sample = helpers.load_sample()
-    model = helpers.load_weights(helpers.Net(), report.WEIGHTS)
+    model = helpers.load_weights(helpers.Net(), WEIGHTS)
     _, correct = helpers.test(model, sample.test_images, sample.test_labels)
     assert correct >= 985
 
@@ -88,7 +89,7 @@ def test_committed_weights_are_small_and_read_digits():
 @pytest.mark.skipif("MNIST_ROOT" not in os.environ, reason="set MNIST_ROOT to check the weights on the full MNIST")
 def test_committed_weights_make_the_recorded_mistakes():
     data = helpers.load_mnist(allow_sample=False)
-    probabilities = helpers.predict(helpers.load_weights(helpers.Net(), report.WEIGHTS), data.test_images)
+    probabilities = helpers.predict(helpers.load_weights(helpers.Net(), WEIGHTS), data.test_images)
     shown = report.shown_trial(report.current_trials("test"))
     recorded = {int(index): digit for index, digit in shown["mistakes"].items()}
     ours = {int(index): digit for index, digit in helpers.mistakes(data.test_labels, probabilities).items()}

@@ -6,7 +6,7 @@ import torch
 
 import helpers
 import robustness
-from predict import WEIGHTS
+from files import WEIGHTS
 
 
 @pytest.fixture(scope="module")
