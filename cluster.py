@@ -37,7 +37,7 @@ def run_on_ray(
     data,
     ledger: str | Path,
     address: str = "auto",
-    cpus: float = 1,
+    workers: int | None = None,
     gpus: float = 0,
     retries: int = 2,
     limit: float | None = None,
@@ -47,9 +47,10 @@ def run_on_ray(
     """Call `run(data=data, **trial)` for each of `trials` on a Ray cluster, results into the ledger.
 
     Returns how many failed. `address` is a cluster's; "auto" is the one that this machine belongs to, else one that
-    is started here and ends with the sweep. Each trial takes `cpus` and `gpus`, which may be fractions. One that
-    raises, or whose worker or node dies, runs out of memory or takes longer than `limit` seconds, is tried
-    `retries` times more; then it is recorded, with its reason, in the file of `failures_path`, and the rest goes on.
+    is started here and ends with the sweep. Each trial takes a CPU and `gpus`, which may be a fraction; `workers`
+    is the most at a time, None: as many as the cluster has room for. One that raises, or whose worker or node dies,
+    runs out of memory or takes longer than `limit` seconds, is tried `retries` times more; then it is recorded, with
+    its reason, in the file of `failures_path`, and the rest goes on.
     Unless not `install`, hosts get this project's requirements. Raises ClusterError, and KeyboardInterrupt on Ctrl-C.
     """
     from tqdm import tqdm
@@ -65,12 +66,12 @@ def run_on_ray(
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         clock = ray.remote(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)(_Clock).remote()
         stored = ray.put(data)
-        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_one_trial)
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_one_trial)
         waiting = deque((trial, 1) for trial in trials)
         running: dict = {}
         best = 0.0
         while (waiting or running) and not interrupted.is_set():
-            while waiting:
+            while waiting and (workers is None or len(running) < workers):
                 trial, attempt = waiting.popleft()
                 name = f"{trial['variant']}, seed {trial['seed']}"
                 key = f"{name}, attempt {attempt}"

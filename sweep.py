@@ -133,10 +133,10 @@ def sweep(
     """Run all trials that the ledger lacks, `workers` at a time; return how many failed.
 
     By default there are as many workers as CPU cores, a thread each, which is faster than one after the other
-    with all threads; on a GPU there is one. With `ray`, a cluster's address or "auto", the trials run there: see
-    `cluster.run_on_ray`, also for what follows it here. With `dry_run` they are only listed. Raises DataError
-    when MNIST cannot be had, OSError when the ledger cannot be written, ClusterError without a cluster, and
-    KeyboardInterrupt on Ctrl-C, each with no process left behind.
+    with all threads; on a GPU there is one. With `ray`, a cluster's address or "auto", the trials run there, as many
+    at a time as it has room for: see `cluster.run_on_ray`, also for what follows it here. With `dry_run` they are
+    only listed. Raises DataError when MNIST cannot be had, OSError when the ledger cannot be written, ClusterError
+    without a cluster, and KeyboardInterrupt on Ctrl-C, each with no process left behind.
     """
     source = "sample" if sample else "mnist"
     fixed = {"split": split, "epochs": epochs, "changes": changes, "sample": sample, "device": device}
@@ -151,23 +151,25 @@ def sweep(
     todo = [trial for trial in wanted if key(trial) not in done]
     already = f"{len(wanted) - len(todo)} already in {Path(ledger).name}"
     print(f"{len(wanted)} trials, {source} {split}: {already}, {len(todo)} to run")
-    workers = min(workers or default_workers(device), len(todo) or 1)
-    threads = max(1, cores() // workers) if workers > 1 else None  # one worker: torch's own choice
+    at_once = min(workers or default_workers(device), len(todo) or 1)
+    threads = max(1, cores() // at_once) if at_once > 1 else None  # one worker: torch's own choice
+    if ray:
+        threads = 1  # the CPU that Ray gives each trial; what this machine has says nothing of other hosts
     todo = [trial | {"threads": threads} for trial in todo]
     if dry_run:
         print("\n".join(f"  {trial['variant']}, seed {trial['seed']}" for trial in todo))
         work = [(trial["variant"], planned_recipe(trial["variant"], epochs, changes).epochs) for trial in todo]
-        print(estimate(work, recorded, None if ray else workers))
+        print(estimate(work, recorded, workers if ray else at_once))
     if dry_run or not todo:
         return 0
     if ray:
         from cluster import run_on_ray
 
-        failed = run_on_ray(todo, load(sample), ledger, ray, 1, gpus_per_trial, retries, limit)
+        failed = run_on_ray(todo, load(sample), ledger, ray, workers, gpus_per_trial, retries, limit)
     else:
         if not sample:
             load(sample)  # one download, or one clear error, before all trials want it at once
-        failed = run_all(todo, ledger, workers)
+        failed = run_all(todo, ledger, at_once)
     print(summary(list(map(key, wanted)), ledger))
     return failed
 
@@ -336,7 +338,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--set", dest="changes", type=parse_change, action="append", default=[], metavar="FIELD=VALUE", help=change)
     add("--sample", action="store_true", help="the small sample instead of MNIST, to try things out")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps (default: auto)")
-    add("--workers", type=int, metavar="N", help="trials at a time (default: as many as cores; 1 on a GPU)")
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="trials at a time (default: as many as cores; 1 on a GPU; with --ray, as the cluster has room for)",
+    )
     add("--ray", metavar="ADDRESS", help="run on a Ray cluster; auto: this machine's, or one started for the sweep")
     add("--gpus-per-trial", type=float, default=0, metavar="F", help="with --ray: e.g. 0.25 (default: 0)")
     add("--retries", type=int, default=2, metavar="N", help="with --ray: of a trial that fails (default: 2)")

@@ -133,6 +133,23 @@ def test_a_killed_worker_and_a_killed_node_cost_nothing_but_time(nodes, tmp_path
     assert not cluster.failures_path(path).exists()
 
 
+def alone(variant: str, line: dict, place: str, **_) -> dict:
+    """A stand-in for `run_trial` that raises where another one is under way."""
+    open(place, "x").close()
+    time.sleep(0.5)
+    os.unlink(place)
+    return line | {"accuracy": 99.0}
+
+
+@needs_ray
+def test_no_more_at_a_time_than_workers(nodes, tmp_path):
+    path, place = tmp_path / "ledger.jsonl", str(tmp_path / "taken")
+    trials = [{"variant": "one", "seed": seed, "line": a_trial(seed, variant="one"), "place": place} for seed in (1, 2)]
+    run = {"run": alone, "retries": 0, "install": False}
+    assert cluster.run_on_ray(trials, None, path, nodes.address, workers=1, **run) == 0
+    assert cluster.run_on_ray(trials, None, tmp_path / "both.jsonl", nodes.address, **run) == 1
+
+
 COMMAND = ["sweep.py", "--variants", "s5", "--seeds", "0-2", "--epochs", "1", "--sample", "--device", "cpu"]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import cluster
 import ledger
 import sweep
 from tests.test_ledger import a_trial, read_quietly
@@ -235,6 +236,15 @@ def test_as_many_workers_as_cores_unless_told_otherwise(tmp_path, monkeypatch):
     for seeds, workers in ((range(9), None), (range(3), None), ([0], None), (range(9), 2)):
         sweep.sweep(["s5"], list(seeds), sample=True, device="cpu", workers=workers, ledger=tmp_path / "ledger.jsonl")
     assert arrangements == [(6, 1), (3, 2), (1, None), (2, 3)]
+
+
+def test_on_ray_a_trial_has_the_one_thread_of_its_cpu(tmp_path, monkeypatch):
+    arrangements = []
+    monkeypatch.setattr(cluster, "run_on_ray", lambda todo, *rest: arrangements.append((todo[0]["threads"], rest[3])))
+    for workers in (None, 2):
+        ledger = tmp_path / "ledger.jsonl"
+        sweep.sweep(["s5"], [0, 1], sample=True, device="cpu", workers=workers, ray="auto", ledger=ledger)
+    assert arrangements == [(1, None), (1, 2)]
 
 
 def test_a_ledger_that_cannot_be_written_is_found_before_anything_is_trained(tmp_path, capsys):
