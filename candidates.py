@@ -48,13 +48,13 @@ def placed(stages=((4, 8), (16, 32), (38,)), block: Callable = conv_block) -> nn
 class Shared(nn.Module):
     """One convolution used again and again, added to what it was given; only BatchNorm is new each time.
 
-    `uses` says how often at 28×28, 14×14 and 7×7. In the manner of recurrent convolutional networks (Liang and Hu,
-    2015): depth costs computation, but no parameters.
+    `uses` says how often at 28×28, 14×14 and so on; a `border` is cut off first. In the manner of recurrent
+    convolutional networks (Liang and Hu, 2015): depth costs computation, but no parameters.
     """
 
-    def __init__(self, channels: int, uses=(1, 2, 2), end: Callable = head):
+    def __init__(self, channels: int, uses=(1, 2, 2), end: Callable = head, border: int = 0):
         super().__init__()
-        self.stem = nn.Sequential(*conv_block(1, channels))
+        self.stem = nn.Sequential(nn.ZeroPad2d(-border), *conv_block(1, channels))
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.steps = nn.ModuleList(
             nn.ModuleList(nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU()) for _ in range(count)) for count in uses
@@ -68,6 +68,34 @@ class Shared(nn.Module):
             features = self.pool(features) if level else features
             for step in steps:
                 features = features + step(self.conv(features))
+        return self.end(features)
+
+
+class Dense(nn.Module):
+    """Every layer adds a few channels to all that came before: few parameters, and nothing is lost on the way.
+
+    `stages` are the channels that the convolutions add at 24×24, 12×12, 6×6 and 3×3 pixels (of the middle of the
+    image). After Huang et al., "Densely connected convolutional networks", 2017.
+    """
+
+    def __init__(self, stages=((4,), (3,), (3,), (3,)), block: Callable = conv_block):
+        super().__init__()
+        self.stages, before = nn.ModuleList(), 1
+        for stage in stages:
+            layers = nn.ModuleList()
+            for channels in stage:
+                layers.append(nn.Sequential(*block(before, channels)))
+                before = before + channels
+            self.stages.append(layers)
+        self.crop, self.pool = nn.ZeroPad2d(-2), nn.MaxPool2d(2)
+        self.end = nn.Sequential(*placed_head(before, 24 >> (len(stages) - 1)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.crop(images)
+        for level, layers in enumerate(self.stages):
+            features = self.pool(features) if level else features
+            for layer in layers:
+                features = torch.cat([features, layer(features)], 1)
         return self.end(features)
 
 
@@ -178,6 +206,16 @@ CANDIDATES = {
         _candidate("shared_2k", partial(Shared, 12), "Below 2,000.", "99.0%.", "shared_5k"),
         _candidate("shared_2k_placed", partial(Shared, 10, (1, 2, 2), placed_head), "Places.", "99.0%.", "shared_2k"),
         _candidate("shared_1k", partial(Shared, 8), "Below 1,000.", "98.5%.", "shared_2k"),
+        _candidate("dense_1k", Dense, "Dense.", "98.3%.", "small_1k"),
+        _candidate("dense_2k", partial(Dense, ((3, 3), (3, 3), (3,), (3,))), "Dense.", "99.0%.", "small_2k"),
+        _candidate("dense_5k", partial(Dense, ((4, 4), (4, 4), (5, 5), (5,))), "Dense.", "99.4%.", "small_5k"),
+        _candidate(
+            "shared_24_1k",
+            partial(Shared, 8, (1, 2, 2, 2), partial(placed_head, side=3), 2),
+            "24 → 3.",
+            "98.3%.",
+            "shared_1k",
+        ),
         _candidate("strided", strided, "Half the resolution at once.", "Cheaper, not worse.", "s5"),
         _candidate("strided_average", partial(strided, end=head), "Average pooling.", "Worse."),
         _candidate("strided_wide", partial(strided, (16, 20, 28), (32,)), "All of the budget.", "Better."),
