@@ -28,7 +28,17 @@ from significance import (
     pooled_difference,
     wilson_interval,
 )
-from speed import EXPORT, describe_machine, describe_throughput, export_table, profile_table, read_speed, speed_table
+from speed import (
+    EXPORT,
+    describe_machine,
+    describe_throughput,
+    export_table,
+    profile_table,
+    projection_table,
+    read_speed,
+    speed_table,
+    sweep_table,
+)
 
 REPO = Path(__file__).parent
 README = REPO / "README.md"
@@ -307,6 +317,8 @@ def readme_sections(trials: list[dict]) -> dict[str, str]:
         "machine": describe_machine(timings),
         "speed": to_markdown(speed_table(timings)),
         "throughput": describe_throughput(timings),
+        "sweeps": to_markdown(sweep_table(timings)),
+        "projection": to_markdown(projection_table(timings)),
         "profile": to_markdown(profile_table(timings)),
         "test-table": to_markdown(summary_table(tested)),
         "validation-table": to_markdown(summary_table(validated)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -102,6 +103,46 @@ def describe_throughput(results: dict) -> str:
     """How many trials an hour, one after the other with all threads or side by side with one thread each."""
     hourly = next(value for key, value in results["throughput"].items() if key.startswith("trials"))
     return "; ".join(f"{name}: {count:.1f} trials of 20 epochs an hour" for name, count in hourly.items())
+
+
+def sweep_table(results: dict) -> pd.DataFrame:
+    """A sweep of a few short trials, by processes of this machine and on Ray, one at a time and one a core."""
+    part = results["sweeps"]
+    what, took = next((key, value) for key, value in part.items() if key.startswith("seconds of"))
+    return pd.DataFrame(
+        {
+            "Sweep": list(took),
+            what.capitalize(): [seconds(spread) for spread in took.values()],
+            "A trial outside its training": [
+                seconds(spread) for spread in part["seconds a trial outside its training"].values()
+            ],
+        }
+    )
+
+
+def projection_table(results: dict, hosts=(1, 10, 50)) -> pd.DataFrame:
+    """What a Ray cluster of so many hosts like this one would do: trials of 20 epochs, a core each.
+
+    A trial takes what it takes here beside as many others as there are cores, and what Ray costs it.
+    """
+    hourly = next(value for key, value in results["throughput"].items() if key.startswith("trials"))
+    cores = results["throughput"]["environment"]["cores"]
+    name = f"{cores} at a time"
+    outside = results["sweeps"]["seconds a trial outside its training"][f"Ray, {name}"]["median"]
+    trial = 3600 * cores / hourly[name] + outside
+    rows = []
+    for count in hosts:
+        at_once = count * cores
+        hours = math.ceil(100 / at_once) * trial / 3600
+        rows.append(
+            {
+                "Hosts": count,
+                "Trials at a time": at_once,
+                "Trials an hour": f"{at_once * 3600 / trial:.0f}",
+                "Ten variants × ten seeds": f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min",
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def profile_table(results: dict) -> pd.DataFrame:

@@ -18,6 +18,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -35,18 +36,20 @@ import torch  # noqa: E402
 
 import helpers  # noqa: E402
 from candidates import KNOWN  # noqa: E402
+from cluster import ClusterError, run_on_ray  # noqa: E402
 from files import atomic_path  # noqa: E402
 from fused import can_fuse  # noqa: E402
-from ledger import provenance  # noqa: E402
+from ledger import provenance, read_ledger  # noqa: E402
 from many import fit_many  # noqa: E402
 from recipe import Recipe  # noqa: E402
 from significance import p_mean_above  # noqa: E402
 from speed import SPEED  # noqa: E402
-from sweep import cores, load  # noqa: E402
+from sweep import cores, load, run_all  # noqa: E402
 
 BATCH = 1000  # images, of inference
 GOALS = {"to 99.0%": (99.0, "to_99_0"), "to 99.4%": (99.4, "to_99_4")}  # part: mean test accuracy, variant
 TOGETHER = 32  # seeds at once, on a GPU
+TRIALS = 4  # of a sweep
 
 
 def spread(values: list[float]) -> dict:
@@ -241,6 +244,41 @@ def _epoch_alone(recipe: Recipe, threads: int, sample: bool) -> float:
     return helpers.fit(helpers.build(helpers.Net, 0), load(sample), recipe, **options)[-1]["seconds"]
 
 
+def sweeps(data: helpers.MnistData, sample: bool, repeats: int) -> dict:
+    """A sweep of short trials by processes of this machine and on Ray, one at a time and as many as there are cores.
+
+    Beside its seconds what a trial costs outside its training, the start of everything included; none where Ray lacks.
+    """
+    fixed = {"variant": "to_99_0", "split": "validation", "sample": sample, "device": "cpu", "threads": 1}
+    trials = [fixed | {"seed": seed} for seed in range(TRIALS)]
+    outside: dict[str, list[float]] = {}
+
+    def sweep(engine: str, workers: int) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "ledger.jsonl"
+            start = time.perf_counter()
+            failed = (
+                run_on_ray(trials, data, path, "local", workers) if engine == "Ray" else run_all(trials, path, workers)
+            )
+            seconds = time.perf_counter() - start
+            if failed:
+                raise ValueError(f"{failed} trials of a sweep failed ({engine}, {workers} at a time)")
+            training = sum(trial["seconds"] for trial in read_ledger(path))
+        outside.setdefault(f"{engine}, {workers} at a time", []).append((workers * seconds - training) / TRIALS)
+        return seconds
+
+    ways = [(engine, workers) for workers in sorted({1, cores()}) for engine in ("processes", "Ray")]
+    try:
+        seconds = in_turns({f"{way[0]}, {way[1]} at a time": partial(sweep, *way) for way in ways}, repeats)
+    except ClusterError as error:
+        print(f"    {error}")
+        return {}
+    return {
+        f"seconds of {TRIALS} trials": seconds,
+        "seconds a trial outside its training": {way: spread(values) for way, values in outside.items()},
+    }
+
+
 def inference(data: helpers.MnistData, repeats: int) -> dict:
     """All test images in batches, and one image alone: eager, compiled, and by onnxruntime where it is installed."""
     model = helpers.build(helpers.Net, 0).eval()
@@ -333,6 +371,7 @@ def measure(part: str, options: argparse.Namespace) -> dict:
         "epoch": lambda: epoch(data, repeats),
         "profile": lambda: profiled(data, 5 if sample else 50),
         "throughput": lambda: throughput(sample, repeats),
+        "sweeps": lambda: sweeps(data, sample, repeats),
         "inference": lambda: inference(data, repeats),
         "memory": lambda: memory(sample),
         "start": lambda: start(repeats),
@@ -340,7 +379,7 @@ def measure(part: str, options: argparse.Namespace) -> dict:
     }[part]()
 
 
-PARTS = ("epoch", "profile", "throughput", "inference", "memory", "start", "gpu", *GOALS)
+PARTS = ("epoch", "profile", "throughput", "sweeps", "inference", "memory", "start", "gpu", *GOALS)
 
 
 def main() -> int:

@@ -55,7 +55,18 @@ RESULTS = {
     },
     "memory": {"peak MB": 812.3},
     "start": {"main.py --help": spread(0.1, 0.2)},
-    "throughput": {"seconds an epoch": {}, "trials of 20 epochs an hour": {"1 at a time": 20.0, "2 at a time": 25.0}},
+    "throughput": {
+        "environment": {"cores": 2},
+        "seconds an epoch": {},
+        "trials of 20 epochs an hour": {"1 at a time": 20.0, "2 at a time": 25.0},
+    },
+    "sweeps": {
+        "seconds of 4 trials": {"processes, 2 at a time": spread(30, 31), "Ray, 2 at a time": spread(40, 42)},
+        "seconds a trial outside its training": {
+            "processes, 2 at a time": spread(5, 6),
+            "Ray, 2 at a time": spread(10, 14),
+        },
+    },
     "profile": {"percent of the time": {"aten::relu": 60.0, "aten::add": 40.0}},
 }
 
@@ -123,3 +134,12 @@ def test_a_bad_command_line_is_a_clear_word(arguments, complaint):
     answer = subprocess.run(command, capture_output=True, text=True)
     assert answer.returncode == 2
     assert complaint in answer.stderr
+
+
+def test_sweeps_and_what_a_cluster_would_do():
+    table = speed.sweep_table(RESULTS).set_index("Sweep")
+    assert table.loc["Ray, 2 at a time"].tolist() == ["41 s (40–42)", "12 s (10–14)"]
+    projected = speed.projection_table(RESULTS, hosts=(1, 10))
+    assert projected["Trials at a time"].tolist() == [2, 20]
+    assert projected["Trials an hour"].tolist() == ["24", "240"]  # 288 seconds a trial here, and 12 for Ray
+    assert projected["Ten variants × ten seeds"].tolist() == ["4.2 h", "25 min"]
