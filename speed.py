@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -109,10 +110,12 @@ def sweep_table(results: dict) -> pd.DataFrame:
     """A sweep of a few short trials, by processes of this machine and on Ray, one at a time and one a core."""
     part = results["sweeps"]
     what, took = next((key, value) for key, value in part.items() if key.startswith("seconds of"))
+    count = int(re.search(r"\d+", what)[0])
     return pd.DataFrame(
         {
             "Sweep": list(took),
             what.capitalize(): [seconds(spread) for spread in took.values()],
+            "Trials an hour": [f"{3600 * count / spread['median']:.0f}" for spread in took.values()],
             "A trial outside its training": [
                 seconds(spread) for spread in part["seconds a trial outside its training"].values()
             ],

@@ -138,7 +138,7 @@ def test_a_bad_command_line_is_a_clear_word(arguments, complaint):
 
 def test_sweeps_and_what_a_cluster_would_do():
     table = speed.sweep_table(RESULTS).set_index("Sweep")
-    assert table.loc["Ray, 2 at a time"].tolist() == ["41 s (40–42)", "12 s (10–14)"]
+    assert table.loc["Ray, 2 at a time"].tolist() == ["41 s (40–42)", "351", "12 s (10–14)"]
     projected = speed.projection_table(RESULTS, hosts=(1, 10))
     assert projected["Trials at a time"].tolist() == [2, 20]
     assert projected["Trials an hour"].tolist() == ["24", "240"]  # 288 seconds a trial here, and 12 for Ray
