@@ -26,6 +26,7 @@ from ledger import COMMIT, append_line, append_trial, current_commit
 
 REPO = Path(__file__).parent
 POLL = 0.3  # seconds
+TOKEN = "One that asks for a token wants RAY_AUTH_MODE=token here, and the token: docs.ray.io/en/latest/ray-security"
 
 
 class ClusterError(RuntimeError):
@@ -134,9 +135,11 @@ def _one_trial(run: Callable[..., dict], trial: dict, data, clock, key: str) -> 
 
 
 def _ask(ray, clock) -> dict[str, float]:
-    """When the trials were started; nothing while the clock cannot be reached."""
+    """When the trials were started; nothing while the clock cannot be reached. ClusterError where it never will be."""
     try:
         return ray.get(clock.all.remote(), timeout=5)
+    except ray.exceptions.RuntimeEnvSetupError as error:
+        raise ClusterError(f"a host cannot be prepared for this project, {describe_failure(error)}") from error
     except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
         return {}
 
@@ -164,7 +167,7 @@ def connected(address: str, install: bool = True) -> Iterator:
             ray.init(address, runtime_env=there, **options)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             if address != "auto" or not isinstance(error, ConnectionError):
-                raise ClusterError(f"no Ray cluster at {address!r}: {error}") from error
+                raise ClusterError(f"no Ray cluster at {address!r} lets us in: {error}. {TOKEN}") from error
             ray.init("local", runtime_env=here, include_dashboard=False, **options)
         try:
             yield ray

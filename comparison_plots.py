@@ -4,6 +4,7 @@ They return a `Picture`, as the figures of one run in `plots.py` do.
 """
 
 import numpy as np
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from plots import (
@@ -20,6 +21,7 @@ from plots import (
 )
 
 CROWDED = (12_000, 40_000)  # parameters: the budget that everyone aims at, where labels would lie on each other
+SIDES = [((8, -8), "left"), ((-8, -8), "right"), ((8, 8), "left"), ((-8, 8), "right")]  # points from the marker
 
 
 @styled()
@@ -63,9 +65,9 @@ def plot_frontier(points, peers=None, threshold=99.4, title="Accuracy against si
     axes.set_xlabel("parameters")
     accuracy_axis(axes, [99.9, *(accuracy for _, _, accuracy, _ in ours + others)])  # the top is for names
     draw_threshold(axes, threshold)
-    _name_points(axes, ours, others)
     axes.set_title(title)
     figure.legend(loc="outside lower left", frameon=False)
+    _name_points(axes, ours, others)  # last: it measures the page
     return figure
 
 
@@ -79,6 +81,7 @@ def _name_points(axes, ours, others):
     places = {label: (column, height) for label, height in zip(crowd, heights, strict=True)}
     small = sorted((label for label in others if label[1] < CROWDED[1]), key=lambda label: -label[1])
     places |= {label: (0.02, 0.97 - 0.042 * row) for row, label in enumerate(small)}
+    beside = []
     for label in ours + others:
         name, parameters, accuracy, colour = label
         style = {"color": colour, "fontsize": 8, "va": "center"}
@@ -86,9 +89,14 @@ def _name_points(axes, ours, others):
             side = 0 if label in crowd else 1  # of the text, at which its line begins
             style |= {"arrowprops": {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "relpos": (side, 0.5)}}
             axes.annotate(name, (parameters, accuracy), places[label], textcoords="axes fraction", **style)
-        else:
-            beside = (8, 6 if label in others else -6)
-            axes.annotate(name, (parameters, accuracy), beside, textcoords="offset points", **style)
+            continue
+        text = axes.annotate(name, (parameters, accuracy), (0, 0), textcoords="offset points", **style)
+        text.set_path_effects([withStroke(linewidth=3, foreground=axes.get_facecolor())])  # lines may pass beneath
+        for text.xyann, side in SIDES:  # the first that is free
+            text.set_horizontalalignment(side)
+            if not any(text.get_window_extent().overlaps(other.get_window_extent()) for other in beside):
+                break
+        beside.append(text)
 
 
 @styled()

@@ -126,8 +126,9 @@ def launch(weights: Path = WEIGHTS, host: str = "127.0.0.1", port: int | None = 
     }
     try:
         return page.launch(server_name=host, server_port=port, **(settings | options))
-    except OSError as error:
-        raise DemoError(f"cannot listen on {host}: {error}") from error
+    except (OSError, OverflowError) as error:
+        where = f"{host}, port {port}" if port else host
+        raise DemoError(f"cannot listen on {where}: taken, or no such place; choose another") from error
 
 
 def _stay_private() -> None:

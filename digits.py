@@ -24,6 +24,8 @@ WIDEST = 1.8  # width of a digit in heights, at most
 FULL = 0.5  # share of the image that is ink, above which it is no writing
 RAGGED = 0.1  # share of the image that changes when every pixel follows its neighbours: that is texture, not strokes
 SPECK = 0.03  # share of the largest stroke's pixels, below which something is dirt
+SHEET = 0.4  # share of a photo that a sheet of paper fills, at least, to be cut out of it
+DARK = 0.6  # brightness of a table in that of the sheet on it, at most; a shadow is brighter
 THIN = 1.6  # pixels of the box, below which a stroke is thickened: a pen is thinner than MNIST's pencils
 
 
@@ -69,7 +71,7 @@ def prepare(image: Image.Image) -> Tensor:
     Colour or grey, dark on light or light on dark, on a transparent background, of any size. Raises DigitError where
     there is no ink, nothing but ink, or more than one digit.
     """
-    ink = find_ink(to_grey(image))
+    ink = find_ink(cut_out_sheet(to_grey(image)))
     rows, columns = (np.flatnonzero(ink.any(axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = BOX / max(ink.shape)
@@ -91,17 +93,52 @@ def to_grey(image: Image.Image) -> np.ndarray:
         values = np.asarray(image, dtype=np.float32)
         low, high = values.min(), values.max()
         image = Image.fromarray(((values - low) / max(high - low, 1e-9) * 255).astype(np.uint8))
-    image = image.convert("RGBA" if "A" in image.getbands() or "transparency" in image.info else "L")
+    image = image.convert("L" if image.mode in ("1", "L") and "transparency" not in image.info else "RGBA")
     image.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
     if image.mode == "L":
         return np.asarray(image, dtype=np.float32) / 255
-    grey, opacity = (
-        np.asarray(band, dtype=np.float32) / 255 for band in (image.convert("RGB").convert("L"), image.getchannel("A"))
-    )
+    bands = np.asarray(image, dtype=np.float32) / 255
+    grey, opacity = np.asarray(image.convert("RGB").convert("L"), dtype=np.float32) / 255, bands[..., 3]
     if opacity.min() > 0.99:
-        return grey
+        return _clearest(grey, *np.moveaxis(bands[..., :3], -1, 0))
     visible = (grey * opacity).sum() / max(opacity.sum(), 1e-9)
     return grey * opacity + (1 - opacity) * (0.0 if visible > 0.5 else 1.0)
+
+
+def _clearest(grey: np.ndarray, *bands: np.ndarray) -> np.ndarray:
+    """The grey image, or the colour band that shows far more: red on green may be the same grey."""
+    contrasts = [np.ptp(np.percentile(band, (1, 99))) for band in (grey, *bands)]
+    best = int(np.argmax(contrasts[1:]))
+    return bands[best] if contrasts[1 + best] > 2 * contrasts[0] else grey
+
+
+def cut_out_sheet(grey: np.ndarray) -> np.ndarray:
+    """The sheet of paper on a darker table, of brightness (H, W); all of it where there is no such thing.
+
+    The sheet is the largest region brighter than some level, and nearly a rectangle; the table lines a whole side. A
+    slightly higher level finds the same sheet, for its edge is sharp: a shadow gets gradually darker.
+    """
+    if min(grey.shape) < 2 * SIDE:
+        return grey  # no photo: hardly more than the digit itself
+    step = FAINT / 2
+    before = None
+    for level in np.arange(grey.min() + step, grey.max(), step):
+        bright = grey > level
+        labels, _ = ndimage.label(bright)
+        sheet = labels == np.bincount(labels[bright]).argmax()
+        rows, columns = (np.flatnonzero(sheet.any(axis)) for axis in (1, 0))
+        place = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        if (
+            before is not None
+            and before.sum() < 1.02 * sheet.sum()
+            and sheet.sum() > max(0.8 * sheet[place].size, SHEET * grey.size)
+            and not all(side.any() for side in (bright[0], bright[-1], bright[:, 0], bright[:, -1]))
+            and np.median(grey[~bright]) < DARK * np.median(grey[sheet])
+        ):
+            rim = 1 + max(grey.shape) // 50
+            return grey[place][rim:-rim, rim:-rim]
+        before = sheet
+    return grey
 
 
 def find_ink(grey: np.ndarray) -> np.ndarray:
@@ -112,11 +149,10 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     darkness = 1 - grey if np.median(border) > 0.5 * (grey.min() + grey.max()) else grey
     # Paper is not equally bright everywhere: what is left when everything narrower than a third of the image is
-    # taken away is its brightness.
+    # taken away is its brightness. It is smoothed upwards only, or the edge of a shadow would look like a stroke.
     width = max(3, max(grey.shape) // 3)
-    paper = ndimage.gaussian_filter(
-        ndimage.grey_opening(np.pad(darkness, width, mode="edge"), (width, width)), width / 4
-    )
+    paper = ndimage.grey_opening(np.pad(darkness, width, mode="edge"), (width, width))
+    paper = np.maximum(paper, ndimage.gaussian_filter(paper, width / 4))
     contrast = np.clip(darkness - paper[width:-width, width:-width], 0, None)
     if contrast.max() < FAINT:
         raise DigitError("there is no ink to be seen: the image is empty, or one colour all over")
@@ -126,8 +162,7 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
     if mask.mean() > FULL or ragged > RAGGED:
         raise DigitError("there is ink nearly everywhere: no digit can be told from its background")
     mask = _without_specks(mask)
-    if _count_digits(mask) > 1:
-        raise DigitError("there seem to be several digits: give each an image of its own")
+    _refuse_several(mask)
     full = np.percentile(contrast[mask], 75)
     ink = np.clip((contrast - threshold / 2) / max(full - threshold / 2, 1e-6), 0, 1)
     ink *= ndimage.binary_dilation(mask, iterations=2)
@@ -158,17 +193,22 @@ def _without_specks(mask: np.ndarray) -> np.ndarray:
     return np.isin(labels, 1 + np.flatnonzero(sizes >= SPECK * sizes.max()))
 
 
-def _count_digits(mask: np.ndarray) -> int:
-    """How many things stand side by side with nothing between them and are each about as tall as the whole."""
+def _refuse_several(mask: np.ndarray) -> None:
+    """DigitError for what is wider than a digit, and for several things that are each about as large as the whole."""
     height, width = (int(np.ptp(np.flatnonzero(mask.any(axis)))) + 1 for axis in (1, 0))
     if width > WIDEST * height:
-        return 2
+        raise DigitError("what is written is wider than a digit: give each digit an image of its own")
+    beside = [size for size in _parts(mask) if size[0] > 0.6 * height]
+    stacked = [size for size in _parts(mask.T) if size[0] > 0.4 * width and size[1] > 0.3 * height]
+    if len(beside) > 1 or (len(stacked) > 1 and height > 1.8 * width):
+        raise DigitError("there seem to be several digits: give each an image of its own")
+
+
+def _parts(mask: np.ndarray) -> list[tuple[int, int]]:
+    """Height and width of the things that stand side by side with nothing between them."""
     runs, count = ndimage.label(mask.any(0))
-    tall = 0
-    for run in range(1, count + 1):
-        part = np.flatnonzero(mask[:, runs == run].any(1))
-        tall += part[-1] - part[0] + 1 > 0.6 * height
-    return tall
+    parts = (mask[:, runs == run] for run in range(1, count + 1))
+    return [(int(np.ptp(np.flatnonzero(part.any(1)))) + 1, part.shape[1]) for part in parts]
 
 
 def _disc(radius: int) -> np.ndarray:

@@ -161,6 +161,10 @@ def main(arguments: list[str] | None = None) -> int:
     add("--record", action="store_true", help="keep the figures in results/export.json, for the README")
     add("--smoke", action="store_true", help="the small sample in place of MNIST")
     options = parser.parse_args(arguments)
+    if options.repeats < 1:
+        parser.error(f"--repeats must be 1 or more, not {options.repeats}")
+    if options.output.is_file():
+        parser.error(f"--output is a folder to write into, and {options.output} is a file")
     try:
         check_packages()
         return run(options)

@@ -455,7 +455,13 @@ def _check_finite(loss: Tensor | float) -> None:
 
 @torch.inference_mode()
 def predict(model: nn.Module, images: Tensor, batch_size: int = 1000) -> Tensor:
-    """Class probabilities, float32 (N, 10) on the CPU, for uint8 images (N, 28, 28)."""
+    """Class probabilities, float32 (N, 10) on the CPU, for uint8 images (N, 28, 28), white on black as MNIST's.
+
+    `predict.read("photo.jpg")[None]` is one such image. ValueError for anything else.
+    """
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != (28, 28):
+        given = f"{images.dtype} {tuple(images.shape)}" if hasattr(images, "shape") else type(images).__name__
+        raise ValueError(f"images must be a uint8 tensor (N, 28, 28), not {given}; predict.read makes one of a file")
     model.eval()
     lay_out(model)  # so that loaded weights give the answers of the trained model to the last bit
     device = next(model.parameters()).device

@@ -107,6 +107,8 @@ def recall(options: argparse.Namespace) -> None:
         options.seed = stored["seed"]
     if options.data is None and "SAMPLE" in stored["data"]:
         options.smoke = True
+    if len(stored["history"]) == options.recipe.epochs:
+        print("This run is complete: nothing is left to train, and its results are written again.")
 
 
 def prepare_output(options: argparse.Namespace) -> None:

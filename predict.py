@@ -54,8 +54,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def read(source: str):
     """One image, prepared: uint8 (28, 28). Raises DigitError and OSError (see `digits`)."""
-    from digits import prepare, read_image
+    from digits import DigitError, prepare, read_image
 
+    if source != "-" and Path(source).exists() and not Path(source).is_file():
+        raise DigitError("this is no file: a pipe goes to standard input, as -")  # opening it might wait for ever
     return prepare(read_image(sys.stdin.buffer.read() if source == "-" else source))
 
 

@@ -37,12 +37,12 @@ class Recipe:
     epochs: int = 20
     batch_size: int = 128
 
-    optimizer: str = "sgd"  # sgd (with momentum), adam, adamw, adadelta or muon
-    learning_rate: float = 0.1  # the peak rate; muon: of the convolutions, in fractions of their norm
+    optimizer: str = "muon"  # sgd (with momentum), adam, adamw, adadelta or muon
+    learning_rate: float = 0.05  # the peak rate; muon: of the convolutions, in fractions of their norm
     rest_learning_rate: float = 0.1  # muon only: the peak rate of SGD on everything else
-    momentum: float = 0.9  # sgd and muon only
+    momentum: float = 0.85  # sgd and muon only
     nesterov: bool = True  # sgd only
-    weight_decay: float = 5e-4
+    weight_decay: float = 2e-4
     precision: str = "float32"  # of the forward and backward pass; weights are float32 always
 
     schedule: str = "linear"  # after the warm-up: constant, step, or linear / cosine down to zero
@@ -60,7 +60,7 @@ class Recipe:
     temperature: float = 2.0  # by which both sides' logits are divided
 
     rotation: float = 10.0  # each image is rotated by up to ± so many degrees,
-    translation: float = 0.1  # shifted by up to ± this fraction of its side, along x and along y,
+    translation: float = 0.08  # shifted by up to ± this fraction of its side, along x and along y,
     scale: float = 0.1  # enlarged by a factor in 1 ± this,
     shear: float = 6.0  # sheared along x by up to ± so many degrees,
     elastic: float = 0.0  # and bent: places a few pixels apart are shifted by up to ± so many pixels
@@ -70,10 +70,14 @@ class Recipe:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        if not isinstance(self.nesterov, bool):
+            raise ValueError(f"nesterov must be true or false, not {self.nesterov!r}")
         for name in ("epochs", "batch_size", "step_epochs", "teachers"):
             _check(self, name, lambda value: isinstance(value, int) and value >= 1, "a whole number, 1 or more")
         for name in ("learning_rate", "rest_learning_rate", "step_factor", "temperature"):
             _check(self, name, lambda value: value > 0, "greater than 0")
+        if self.optimizer == "muon":
+            _check(self, "learning_rate", lambda value: 0 < value <= 1, "greater than 0 and, for muon, at most 1")
         for name in ("weight_decay", "elastic"):
             _check(self, name, lambda value: value >= 0, "0 or more")
         _check(self, "plain_epochs", lambda value: isinstance(value, int) and value >= 0, "a whole number, 0 or more")

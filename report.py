@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from files import WEIGHTS, atomic_path
+from goals import BUDGETS, GOALS, claims, goals_table
 from ledger import LEDGER, read_ledger, select
 from significance import (
     describe_seeds,
@@ -96,37 +97,43 @@ def summary_table(trials: list[dict]) -> pd.DataFrame:
 
 
 def tried_table(trials: list[dict]) -> pd.DataFrame:
-    """One row for each network and recipe that was tried on the validation split beside `current_trials`, best first.
+    """One row for each network and recipe that was tried on the validation split beside `current_trials`.
 
-    "Against" are the recipe's changes against today's `s5`; the loss is the mean cross-entropy per image, which tells
-    two good networks apart sooner than their few mistakes do.
+    Grouped by the budget of parameters that a network keeps to, best first by the loss, the mean cross-entropy per
+    image: it tells two good networks apart sooner than their few mistakes do. "Recipe" is today's `s5`, `sgd` or
+    `candidates.FAST`, whichever is nearest, and what was changed.
     """
-    from variants import VARIANTS, changes_in_words
+    from candidates import FAST
+    from variants import FINAL, SGD, changes_in_words
 
-    usual = VARIANTS["s5"].recipe.as_dict()
+    bases = {"s5": FINAL.as_dict(), "sgd": SGD.as_dict(), "FAST": FAST.as_dict()}
     told = {id(trial) for trial in current_trials("validation", trials)}
     groups: dict[tuple, list[dict]] = {}
     for trial in select(trials, split="validation", data="mnist"):
         if id(trial) not in told:
-            recipe = {key: type(value)(trial["recipe"][key]) for key, value in usual.items()}  # 8 and 8.0 are the same
-            changes = changes_in_words(recipe | {"epochs": usual["epochs"]}, usual)
-            groups.setdefault((trial["epochs"], trial["variant"], changes), []).append(trial)
+            recipe = trial["recipe"] | {"epochs": FINAL.epochs}  # they have a column of their own
+            changes = {name: changes_in_words(recipe, base | {"epochs": FINAL.epochs}) for name, base in bases.items()}
+            nearest = min(changes, key=lambda name: changes[name].count("→"))
+            recipe = ", ".join(filter(None, (nearest, changes[nearest])))
+            groups.setdefault((trial["variant"], trial["epochs"], recipe), []).append(trial)
     rows = []
-    for (epochs, variant, changes), group in groups.items():
+    for (variant, epochs, recipe), group in groups.items():
+        parameters = group[0]["parameters"]
+        budget = next((budget for budget in BUDGETS if parameters < budget), math.inf)
         accuracies = pd.Series([trial["accuracy"] for trial in group])
         losses = pd.Series([trial["curve"][-1]["test_loss"] for trial in group])
-        rows.append(
-            {
-                "Network": variant,
-                "Parameters": f"{group[0]['parameters']:,}",
-                "Epochs": epochs,
-                "Seeds": len(group),
-                "Mean": f"{accuracies.mean():.3f}",
-                "Loss": f"{losses.mean():.4f}",
-                "Recipe against s5": changes or "the same",
-            }
-        )
-    return pd.DataFrame(sorted(rows, key=lambda row: (row["Epochs"], row["Mean"]), reverse=True))
+        row = {
+            "Budget": f"< {budget:,}" if budget < math.inf else "none",
+            "Network": variant,
+            "Parameters": f"{parameters:,}",
+            "Epochs": epochs,
+            "Seeds": len(group),
+            "Mean": f"{accuracies.mean():.3f}",
+            "Loss": f"{losses.mean():.4f}",
+            "Recipe": recipe,
+        }
+        rows.append((-budget, losses.mean(), row))
+    return pd.DataFrame([row for *_, row in sorted(rows, key=lambda item: item[:2])])
 
 
 def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = None) -> pd.DataFrame:
@@ -239,6 +246,14 @@ def describe_noise(trials: list[dict], seeds: int = 3, accuracy: float = 99.3) -
     )
 
 
+def frontier_trials(trials: list[dict]) -> list[dict]:
+    """What the README's frontier shows: today's variants on both splits, and what else is claimed on the test set."""
+    from variants import VARIANTS
+
+    claimed = [trial for goal in GOALS if goal.variant not in VARIANTS for trial in claims(goal, trials)]
+    return [*current_trials("validation", trials), *current_trials("test", trials), *claimed]
+
+
 def frontier_points(trials: list[dict]) -> pd.DataFrame:
     """Size against accuracy, a row a variant and split: name, split, parameters, seeds, mean, low and high (95%)."""
     columns, rows = ["name", "split", "parameters", "seeds", "mean", "low", "high"], []
@@ -320,6 +335,8 @@ def readme_sections(trials: list[dict]) -> dict[str, str]:
         "sweeps": to_markdown(sweep_table(timings)),
         "projection": to_markdown(projection_table(timings)),
         "profile": to_markdown(profile_table(timings)),
+        "goals": to_markdown(goals_table(trials)),
+        "tried": to_markdown(tried_table(trials)),
         "test-table": to_markdown(summary_table(tested)),
         "validation-table": to_markdown(summary_table(validated)),
         "comparison": to_markdown(comparison_table(validated)),
@@ -352,8 +369,7 @@ def draw_figures(trials: list[dict]) -> None:
     """Draw the README's figures from the ledger and the committed weights. DataError without the full MNIST."""
     import helpers
 
-    tested = current_trials("test", trials)
-    shown = shown_trial(tested)
+    shown = shown_trial(current_trials("test", trials))
     title = f"Net, seed 0: {shown['accuracy']:.2f}% in the last epoch"
     helpers.save_figure(helpers.plot_curves(shown["curve"], title=title), FIGURES / "curves.png")
     data = helpers.load_mnist(allow_sample=False)
@@ -362,7 +378,7 @@ def draw_figures(trials: list[dict]) -> None:
         raise ValueError(f"{WEIGHTS.name} does not make the mistakes that the ledger records: save that run's weights")
     figure = helpers.plot_mistakes(data.test_images, data.test_labels, probabilities)
     helpers.save_figure(figure, FIGURES / "mistakes.png")
-    points = frontier_points([*current_trials("validation", trials), *tested])
+    points = frontier_points(frontier_trials(trials))
     helpers.save_figure(helpers.plot_frontier(points, pd.read_csv(PEERS)), FIGURES / "frontier.png")
 
 

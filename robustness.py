@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pandas as pd
 import torch
+from matplotlib.ticker import FuncFormatter
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor, nn
@@ -157,6 +158,7 @@ def plot_reliability(labels, probabilities, title: str = "How far its confidence
     left.legend(frameon=False)
     right.bar((table["bin"] + 0.5) / BINS, table["count"], width=0.9 / BINS, color=COLOURS[0])
     right.set_yscale("log")
+    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))  # 10⁴ would want a font of its own
     right.set_xlabel("confidence")
     right.set_ylabel("images")
     figure.suptitle(title, x=0.01, ha="left")

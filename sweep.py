@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # torch is heavy, and a worker's alone
     from mnist import MnistData
 
 INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+MOST_SEEDS = 10_000
 GO_ON = "Finished trials are in the ledger; the same command runs the others."
 
 
@@ -185,6 +186,8 @@ def estimate(work: list[tuple[str, int]], trials: list[dict], workers: int | Non
             unknown.add(name)
             continue
         minutes += statistics.median(known) * epochs / 60
+    if unknown == {name for name, _ in work}:
+        return f"no earlier trial in this ledger says how long {', '.join(sorted(unknown))} will take"
     without = f", without {', '.join(sorted(unknown))}: no earlier trial says" if unknown else ""
     if workers is None:
         return f"about {minutes:.0f} minutes of work, over all of the cluster's workers{without}"
@@ -305,11 +308,12 @@ def parse_seeds(text: str) -> list[int]:
         for part in text.split(","):
             first, dash, last = part.partition("-")
             numbers = range(int(first), int(last if dash else first) + 1)
-            if not numbers:
-                raise ValueError("the first is larger than the last")
+            if not 0 < len(numbers) <= MOST_SEEDS:
+                raise ValueError("the first is larger than the last, or there are too many")
             seeds += numbers
     except ValueError:
-        raise argparse.ArgumentTypeError(f"seeds are written like 0-4 or 0,3,7, not {text!r}") from None
+        wanted = f"seeds are written like 0-4 or 0,3,7, and are at most {MOST_SEEDS:,}, not {text!r}"
+        raise argparse.ArgumentTypeError(wanted) from None
     return list(dict.fromkeys(seeds))
 
 
@@ -355,16 +359,22 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--gpus-per-trial and --retries must be 0 or more, --limit greater than 0")
     if options.workers is not None and options.workers < 1:
         parser.error(f"--workers must be 1 or more, not {options.workers}")
+    if options.ledger.suffix != LEDGER.suffix:  # no line is ever appended to what was meant for something else
+        parser.error(f"--ledger is a file of JSON lines, named {LEDGER.suffix}, not {options.ledger}")
 
     from candidates import KNOWN
     from helpers import pick_device
     from variants import VARIANTS
 
-    names = [name.strip() for name in options.variants.split(",")]
+    names = [name.strip() for name in options.variants.split(",") if name.strip()]
     options.variants = list(VARIANTS) if names == ["all"] else list(dict.fromkeys(names))
+    if not names:
+        parser.error(f"--variants names none; there are: {', '.join(KNOWN)}")
     if unknown := [name for name in options.variants if name not in KNOWN]:
         parser.error(f"unknown variant {', '.join(unknown)}; there are: {', '.join(KNOWN)}")
     options.changes = dict(options.changes)
+    if options.epochs is not None and "epochs" in options.changes:
+        parser.error("--epochs and --set epochs say the same: give one of them")
     try:
         pick_device(options.device)
         for name in options.variants:

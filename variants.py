@@ -33,11 +33,16 @@ class Variant:
 
 FINAL = Recipe()
 
-NOT_AUGMENTED = replace(FINAL, **NO_AUGMENTATION)
+SGD = replace(
+    FINAL, optimizer="sgd", learning_rate=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, translation=0.1
+)
+
+NOT_AUGMENTED = replace(SGD, **NO_AUGMENTATION)
 
 SEED = Recipe(  # as the document that the project started from has it
     epochs=20,
     batch_size=64,
+    optimizer="sgd",
     learning_rate=0.05,
     momentum=0.9,
     nesterov=False,
@@ -199,65 +204,65 @@ VARIANTS = {
             target="99.4% in the last epoch, what the original document reports along the way.",
         ),
         Variant(
-            "s5",
+            "sgd",
             Net,
-            FINAL,
+            SGD,
             parent="seed_recipe",
-            change="The same network by the final recipe.",
+            change="The same network: a higher rate with warm-up and linear decay, weight decay, averaged weights.",
             target="A mean above 99.4% in the last epoch.",
         ),
         Variant(
             "no_augmentation",
             Net,
             NOT_AUGMENTED,
-            parent="s5",
+            parent="sgd",
             change="The training images as they are.",
             target="Clearly worse: 20 passes over the same images can be learnt by heart.",
         ),
         Variant(
             "no_batchnorm",
             partial(pyramid, NET, plain_conv_block),
-            FINAL,
-            parent="s5",
+            SGD,
+            parent="sgd",
             change="No BatchNorm; each convolution has a bias instead.",
             target="Worse, if it trains at all at this learning rate.",
         ),
         Variant(
             "flattened",
             partial(pyramid, NET, end=flat_head),
-            FINAL,
-            parent="s5",
+            SGD,
+            parent="sgd",
             change="No global average pooling: twice the parameters, in a linear layer that sees every place.",
             target="A little better: where a stroke lies matters, and the budget is broken for it.",
         ),
         Variant(
             "dropout",
             partial(pyramid, NET, dropout=0.05),
-            FINAL,
-            parent="s5",
+            SGD,
+            parent="sgd",
             change="Dropout 0.05 after each pooling.",
             target="No difference: a network this small, trained with augmentation, hardly overfits.",
         ),
         Variant(
             "separable",
             partial(pyramid, ((16, 32), (64, 72), (96,)), separable_block),
-            FINAL,
-            parent="s5",
+            SGD,
+            parent="sgd",
             change="Depthwise-separable convolutions: more channels for the same budget.",
             target="Equal or better accuracy from the same budget, for more multiply-adds.",
         ),
         Variant(
             "budget_8k",
             partial(pyramid, ((4, 8), (12, 18), (24,))),
-            FINAL,
-            parent="s5",
+            SGD,
+            parent="sgd",
             change="Narrower everywhere: fewer than 8,000 parameters.",
             target="About 99.3%.",
         ),
         Variant(
             "budget_5k",
             partial(pyramid, ((4, 8), (10, 14), (18,))),
-            FINAL,
+            SGD,
             parent="budget_8k",
             change="Fewer than 5,000 parameters.",
             target="About 99.2%.",
@@ -265,7 +270,7 @@ VARIANTS = {
         Variant(
             "budget_2k",
             partial(pyramid, ((4, 5), (6, 8), (11,))),
-            FINAL,
+            SGD,
             parent="budget_5k",
             change="Fewer than 2,000 parameters.",
             target="About 98.8%.",
@@ -273,10 +278,18 @@ VARIANTS = {
         Variant(
             "budget_1k",
             partial(pyramid, ((3, 3), (4, 6), (7,))),
-            FINAL,
+            SGD,
             parent="budget_2k",
             change="Fewer than 1,000 parameters.",
             target="About 98%.",
+        ),
+        Variant(
+            "s5",
+            Net,
+            FINAL,
+            parent="sgd",
+            change="The final recipe: Muon on the convolutions, and translation a little milder.",
+            target="99.4%: in a few epochs Muon was well ahead of SGD.",
         ),
     )
 }
@@ -314,4 +327,9 @@ def recipe_change(name: str) -> str:
 
 def changes_in_words(ours: dict, theirs: dict) -> str:
     """What `ours` changes against `theirs`, two recipes as dicts: "momentum 0.9 → 0.95, ..."; empty when nothing."""
-    return ", ".join(f"{key} {theirs[key]} → {ours[key]}" for key in ours if ours[key] != theirs[key])
+    changed = [(key, theirs[key], type(theirs[key])(ours[key])) for key in ours if ours[key] != theirs[key]]
+    return ", ".join(f"{key} {_said(before)} → {_said(after)}" for key, before, after in changed)
+
+
+def _said(value: object) -> object:
+    return "none" if value == "" else value

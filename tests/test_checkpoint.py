@@ -168,7 +168,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
 
 def test_a_checkpoint_of_another_run_is_refused_with_the_difference(small, checkpoint):
     recipe = replace(SHORT, epochs=1)
-    with pytest.raises(helpers.CheckpointError, match="learning_rate: 0.1 there, 0.2 here"):
+    with pytest.raises(helpers.CheckpointError, match="learning_rate: 0.05 there, 0.2 here"):
         fit(small, replace(recipe, learning_rate=0.2), checkpoint=checkpoint, resume=True)
     with pytest.raises(helpers.CheckpointError, match="seed: 0 there, 1 here"):
         fit(small, recipe, seed=1, checkpoint=checkpoint, resume=True)

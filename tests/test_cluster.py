@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 import cluster
 import sweep
 from tests.test_ledger import a_trial, read_quietly
+from tests.test_sweep import wait_for
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,14 +26,6 @@ except ImportError:
     ray = None
 
 needs_ray = pytest.mark.skipif(ray is None, reason='needs Ray: pip install -e ".[sweep]"')
-
-
-def wait_for(condition, seconds: float = 90):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "what was waited for did not happen"
-        time.sleep(0.05)
-    return found
 
 
 def workers_at_work() -> list[int]:
@@ -141,20 +135,31 @@ def alone(variant: str, line: dict, place: str, **_) -> dict:
     return line | {"accuracy": 99.0}
 
 
+def met(line: dict, place: str, **_) -> dict:
+    """A stand-in for `run_trial` that ends only when another one is under way beside it."""
+    (Path(place) / str(line["seed"])).touch()
+    wait_for(lambda: len(list(Path(place).iterdir())) == 2)
+    return line | {"accuracy": 99.0}
+
+
 @needs_ray
-def test_no_more_at_a_time_than_workers(nodes, tmp_path):
-    path, place = tmp_path / "ledger.jsonl", str(tmp_path / "taken")
-    trials = [{"variant": "one", "seed": seed, "line": a_trial(seed, variant="one"), "place": place} for seed in (1, 2)]
-    run = {"run": alone, "retries": 0, "install": False}
-    assert cluster.run_on_ray(trials, None, path, nodes.address, workers=1, **run) == 0
-    assert cluster.run_on_ray(trials, None, tmp_path / "both.jsonl", nodes.address, **run) == 1
+@pytest.mark.parametrize(("stand_in", "place", "workers"), [(alone, "taken", 1), (met, "", None)])
+def test_as_many_at_a_time_as_there_is_room_for_but_no_more_than_workers(nodes, tmp_path, stand_in, place, workers):
+    folder = tmp_path / "place"
+    folder.mkdir()
+    trials = [
+        {"variant": "one", "seed": seed, "line": a_trial(seed, variant="one"), "place": str(folder / place)}
+        for seed in (1, 2)
+    ]
+    run = {"run": stand_in, "retries": 0, "install": False}
+    assert cluster.run_on_ray(trials, None, tmp_path / "ledger.jsonl", nodes.address, workers, **run) == 0
 
 
 COMMAND = ["sweep.py", "--variants", "s5", "--seeds", "0-2", "--epochs", "1", "--sample", "--device", "cpu"]
 
 
 @needs_ray
-def test_a_sweep_that_is_stopped_or_killed_goes_on_where_it_stopped(tmp_path):
+def test_a_sweep_that_is_stopped_or_killed_goes_on_where_it_stopped(tmp_path, interruptible):
     path = tmp_path / "ledger.jsonl"
     command = [sys.executable, *COMMAND, "--ray", "local", "--ledger", str(path)]
     for how, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
@@ -177,6 +182,16 @@ def test_no_cluster_at_the_address_is_a_clear_word(tmp_path):
     for address, complaint in (("127.0.0.1:9", "no Ray cluster at '127.0.0.1:9'"), ("here", "HOST:PORT, not 'here'")):
         with pytest.raises(cluster.ClusterError, match=complaint):
             cluster.run_on_ray([], None, tmp_path / "ledger.jsonl", address)
+
+
+@needs_ray
+def test_a_host_that_cannot_be_prepared_is_a_clear_word(monkeypatch):
+    def get(*_, **__):
+        raise ray.exceptions.RuntimeEnvSetupError("Traceback\n  much\nRuntimeError: Please install virtualenv")
+
+    monkeypatch.setattr(ray, "get", get)
+    with pytest.raises(cluster.ClusterError, match=r"cannot be prepared for this project, .*install virtualenv$"):
+        cluster._ask(ray, Mock())
 
 
 def test_without_ray_it_says_how_to_get_it(tmp_path, monkeypatch, capsys):

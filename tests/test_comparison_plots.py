@@ -11,6 +11,7 @@ from matplotlib.text import Text
 
 import comparison_plots
 import report
+from ledger import read_ledger
 
 POINTS = pd.DataFrame(
     [
@@ -46,7 +47,7 @@ def test_frontier_names_every_point_and_says_what_it_is():
 
 
 def recorded_points():
-    return report.frontier_points([*report.current_trials("validation"), *report.current_trials("test")])
+    return report.frontier_points(report.frontier_trials(read_ledger()))
 
 
 @pytest.mark.parametrize("points", [POINTS, recorded_points()], ids=["few", "recorded"])

@@ -102,6 +102,13 @@ def test_it_listens_on_this_machine_only(address):
     assert address.startswith("http://127.0.0.1:")
 
 
+@needs_gradio
+def test_a_port_that_cannot_be_had_is_told(address, capsys):
+    for port in ("99999", address.rstrip("/").rsplit(":", 1)[1]):
+        assert demo.main(["--port", port]) == 1
+        assert f"demo.py: cannot listen on 127.0.0.1, port {port}: taken, or no such" in capsys.readouterr().err
+
+
 def test_what_the_page_shows():
     model = helpers.load_weights(helpers.build(), WEIGHTS)
     words, probabilities, seen, maps = demo.look(model, {"composite": draw(7)})

@@ -63,11 +63,12 @@ def test_it_looks_as_mnist_was_made():
         {"ink": "white", "paper": "black"},
         {"ink": "navy", "paper": "khaki"},
         {"ink": "yellow", "paper": "darkgreen"},
+        {"ink": (200, 30, 30), "paper": (30, 118, 30)},
         {"width": 4},
         {"width": 30},
         {"ink": (90, 90, 90), "paper": (150, 150, 150)},
     ],
-    ids=["plain", "inverted", "ink", "chalk", "thin", "thick", "pale"],
+    ids=["plain", "inverted", "ink", "chalk", "same grey", "thin", "thick", "pale"],
 )
 def test_strokes_are_read(model, digit, look):
     assert answer(model, draw(digit, **look)) == digit
@@ -106,6 +107,12 @@ def test_a_photo_with_uneven_light_and_noise(model):
     assert answer(model, photo) == 4
 
 
+def test_the_edge_of_a_shadow_is_no_stroke(model):
+    light = np.where(np.add.outer(np.arange(300), np.arange(300)) < 330, 1.0, 0.6)
+    pencil = 0.7 + 0.3 * np.asarray(draw(4, mode="L"), dtype=float) / 255
+    assert answer(model, Image.fromarray((230 * light * pencil).astype(np.uint8))) == 4
+
+
 def test_sixteen_bits(model):
     values = 65535 - np.asarray(draw(7, mode="L"), dtype=np.uint16) * 257
     assert answer(model, read_image(to_bytes(Image.fromarray(values)))) == 7
@@ -137,12 +144,36 @@ def test_what_is_no_digit_is_told(image, message):
         prepare(image)
 
 
-def test_several_digits_are_told():
-    two = Image.new("RGB", (600, 300), "white")
-    two.paste(draw(1), (0, 0))
-    two.paste(draw(4), (250, 0))
+@pytest.mark.parametrize(("first", "place"), [(1, (100, 0)), (7, (0, 150))], ids=["beside", "below"])
+def test_several_digits_are_told(first, place):
+    two = Image.new("RGB", (600, 600), "white")
+    two.paste(draw(4), place)
+    two.paste(draw(first).crop((0, 0, 150, 240)), (0, 0))
     with pytest.raises(DigitError, match="several digits"):
         prepare(two)
+
+
+def test_a_line_is_wider_than_a_digit():
+    line = Image.new("RGB", (300, 300), "white")
+    ImageDraw.Draw(line).line([(20, 150), (280, 150)], fill="black", width=12)
+    with pytest.raises(DigitError, match="wider than a digit"):
+        prepare(line)
+
+
+@pytest.mark.parametrize("sides", [(60, 0, 0, 0), (60, 40, 0, 0), (40, 30, 50, 60)], ids=["left", "corner", "all"])
+@pytest.mark.parametrize("digit", [0, 1, 4, 7])
+def test_a_sheet_on_a_table(model, digit, sides):
+    left, top, right, bottom = sides
+    photo = Image.new("RGB", (300 + left + right, 300 + top + bottom), (92, 60, 40))
+    photo.paste(draw(digit, paper=(240, 240, 233)), (left, top))
+    assert answer(model, photo) == digit
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_a_shadow_is_no_table(model, share):
+    pixels = np.asarray(draw(4, paper=(230, 230, 230)), dtype=np.float32)
+    pixels[:, : int(share * 300)] *= 0.7
+    assert answer(model, Image.fromarray(pixels.astype(np.uint8))) == 4
 
 
 def test_specks_do_not_matter(model):

@@ -79,3 +79,12 @@ def test_bad_weights_and_lacking_packages_are_told(tmp_path, capsys, monkeypatch
 def test_help_is_quick_and_imports_no_torch():
     code = "import sys, export; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(export.__file__).parent)
+
+
+@pytest.mark.parametrize(("argument", "complaint"), [("--repeats=0", "1 or more, not 0"), ("--output", "is a file")])
+def test_bad_arguments_are_told_at_once(argument, complaint, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(SystemExit):
+        export.main([argument] if "=" in argument else [argument, str(file)])
+    assert complaint in capsys.readouterr().err

@@ -200,7 +200,9 @@ def test_a_complete_run_can_be_resumed(finished, run, also, capsys):
     assert after["checkpoint.pt"] == before["checkpoint.pt"]
     for name, weights in load_file(finished[1] / "weights.safetensors").items():
         assert torch.equal(load_file(run / "weights.safetensors")[name], weights)
-    assert json.loads(after["history.json"])["result"] in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert json.loads(after["history.json"])["result"] in output
+    assert "nothing is left to train" in output
 
 
 @pytest.mark.parametrize(
@@ -257,19 +259,16 @@ def test_a_run_on_a_device_that_is_not_here_is_refused(run, capsys):
     assert re.fullmatch("main.py: .* cannot be resumed here: .* no CUDA on this machine\n", capsys.readouterr().err)
 
 
-def test_divergence_is_one_clear_line(here, capsys):
+def test_divergence_is_one_clear_line(here, capsys, monkeypatch):
+    monkeypatch.setattr(main, "Recipe", lambda: helpers.Recipe(optimizer="sgd"))
     assert main.main(["--smoke", "--lr", "1e30", "--output", "run2"]) == 1
     assert re.search(r"main.py: the loss stopped being finite in epoch 1.*\n\Z", capsys.readouterr().err)
     assert not Path("run2/weights.safetensors").exists()
 
 
-def test_ctrl_c_keeps_what_was_reached_and_tells_how_to_go_on(here, monkeypatch, capsys):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with it ignored
-    try:
-        whole = [*COMMAND, "--smoke", "--epochs", "3", "--output", "my run"]
-        process = subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
+def test_ctrl_c_keeps_what_was_reached_and_tells_how_to_go_on(here, interruptible, monkeypatch, capsys):
+    whole = [*COMMAND, "--smoke", "--epochs", "3", "--output", "my run"]
+    process = subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("Epoch  1/3"):
             process.send_signal(signal.SIGINT)

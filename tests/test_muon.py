@@ -64,6 +64,6 @@ def test_everything_else_is_torchs_sgd():
 
 
 def test_a_recipe_can_ask_for_it():
-    optimizer = helpers.make_optimizer(helpers.Net().parameters(), Recipe(optimizer="muon", rest_learning_rate=0.02))
+    optimizer = helpers.make_optimizer(helpers.Net().parameters(), Recipe(learning_rate=0.1, rest_learning_rate=0.02))
     assert [(len(group["params"]), group["lr"]) for group in optimizer.param_groups] == [(5, 0.1), (12, 0.02)]
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(helpers.Net().parameters()))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,10 @@ def test_wrong_commands(tmp_path, capsys):
 def test_help_is_quick_and_imports_no_torch():
     code = "import sys, predict; predict.parse_arguments(['x']); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(predict.__file__).parent)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_not_waited_for(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    assert predict.main([str(tmp_path / "pipe")]) == 1
+    assert "a pipe goes to standard input" in capsys.readouterr().err

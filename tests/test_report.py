@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 import report
+from candidates import FAST
 from recipe import Recipe
+from variants import SGD
 
 
 def trial(seed, accuracy, variant="s5", split="test", data="mnist", **changes):
@@ -58,17 +60,17 @@ def several(variant, *accuracies, **changes):
 def test_comparison_table():
     trials = [
         *several("seed_recipe", 99.20, 99.25, 99.22),
-        *several("s5", 99.40, 99.46, 99.41),
+        *several("sgd", 99.40, 99.46, 99.41),
         *several("dropout", 99.40, 99.30, 99.45),
         *several("separable", 99.30),
     ]
     table = report.comparison_table(trials).set_index("Variant")
-    assert list(table.index) == ["s5", "dropout", "separable"]  # without a parent in the ledger there is no row
-    assert list(table["Against"]) == ["seed_recipe", "s5", "s5"]
+    assert list(table.index) == ["sgd", "dropout", "separable"]  # without a parent in the ledger there is no row
+    assert list(table["Against"]) == ["seed_recipe", "sgd", "sgd"]
     assert list(table["Beyond seed noise"]) == ["yes", "no", "not tested"]  # of one seed nothing is said
     ours = report.paired_difference(trials[3:6], trials[:3])
-    assert table.loc["s5", "Points"] == "+0.200"
-    assert table.loc["s5", "p, Holm"] == f"{2 * ours['p']:.2g}"  # two of the three could be tested
+    assert table.loc["sgd", "Points"] == "+0.200"
+    assert table.loc["sgd", "p, Holm"] == f"{2 * ours['p']:.2g}"  # two of the three could be tested
     assert table.loc["separable", "p, Holm"] == table.loc["separable", "Paired 95%"] == "–"
     (chosen,) = report.comparison_table(trials, [("dropout", "seed_recipe")]).itertuples(index=False)
     assert (chosen.Variant, chosen.Against, chosen.Points) == ("dropout", "seed_recipe", "+0.160")
@@ -78,33 +80,35 @@ def test_pooled_noise_decides_where_three_seeds_alone_cannot():
     def near(variant, error):  # errors of `error` times 0.9, 1, 1 / 0.9: the same spread of their logarithm everywhere
         return several(variant, *(100 - error * factor for factor in (0.9, 1.0, 1 / 0.9)))
 
-    trials = [*near("seed_recipe", 0.8), *near("no_augmentation", 0.8), *near("s5", 0.48), *several("dropout", 99.04)]
+    trials = [*near("seed_recipe", 0.8), *near("no_augmentation", 0.8), *near("sgd", 0.48), *several("dropout", 99.04)]
     deviation, freedom = report.seed_noise(trials)
     assert (deviation, freedom) == (pytest.approx(-math.log(0.9)), 6)
     table = report.comparison_table(trials).set_index("Variant")
     half = 2.446911851144969 * deviation * math.sqrt(2 / 3)
     low, high = (100 * (0.48 / 0.8 * math.exp(sign * half) - 1) for sign in (-1, 1))
-    assert table.loc["s5", "Errors"] == "-40%"
-    assert table.loc["s5", "Pooled 95%"] == f"{low:+.0f}% to {high:+.0f}%"
-    assert table.loc["s5", "Beyond seed noise"] == "yes"
+    assert table.loc["sgd", "Errors"] == "-40%"
+    assert table.loc["sgd", "Pooled 95%"] == f"{low:+.0f}% to {high:+.0f}%"
+    assert table.loc["sgd", "Beyond seed noise"] == "yes"
     assert table.loc["no_augmentation", "Errors"] == "+67%"
     assert list(table.loc["dropout", ["Seeds", "Errors", "Pooled 95%", "p, pooled, Holm"]]) == [1, "+122%", "–", "–"]
     first, second = (
         report.pooled_difference(math.log(ratio), 3, deviation, freedom)["p"] for ratio in (0.48 / 0.8, 0.8 / 0.48)
     )
-    assert table.loc["s5", "p, pooled, Holm"] == f"{2 * max(first, second):.2g}"  # two rows are tested
-    few = report.comparison_table([trial(0, 99.1, "dropout"), trial(0, 99.4)])
+    assert table.loc["sgd", "p, pooled, Holm"] == f"{2 * max(first, second):.2g}"  # two rows are tested
+    few = report.comparison_table([trial(0, 99.1, "dropout"), trial(0, 99.4, "sgd")])
     assert list(few.iloc[0])[4:] == ["–", "–", "+50%", "–", "–", "not tested"]
 
 
 def test_image_table():
-    s5 = trial(0, 99.4, "s5", mistakes={str(index): 0 for index in range(10)})
+    plain = trial(0, 99.4, "sgd", mistakes={str(index): 0 for index in range(10)})
     dropout = trial(0, 99.4, "dropout", mistakes={str(index): 1 for index in range(9, 40)})
-    table = report.image_table([s5, dropout, trial(1, 99.4, "separable")], 0)
+    table = report.image_table([plain, dropout, trial(1, 99.4, "separable")], 0)
     assert list(table["Variant"]) == ["dropout"]
     assert list(table.iloc[0][["Wrong alone", "The other alone", "Both"]]) == [30, 9, 1]
     assert (
-        table.iloc[0]["p"] == table.iloc[0]["p, Holm"] == f"{report.mcnemar(s5['mistakes'], dropout['mistakes']):.2g}"
+        table.iloc[0]["p"]
+        == table.iloc[0]["p, Holm"]
+        == f"{report.mcnemar(plain['mistakes'], dropout['mistakes']):.2g}"
     )
 
 
@@ -165,18 +169,28 @@ def test_the_shown_run_must_be_in_the_ledger():
 def test_tried_table_holds_what_is_no_variant_of_today():
     usual = Recipe()
     quick = replace(usual, epochs=8)
+
+    def tried(seed, accuracy, name="s5", loss=0.02, recipe=quick, **changes):
+        curve = [{"test_loss": loss}]
+        changes = {"split": "validation", "recipe": recipe.as_dict(), "epochs": recipe.epochs, "curve": curve} | changes
+        return trial(seed, accuracy, name, **changes)
+
     trials = [
-        trial(0, 99.4, split="validation"),
-        trial(0, 99.2, split="validation", epochs=8, recipe=quick.as_dict()),
-        trial(1, 99.3, split="validation", epochs=8, recipe=quick.as_dict()),
-        trial(0, 99.5, "placed", split="validation", recipe=replace(usual, optimizer="muon", rotation=8).as_dict()),
-        trial(0, 99.9, split="validation", epochs=8, recipe=quick.as_dict(), data="sample"),
-        trial(0, 99.9, split="test", epochs=8, recipe=quick.as_dict()),
+        tried(0, 99.4, recipe=usual),
+        tried(0, 99.2),
+        tried(1, 99.3),
+        tried(0, 99.5, "placed", 0.01, replace(SGD, rotation=8, teacher="wide")),
+        tried(0, 99.0, "shared_24_5k", recipe=replace(FAST, epochs=15, scale=0.1), parameters=4490),
+        tried(0, 99.6, "wide", recipe=FAST, parameters=141_946),
+        tried(0, 99.9, data="sample"),
+        tried(0, 99.9, split="test"),
     ]
     table = report.tried_table(trials)
-    assert list(table["Network"]) == ["placed", "s5"]
-    assert list(table["Epochs"]) == [20, 8]
-    assert list(table["Seeds"]) == [1, 2]
-    assert list(table["Mean"]) == ["99.500", "99.250"]
-    assert list(table["Recipe against s5"]) == ["optimizer sgd → muon, rotation 10.0 → 8.0", "the same"]
+    assert list(table["Budget"]) == ["none", "< 20,000", "< 20,000", "< 5,000"]
+    assert list(table["Network"]) == ["wide", "placed", "s5", "shared_24_5k"]
+    assert list(table["Epochs"]) == [20, 20, 8, 15]
+    assert list(table["Seeds"]) == [1, 1, 2, 1]
+    assert list(table["Mean"]) == ["99.600", "99.500", "99.250", "99.000"]
+    recipes = ["FAST", "sgd, teacher none → wide, rotation 10.0 → 8.0", "s5", "FAST, scale 0.06 → 0.1"]
+    assert list(table["Recipe"]) == recipes
     assert report.tried_table([]).empty

@@ -34,19 +34,13 @@ def _load_the_sample_once():
         yield
 
 
-@pytest.fixture
-def interruptible():
-    """Ctrl-C works in this process and its children, though a shell may have started pytest with it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def wait_for(condition, seconds: float = 60) -> None:
+def wait_for(condition, seconds: float = 90):
+    """What the condition returns once it is true."""
     end = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < end, "what was waited for did not happen"
         time.sleep(0.02)
+    return found
 
 
 def count_lines(path: Path) -> int:
@@ -147,7 +141,7 @@ def test_seeds(text, seeds):
     assert sweep.parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "abc", "1-", "-1", "1,,2", "1-2-3", "5-2", "0,5-2", "1.5"])
+@pytest.mark.parametrize("text", ["", "abc", "1-", "-1", "1,,2", "1-2-3", "5-2", "0,5-2", "1.5", "0-1000000000"])
 def test_seeds_that_are_none(text):
     with pytest.raises(argparse.ArgumentTypeError, match="0-4 or 0,3,7"):
         sweep.parse_seeds(text)
@@ -157,8 +151,11 @@ def test_seeds_that_are_none(text):
     ("arguments", "message"),
     [
         ("--variants s5,s6,s7", "unknown variant s6, s7; there are: .*s5"),
-        ("--variants ,", "unknown variant"),
+        ("--variants ,", "names none; there are: .*s5"),
         ("--seeds one", "seeds are written like"),
+        ("--epochs 3 --set epochs=4", "say the same"),
+        ("--set nesterov=maybe", "nesterov must be true or false, not 'maybe'"),
+        ("--ledger README.md", "--ledger is a file of JSON lines, named .jsonl, not README.md"),
         ("--workers 0", "--workers must be 1 or more, not 0"),
         ("--epochs 0", "epochs must be a whole number, 1 or more, not 0"),
         ("--set horses=3", "a recipe has no horses; it has epochs, "),
@@ -207,6 +204,8 @@ def test_the_duration_is_estimated_from_earlier_trials_of_the_variant():
     assert sweep.estimate([("s5", 20)] * 10, trials, 2) == "about 20 minutes with 2 at a time"
     assert sweep.estimate([("s5", 10)] * 10, trials, None).startswith("about 20 minutes of work, over all")
     assert sweep.estimate([], trials, 2) == "nothing to run"
+    assert sweep.estimate([("s5", 20)], [], 2) == "no earlier trial in this ledger says how long s5 will take"
+    assert "without sgd: no earlier trial" in sweep.estimate([("s5", 20), ("sgd", 20)], trials, 2)
 
 
 def test_the_summary_counts_and_averages_what_was_wanted(tmp_path):
@@ -250,7 +249,9 @@ def test_on_ray_a_trial_has_the_one_thread_of_its_cpu(tmp_path, monkeypatch):
 def test_a_ledger_that_cannot_be_written_is_found_before_anything_is_trained(tmp_path, capsys):
     (tmp_path / "file").touch()
     start = time.monotonic()
-    assert sweep.main(["--sample", "--variants", "s5", "--seeds", "0", "--ledger", f"{tmp_path}/file/ledger"]) == 1
+    assert (
+        sweep.main(["--sample", "--variants", "s5", "--seeds", "0", "--ledger", f"{tmp_path}/file/ledger.jsonl"]) == 1
+    )
     assert time.monotonic() - start < 2
     error = capsys.readouterr().err
     assert error.startswith("sweep.py: ")

@@ -273,7 +273,7 @@ def test_log_has_one_line_an_epoch_and_names_the_sample(small, capsys):
     helpers.fit(helpers.build(), small, SHORT, device="cpu")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith("Epoch  1/2  lr 0.05455  train loss ")
+    assert lines[0].startswith("Epoch  1/2  lr 0.02727  train loss ")
     assert "sample test loss" in lines[0]
     assert "/200 (" in lines[0]
     assert lines[0].endswith(" s")
@@ -298,7 +298,7 @@ def test_divergence_stops_and_keeps_the_last_good_state(small, tmp_path):
 
 
 def test_a_wildly_large_learning_rate_is_a_clear_error(small):
-    wild = replace(SHORT, learning_rate=1e30, warmup=0.0)
+    wild = replace(SHORT, optimizer="sgd", learning_rate=1e30, warmup=0.0)
     with pytest.raises(helpers.DivergenceError, match=r"epoch 1.*1e\+30"):
         fit(small, wild)
 
@@ -340,6 +340,7 @@ def test_ctrl_c_keeps_the_complete_epochs(small, capsys):
         ("batch_size", -1),
         ("learning_rate", 0),
         ("learning_rate", math.nan),
+        ("learning_rate", 1.5),
         ("momentum", 1.0),
         ("ema_decay", -0.1),
         ("rotation", 200),
@@ -381,3 +382,9 @@ def test_bfloat16_is_for_the_passes_alone(small):
     _, fine = fit(small, SHORT)
     assert coarse[-1]["train_loss"] != fine[-1]["train_loss"]
     assert coarse[-1]["train_loss"] == pytest.approx(fine[-1]["train_loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("images", ["photo.jpg", torch.zeros(28, 28, dtype=torch.uint8), torch.zeros(1, 28, 28)])
+def test_predict_says_what_images_it_wants(images):
+    with pytest.raises(ValueError, match=r"a uint8 tensor \(N, 28, 28\), not (str|torch)"):
+        helpers.predict(helpers.build(), images)

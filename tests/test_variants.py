@@ -55,6 +55,6 @@ def test_the_code_that_is_shown_builds_the_network(variant):
 
 
 def test_recipe_changes_in_words():
-    assert recipe_change("dropout") == "Recipe against s5: the same recipe"
-    assert recipe_change("no_augmentation").startswith("Recipe against s5: rotation 10.0 → 0.0, ")
+    assert recipe_change("dropout") == "Recipe against sgd: the same recipe"
+    assert recipe_change("no_augmentation").startswith("Recipe against sgd: rotation 10.0 → 0.0, ")
     assert recipe_change("fully_connected").startswith("Recipe(epochs=20, ")

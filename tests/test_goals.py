@@ -1,0 +1,67 @@
+"""Goals are reached or missed by what the ledger holds, and by nothing else."""
+
+from dataclasses import replace
+
+import pytest
+
+from candidates import KNOWN
+from goals import GOALS, claims, goals_table
+from helpers import count_parameters
+from ledger import read_ledger
+from tests.test_ledger import a_trial
+
+NET = GOALS[0]
+
+
+def scored(accuracies, **changes):
+    about = {"recipe": KNOWN["s5"].recipe.as_dict(), "split": "test", "data": "mnist", "epochs": 20} | changes
+    return [a_trial(seed, accuracy=accuracy, **about) for seed, accuracy in enumerate(accuracies)]
+
+
+GOOD = [99.5, 99.52, 99.55, 99.48, 99.51, 99.53, 99.5, 99.49, 99.54, 99.52]
+
+
+@pytest.mark.parametrize("goal", GOALS, ids=str)
+def test_a_claim_keeps_to_its_budget(goal):
+    if goal.variant:
+        claim = KNOWN[goal.variant]
+        assert count_parameters(claim.build()) < goal.parameters
+        assert claim.recipe.epochs <= goal.epochs
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "changes", "faults"),
+    [
+        (GOOD, {}, []),
+        (GOOD[:9], {}, ["1 seeds lacking"]),
+        ([a - 0.05 for a in GOOD], {}, ["0.036 short"]),
+        ([*GOOD[:9], 99.34], {}, ["0.004 short", "a seed below 99.35%"]),
+        ([99.2, 99.8] * 5, {}, ["p = ", "a seed below 99.35%"]),
+        (GOOD, {"epochs": 21}, ["over its budget"]),
+        (GOOD, {"parameters": 18_215}, ["over its budget"]),
+    ],
+)
+def test_what_is_missed_is_said(accuracies, changes, faults):
+    missed = NET.missed(scored(accuracies, **changes))
+    assert len(missed) == len(faults)
+    for fault in faults:
+        assert any(words.startswith(fault) for words in missed)
+
+
+def test_only_the_claimed_recipe_on_the_full_test_set_counts():
+    good = scored(GOOD)
+    others = [
+        *scored(GOOD, split="validation"),
+        *scored(GOOD, data="sample"),
+        *scored(GOOD, recipe=replace(KNOWN["s5"].recipe, rotation=1.0).as_dict()),
+    ]
+    assert claims(NET, [*others, *good]) == good
+    assert claims(replace(NET, variant=""), good) == []
+
+
+def test_one_row_a_goal():
+    table = goals_table(scored(GOOD)).set_index("Parameters")
+    assert list(table["Reached"]) == ["yes"] + ["not claimed yet"] * (len(GOALS) - 1)
+    assert table.loc[NET.budget, "Mean"] == "99.514"
+    assert goals_table(scored([99.5])).loc[0, "95%"] == "–"
+    assert len(goals_table(read_ledger())) == len(GOALS)
