@@ -43,13 +43,16 @@ def workers_at_work() -> list[int]:
 @pytest.fixture(scope="module")
 def nodes():
     """A cluster whose head does no work, and three nodes for a trial each."""
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ours = [sys.modules[name] for name in (__name__, wait_for.__module__)]  # workers cannot import the tests
+    for module in ours:
+        ray.cloudpickle.register_pickle_by_value(module)
     started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(3):
         started.add_node(num_cpus=1)
     yield started
     started.shutdown()
-    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    for module in ours:
+        ray.cloudpickle.unregister_pickle_by_value(module)
 
 
 def pretend(variant: str, data, line: dict, **_) -> dict:
