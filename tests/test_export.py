@@ -55,6 +55,14 @@ def test_the_command_measures_all_three(tmp_path, capsys, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "files").iterdir()) == ["net-int8.onnx", "net.onnx"]
 
 
+def test_a_difference_is_a_share_of_an_images_largest_logit():
+    expected = torch.tensor([[20.0, -1.0], [0.5, 0.1]])
+    assert export.difference(expected, expected) == 0
+    assert export.difference(expected + torch.tensor([[0.0, 0.2], [0.0, 0.0]]), expected) == pytest.approx(0.01)
+    assert export.difference(expected + torch.tensor([[0.0, 0.0], [0.0, 0.2]]), expected) == pytest.approx(0.2)
+    assert not export.difference(expected * float("nan"), expected) <= export.CLOSE
+
+
 @needs_export
 def test_a_file_that_answers_otherwise_is_refused(tmp_path, capsys, monkeypatch):
     class Wrong(export.OnnxNetwork):
@@ -63,7 +71,7 @@ def test_a_file_that_answers_otherwise_is_refused(tmp_path, capsys, monkeypatch)
 
     monkeypatch.setattr(export, "OnnxNetwork", Wrong)
     assert export.main(["--smoke", "--repeats", "2", "--output", str(tmp_path)]) == 1
-    assert "logits differ from PyTorch's by up to 0.001" in capsys.readouterr().err
+    assert "logits differ from PyTorch's by a share of" in capsys.readouterr().err
 
 
 def test_bad_weights_and_lacking_packages_are_told(tmp_path, capsys, monkeypatch):
