@@ -1,113 +1,36 @@
-"""The final model and the loops that train it: what the notebooks and `main.py` import.
+"""The final model, `Net`, and the loops around it: build, train, evaluate, fit, predict.
 
 An image travels like this: uint8 tensors in memory, moved to the device once → a shuffled batch of indices →
-augmented and normalised on the device, a whole batch at a time → `Net` → logits → cross-entropy.
-Data loading, checkpoints, model checks and figures have files of their own and are passed on from here,
-so that a notebook needs one import.
+augmented and normalised on the device, a whole batch at a time → `Net` → logits → loss.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from augmentation import MEAN, STD, augment, normalize, random_affine, warp
-from checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint, save_weights
-from comparison_plots import plot_frontier, plot_hardest, plot_seeds
-from devices import compile_for, compiling_pays, keep_freed_memory, lay_out, pick_device
-from mnist import DataError, MnistData, load_mnist, load_sample, validation_split
-from model_report import (
-    check_model,
-    count_layers,
-    count_macs,
-    count_parameters,
-    layer_table,
-    receptive_field_table,
-    summary,
-)
-from muon import Muon
-from plots import (
-    plot_augmentation,
-    plot_class_accuracy,
-    plot_confusion,
-    plot_curves,
-    plot_digits,
-    plot_feature_maps,
-    plot_filters,
-    plot_many_curves,
-    plot_mistakes,
-    save_figure,
-)
-from recipe import Recipe
+from training.augmentation import augment, normalize
+from training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from training.device import compile_model, keep_freed_memory, pick_device, should_compile, use_channels_last
+from training.mnist import MnistData
+from training.optimizers import make_optimizer, make_scheduler, moving_average
+from training.recipe import Recipe
 
-__all__ = [
-    "MEAN",
-    "SMOKE",
-    "STD",
-    "CheckpointError",
-    "DataError",
-    "DivergenceError",
-    "MnistData",
-    "Net",
-    "Recipe",
-    "augment",
-    "build",
-    "check_model",
-    "count_layers",
-    "count_macs",
-    "count_parameters",
-    "fit",
-    "layer_table",
-    "load_checkpoint",
-    "load_mnist",
-    "load_sample",
-    "load_weights",
-    "mistakes",
-    "normalize",
-    "pick_device",
-    "plot_augmentation",
-    "plot_class_accuracy",
-    "plot_confusion",
-    "plot_curves",
-    "plot_digits",
-    "plot_feature_maps",
-    "plot_filters",
-    "plot_frontier",
-    "plot_hardest",
-    "plot_many_curves",
-    "plot_mistakes",
-    "plot_seeds",
-    "predict",
-    "random_affine",
-    "receptive_field_table",
-    "save_figure",
-    "save_weights",
-    "summary",
-    "test",
-    "train",
-    "validation_split",
-    "warp",
-]
-
-SMOKE = os.environ.get("MNIST_SMOKE") == "1"  # notebooks and tests: a short run on the small sample
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (inputs, logits, labels) → the mean loss of a batch
 
 
 class DivergenceError(RuntimeError):
-    """The loss became infinite or not a number. The model holds the last good epoch's weights again."""
-
-
-# --- Model -----------------------------------------------------------------------------------------------------------
+    """The loss became infinite or NaN. The model is set back to the end of the last complete epoch."""
 
 
 class Net(nn.Module):
@@ -149,13 +72,10 @@ class Net(nn.Module):
         return self.fc(self.gap(features).flatten(1))
 
 
-def build(architecture=Net, seed: int = 0) -> nn.Module:
+def build(architecture: Callable[[], nn.Module] = Net, seed: int = 0) -> nn.Module:
     """A new network whose initial weights depend on `seed` alone."""
     torch.manual_seed(seed)
     return architecture()
-
-
-# --- Loops -----------------------------------------------------------------------------------------------------------
 
 
 def train(
@@ -165,36 +85,34 @@ def train(
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
     generator: torch.Generator,
+    *,
     scheduler: LambdaLR | None = None,
     average: AveragedModel | None = None,
-    progress: bool = True,
     forward: Callable[[Tensor], Tensor] | None = None,
-    teacher: nn.Module | None = None,
+    loss: Loss | None = None,
+    progress: bool = True,
 ) -> tuple[float, float]:
-    """Train one epoch; return the mean loss per image and the accuracy in percent, both over the epoch.
+    """Train one epoch; return the mean loss per image and the accuracy in percent, both measured during training.
 
-    `scheduler` and `average` are stepped once a batch; `forward` is the model compiled, where it is; `teacher`
-    is what the recipe's distillation learns from. Raises DivergenceError when the loss stops being finite.
+    `images` are uint8 (N, 28, 28), `labels` int64 (N,). `scheduler` and `average` are updated after every batch;
+    `forward` is the compiled model, if there is one; `loss` replaces the recipe's cross-entropy. Raises
+    DivergenceError when the loss is not finite.
     """
     model.train()
-    forward = model if forward is None else forward
+    forward, loss = forward or model, loss or cross_entropy(recipe)
     loss_sum = torch.zeros((), device=images.device)
     correct = torch.zeros((), device=images.device, dtype=torch.long)
     seen = 0
     order = torch.randperm(len(images), generator=generator, device=images.device)
-    hidden = not progress or "TQDM_DISABLE" in os.environ  # tqdm's own switch, which an argument would override
+    hidden = not progress or "TQDM_DISABLE" in os.environ  # an argument would override tqdm's own switch
     bar = tqdm(order.split(recipe.batch_size), leave=False, disable=hidden)
     for number, batch in enumerate(bar):
-        targets = labels[batch]
-        inputs = augment(images[batch], recipe, generator)
+        inputs, targets = augment(images[batch], recipe, generator), labels[batch]
         with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             logits = forward(inputs).float()
-            answers = None if teacher is None else teacher(inputs).float()
-        loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
-        if answers is not None:
-            loss = torch.lerp(loss, distillation_loss(logits, answers, recipe.temperature), recipe.teacher_weight)
+        batch_loss = loss(inputs, logits, targets)
         optimizer.zero_grad()
-        loss.backward()
+        batch_loss.backward()
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
@@ -202,29 +120,25 @@ def train(
             average.update_parameters(model)
 
         seen += len(batch)
-        loss_sum += loss.detach() * len(batch)
+        loss_sum += batch_loss.detach() * len(batch)
         correct += (logits.argmax(1) == targets).sum()
-        if number % 50 == 0:  # reading a number off a GPU makes it wait, so not at every batch
+        if number % 50 == 0:  # not every batch: reading a number makes a GPU wait
             _check_finite(loss_sum)
             bar.set_description(f"Train Loss={loss_sum / seen:.4f} Accuracy={100 * correct / seen:.2f}")
     _check_finite(loss_sum)
     return loss_sum.item() / seen, 100 * correct.item() / seen
 
 
-def distillation_loss(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
-    """How far a network's softened answer lies from its teacher's, both logits (N, 10): their mean divergence.
-
-    Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015.
-    """
-    ours, theirs = (F.log_softmax(each / temperature, dim=1) for each in (logits, answers))
-    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
+def cross_entropy(recipe: Recipe) -> Loss:
+    """The loss of a recipe: cross-entropy with its label smoothing."""
+    return lambda inputs, logits, labels: F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
 
 
 @torch.inference_mode()
-def test(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> tuple[float, int]:
-    """Mean cross-entropy per image and number of correct answers, for uint8 images (N, 28, 28)."""
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> tuple[float, int]:
+    """Mean cross-entropy per image and number of correct predictions, for uint8 images (N, 28, 28)."""
     model.eval()
-    lay_out(model)
+    use_channels_last(model)
     loss_sum = torch.zeros((), device=images.device)
     correct = torch.zeros((), device=images.device, dtype=torch.long)
     for batch, targets in zip(images.split(batch_size), labels.split(batch_size), strict=True):
@@ -238,242 +152,155 @@ def fit(
     model: nn.Module,
     data: MnistData,
     recipe: Recipe,
+    *,
     seed: int = 0,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     checkpoint: str | Path | None = None,
     resume: bool = False,
+    eval_every: int = 1,
+    compile: bool | None = None,
+    loss: Loss | None = None,
     progress: bool = True,
-    test_every: int = 1,
-    compiled: bool | None = None,
-    teacher: nn.Module | None = None,
 ) -> list[dict]:
-    """Train `model` by `recipe`; return its history, one dict an epoch.
+    """Train `model` by `recipe` and return its history, one dict an epoch.
 
-    Keys: epoch (from 1), learning_rate (when the epoch's last batch was done), train_loss, train_accuracy, test_loss,
-    test_accuracy (losses per image, accuracies in percent), test_correct (images), seconds. "test" is whatever
-    `data` holds out, scored after every `test_every` epochs and after the last; in between its values are None.
-    Afterwards the model holds the weights that the last line of the history was measured on, which are the
-    averaged ones where the recipe averages.
+    Keys: epoch (from 1), learning_rate (after the last batch), train_loss, train_accuracy, eval_loss, eval_accuracy
+    (losses per image, accuracies in percent), eval_correct (images), seconds. The eval values are of the images that
+    `data` holds out, after every `eval_every` epochs and after the last, otherwise None. Afterwards the model holds
+    the weights that were evaluated last: the moving average if the recipe has one.
 
-    `compiled` trains by `torch.compile`, equal but for rounding: the first batch is slow, the others fast. None
-    compiles where that is sure to pay: on a CPU, for a long run.
-    With `checkpoint` (a path) the whole state is saved after every epoch; with `resume` a run that was
-    cut off goes on from there, bit for bit as if it had not been (CPU, same machine, same number of
-    threads). Ctrl-C ends the run early: what was reached is returned and the model is set back to the end
-    of the last complete epoch.
+    `compile`: train a compiled model; equal up to rounding, slow at the first batch, then fast. None: on a CPU in long
+    runs. `loss`: instead of the recipe's cross-entropy, e.g. `experiments.distillation.distillation_loss`.
+    `checkpoint`: a path; the whole state is saved there after every epoch, and `resume` continues from it, with the
+    same results bit for bit (on a CPU with the same number of threads). Ctrl-C ends the run early, at the end of the
+    last complete epoch.
 
-    Raises DivergenceError (model set back likewise), CheckpointError, and ValueError for an unknown device, one that
-    cannot compile, `test_every` below 1, or a recipe that names a teacher where none is given
-    (`distillation.teacher_for`).
+    Raises DivergenceError (the model is set back likewise), CheckpointError, and ValueError for an unknown device,
+    one that cannot compile, `eval_every` below 1, `resume` without a checkpoint, or a recipe with a teacher but no
+    `loss`.
     """
-    if test_every < 1:
-        raise ValueError(f"test_every must be 1 or more epochs, not {test_every}")
-    if recipe.teacher and teacher is None:
-        raise ValueError(f"this recipe learns from {recipe.teacher!r}: give fit distillation.teacher_for(recipe, data)")
+    if eval_every < 1:
+        raise ValueError(f"eval_every must be 1 or more epochs, not {eval_every}")
+    if resume and checkpoint is None:
+        raise ValueError("resume needs the path of a checkpoint")
+    if recipe.teacher and loss is None:
+        raise ValueError(f"to learn from {recipe.teacher!r}, pass loss=distillation_loss(teacher, recipe)")
     device = pick_device(device)
     data = data.to(device)
     model.to(device)
+    use_channels_last(model)
     if device.type == "cpu":
         keep_freed_memory()
-    lay_out(model)
-    torch.manual_seed(seed)  # dropout draws from the global generators
-    run = _Run(model, recipe, seed, data, device)
-    run.test_every, run.teacher = test_every, teacher
-    if compiled is None:
-        compiled = compiling_pays(device, recipe.epochs * math.ceil(len(data.train_images) / recipe.batch_size))
-    if compiled:
-        run.forward = compile_for(device, model)
+    if compile is None:
+        compile = should_compile(device, recipe.epochs * math.ceil(len(data.train_images) / recipe.batch_size))
+    forward = compile_model(model, device) if compile else model
+    torch.manual_seed(seed)  # of dropout, which draws from the global generators
+    optimizer = make_optimizer(model.parameters(), recipe)
+    state = TrainingState(
+        run={"recipe": recipe.as_dict(), "seed": seed, "data": str(data), "device": device.type},
+        model=model,
+        optimizer=optimizer,
+        scheduler=make_scheduler(optimizer, recipe, len(data.train_images)),
+        average=moving_average(model, recipe.ema_decay) if recipe.ema_decay else None,
+        generator=torch.Generator(device).manual_seed(seed),
+    )
     if resume:
-        expected = {key: run.last_good[key] for key in ("recipe", "seed", "data", "device")}
-        run.restore(load_checkpoint(checkpoint, expected, model))
+        state.restore(load_checkpoint(checkpoint, state.run, model))
+    last_good = state.capture()
+    evaluated = model if state.average is None else state.average
+    schedule_batches = recipe.schedule_every == "batch"
+
     try:
-        while len(run.history) < recipe.epochs:
+        for number in range(len(state.history) + 1, recipe.epochs + 1):
+            start = time.perf_counter()
             # cuDNN's fastest convolutions add up in any order: one seed would not give the same weights twice.
             with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-                run.epoch(progress)
+                train_loss, train_accuracy = train(
+                    model,
+                    data.train_images,
+                    data.train_labels,
+                    optimizer,
+                    recipe.in_epoch(number),
+                    state.generator,
+                    scheduler=state.scheduler if schedule_batches else None,
+                    average=state.average,
+                    forward=forward,
+                    loss=loss,
+                    progress=progress,
+                )
+            learning_rate = optimizer.param_groups[0]["lr"]
+            if not schedule_batches:
+                state.scheduler.step()
+
+            eval_loss = eval_accuracy = eval_correct = None
+            if number % eval_every == 0 or number == recipe.epochs:
+                eval_loss, eval_correct = evaluate(evaluated, data.eval_images, data.eval_labels)
+                eval_accuracy = 100 * eval_correct / len(data.eval_labels)
+                _check_finite(eval_loss)
+
+            epoch = {"epoch": number, "learning_rate": learning_rate}
+            epoch |= {"train_loss": train_loss, "train_accuracy": train_accuracy}
+            epoch |= {"eval_loss": eval_loss, "eval_accuracy": eval_accuracy, "eval_correct": eval_correct}
+            state.history.append(epoch | {"seconds": time.perf_counter() - start})
+            last_good = state.capture()
             if checkpoint is not None:
-                save_checkpoint(checkpoint, run.last_good)
+                save_checkpoint(checkpoint, last_good)
             if progress:
-                print(epoch_line(run.history[-1], recipe.epochs, data))
+                print(epoch_line(state.history[-1], recipe.epochs, data))
     except KeyboardInterrupt:
-        print(f"Interrupted in epoch {len(run.history) + 1}: the {len(run.history)} complete epochs are kept.")
-        run.restore(run.last_good)
+        state.restore(last_good)
+        print(f"Interrupted in epoch {len(state.history) + 1}; complete epochs that are kept: {len(state.history)}.")
     except DivergenceError as error:
-        run.restore(run.last_good)
+        state.restore(last_good)
         raise DivergenceError(
-            f"the loss stopped being finite in epoch {len(run.history) + 1}; the state after epoch "
-            f"{len(run.history)} is kept. Try a smaller learning rate than {recipe.learning_rate}."
+            f"the loss stopped being finite in epoch {len(state.history) + 1}; the state after epoch "
+            f"{len(state.history)} is kept. Try a smaller learning rate than {recipe.learning_rate}."
         ) from error
-    if run.average is not None:
-        model.load_state_dict(run.average.module.state_dict())
-    return run.history
-
-
-class _Run:
-    """A training run's moving parts, and the one dict that holds their state after the last good epoch."""
-
-    def __init__(self, model: nn.Module, recipe: Recipe, seed: int, data: MnistData, device: torch.device):
-        self.model, self.recipe, self.seed, self.data, self.device = model, recipe, seed, data, device
-        self.test_every, self.forward, self.teacher = 1, model, None
-        self.optimizer = make_optimizer(model.parameters(), recipe)
-        self.scheduler = make_scheduler(self.optimizer, recipe, len(data.train_images))
-        self.average = moving_average(model, recipe.ema_decay) if recipe.ema_decay else None
-        self.generator = torch.Generator(device).manual_seed(seed)
-        self.history: list[dict] = []
-        self.last_good = self.state()
-
-    def epoch(self, progress: bool) -> None:
-        """Train and test once, append a line to the history and remember the state."""
-        start = time.perf_counter()
-        number = len(self.history) + 1
-        per_batch = self.recipe.schedule_every == "batch"
-        train_loss, train_accuracy = train(
-            self.model,
-            self.data.train_images,
-            self.data.train_labels,
-            self.optimizer,
-            self.recipe.in_epoch(number),
-            self.generator,
-            self.scheduler if per_batch else None,
-            self.average,
-            progress,
-            self.forward,
-            self.teacher,
-        )
-        learning_rate = self.optimizer.param_groups[0]["lr"]
-        if not per_batch:
-            self.scheduler.step()
-        test_loss = test_correct = test_accuracy = None
-        if number % self.test_every == 0 or number == self.recipe.epochs:
-            tested = self.model if self.average is None else self.average
-            test_loss, test_correct = test(tested, self.data.test_images, self.data.test_labels)
-            test_accuracy = 100 * test_correct / len(self.data.test_labels)
-            _check_finite(test_loss)
-        self.history.append(
-            {
-                "epoch": number,
-                "learning_rate": learning_rate,
-                "train_loss": train_loss,
-                "train_accuracy": train_accuracy,
-                "test_loss": test_loss,
-                "test_accuracy": test_accuracy,
-                "test_correct": test_correct,
-                "seconds": time.perf_counter() - start,
-            }
-        )
-        self.last_good = self.state()
-
-    def state(self) -> dict:
-        """A deep copy of all that is needed to go on from here."""
-        state = {
-            "recipe": self.recipe.as_dict(),
-            "seed": self.seed,
-            "data": str(self.data),
-            "device": self.device.type,
-            "model": self.model.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "generator": self.generator.get_state(),
-            "global_generator": torch.get_rng_state(),
-            "device_generator": self.device_generator("get_rng_state"),
-            "history": self.history,
-        }
-        return copy.deepcopy(state)
-
-    def restore(self, state: dict) -> None:
-        """Set everything back to `state`."""
-        self.model.load_state_dict(state["model"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["global_generator"])
-        self.device_generator("set_rng_state", state["device_generator"])
-        self.history = copy.deepcopy(state["history"])
-        self.last_good = state
-
-    def device_generator(self, function: str, *state: Tensor) -> Tensor | None:
-        """Get or set the state of the accelerator's global generator; None on the CPU."""
-        if self.device.type == "cuda":
-            return getattr(torch.cuda, function)(*state, device=self.device)
-        return getattr(torch.mps, function)(*state) if self.device.type == "mps" else None
-
-
-def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser over all of a model's parameters."""
-    settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
-    if recipe.optimizer == "muon":
-        return Muon(parameters, rest_lr=recipe.rest_learning_rate, momentum=recipe.momentum, **settings)
-    if recipe.optimizer == "sgd":
-        momentum = {"momentum": recipe.momentum, "nesterov": recipe.nesterov and recipe.momentum > 0}
-        return torch.optim.SGD(parameters, **settings, **momentum)
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adadelta": torch.optim.Adadelta}
-    return kinds[recipe.optimizer](parameters, **settings)
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, images: int) -> LambdaLR:
-    """The recipe's schedule, to be stepped once a batch or once an epoch of so many training images."""
-    steps_per_epoch = math.ceil(images / recipe.batch_size) if recipe.schedule_every == "batch" else 1
-    return LambdaLR(optimizer, lambda step: recipe.learning_rate_factor(step, steps_per_epoch))
-
-
-def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of weights and BatchNorm statistics, updated once a batch.
-
-    Its decay grows up to `decay`: otherwise the first epochs would be tested on weights that are still half random.
-    """
-
-    def update(averaged: list[Tensor], current: list[Tensor], count_on_device: Tensor) -> None:
-        count = int(average.n_averaged)  # lies on the CPU; to read the other one would make a GPU wait
-        get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averaged, current, count_on_device)
-
-    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
-    return average
+    if state.average is not None:
+        model.load_state_dict(state.average.module.state_dict())
+    return state.history
 
 
 def epoch_line(epoch: dict, epochs: int, data: MnistData) -> str:
-    """One line of the training log."""
-    held_out = data.split if data.source == "mnist" else f"{data.source} {data.split}"
+    """One line of the training log: an entry of `fit`'s history in words."""
+    split = data.split if data.source == "mnist" else f"{data.source} {data.split}"
     trained = f"train loss {epoch['train_loss']:.4f} accuracy {epoch['train_accuracy']:.2f}%"
-    tested = f"{held_out} not scored"
-    if epoch["test_loss"] is not None:
-        score = f"{epoch['test_correct']}/{len(data.test_labels)} ({epoch['test_accuracy']:.2f}%)"
-        tested = f"{held_out} loss {epoch['test_loss']:.4f} accuracy {score}"
+    evaluated = f"{split} not evaluated"
+    if epoch["eval_loss"] is not None:
+        accuracy = f"{epoch['eval_correct']}/{len(data.eval_labels)} ({epoch['eval_accuracy']:.2f}%)"
+        evaluated = f"{split} loss {epoch['eval_loss']:.4f} accuracy {accuracy}"
     rate = f"lr {epoch['learning_rate']:.5f}"
-    return f"Epoch {epoch['epoch']:>2}/{epochs}  {rate}  {trained}  {tested}  {epoch['seconds']:.1f} s"
-
-
-def _check_finite(loss: Tensor | float) -> None:
-    if not math.isfinite(loss):
-        raise DivergenceError("the loss is not finite")
-
-
-# --- Looking at the result -------------------------------------------------------------------------------------------
+    return f"Epoch {epoch['epoch']:>2}/{epochs}  {rate}  {trained}  {evaluated}  {epoch['seconds']:.1f} s"
 
 
 @torch.inference_mode()
 def predict(model: nn.Module, images: Tensor, batch_size: int = 1000) -> Tensor:
-    """Class probabilities, float32 (N, 10) on the CPU, for uint8 images (N, 28, 28), white on black as MNIST's.
+    """Class probabilities, float32 (N, 10) on the CPU, for uint8 images (N, 28, 28), white on black as in MNIST.
 
-    `predict.read("photo.jpg")[None]` is one such image. ValueError for anything else.
+    `inference.predict.read("photo.jpg")[None]` is one such image. Raises ValueError for anything else.
     """
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != (28, 28):
-        given = f"{images.dtype} {tuple(images.shape)}" if hasattr(images, "shape") else type(images).__name__
-        raise ValueError(f"images must be a uint8 tensor (N, 28, 28), not {given}; predict.read makes one of a file")
+        found = f"{images.dtype} {tuple(images.shape)}" if hasattr(images, "shape") else type(images).__name__
+        raise ValueError(
+            f"images must be a uint8 tensor (N, 28, 28), not {found}; inference.predict.read makes one from a file"
+        )
     model.eval()
-    lay_out(model)  # so that loaded weights give the answers of the trained model to the last bit
+    use_channels_last(model)  # loaded weights then give the trained model's predictions bit for bit
     device = next(model.parameters()).device
     batches = [model(normalize(batch.to(device))).softmax(1).cpu() for batch in images.split(batch_size)]
     return torch.cat(batches)
 
 
 def mistakes(labels: Tensor, probabilities: Tensor) -> dict[str, int]:
-    """The wrong answers as {image number: predicted digit}: with the labels, the whole prediction vector.
+    """The wrong predictions as {image number: predicted digit}, for labels (N,) and probabilities (N, 10).
 
-    The numbers are strings, as JSON wants its keys.
+    With the labels this is the whole prediction vector. The numbers are strings, as JSON requires of keys.
     """
     predictions = probabilities.argmax(1)
     wrong = (predictions != labels.cpu()).nonzero().flatten().tolist()
     return {str(index): int(predictions[index]) for index in wrong}
+
+
+def _check_finite(loss: Tensor | float) -> None:
+    if not math.isfinite(loss):
+        raise DivergenceError("the loss is not finite")

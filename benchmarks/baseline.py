@@ -15,8 +15,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from helpers import MEAN, STD, Net, build
-from mnist import MnistData
+from helpers import Net, build
+from training.augmentation import MEAN, STD
+from training.mnist import MnistData
 
 NORMALIZE = [transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))]
 AUGMENT = [transforms.RandomRotation(15), transforms.RandomAffine(0, translate=(0.1, 0.1))]
@@ -40,7 +41,7 @@ def epochs(data: MnistData, seed: int = 0, count: int = 20, device: str = "cpu")
     torch.manual_seed(seed)
     options = {"num_workers": 2, "persistent_workers": True, "pin_memory": device != "cpu"}
     train = Images(data.train_images, data.train_labels, transforms.Compose(AUGMENT + NORMALIZE))
-    test = Images(data.test_images, data.test_labels, transforms.Compose(NORMALIZE))
+    test = Images(data.eval_images, data.eval_labels, transforms.Compose(NORMALIZE))
     train = DataLoader(train, batch_size=64, shuffle=True, **options)
     test = DataLoader(test, batch_size=1000, **options)
     model = build(Net, seed).to(device)
@@ -60,4 +61,4 @@ def epochs(data: MnistData, seed: int = 0, count: int = 20, device: str = "cpu")
         model.eval()
         with torch.inference_mode():
             correct = sum((model(x.to(device)).argmax(1) == y.to(device)).sum().item() for x, y in test)
-        yield seconds, 100 * correct / len(data.test_labels)
+        yield seconds, 100 * correct / len(data.eval_labels)

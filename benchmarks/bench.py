@@ -28,6 +28,10 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+from analysis import inspection
+from training.augmentation import normalize
+from training.mnist import DataError, MnistData
+
 REPO = Path(__file__).parent.parent
 sys.path[:0] = [str(REPO), str(REPO / "benchmarks")]
 
@@ -35,16 +39,16 @@ import baseline  # noqa: E402
 import torch  # noqa: E402
 
 import helpers  # noqa: E402
-from candidates import KNOWN  # noqa: E402
-from cluster import ClusterError, run_on_ray  # noqa: E402
-from files import atomic_path  # noqa: E402
-from fused import can_fuse  # noqa: E402
-from ledger import provenance, read_ledger  # noqa: E402
-from many import fit_many  # noqa: E402
-from recipe import Recipe  # noqa: E402
-from significance import p_mean_above  # noqa: E402
-from speed import SPEED  # noqa: E402
-from sweep import cores, load, run_all  # noqa: E402
+from analysis.statistics import p_mean_above  # noqa: E402
+from experiments.candidates import KNOWN  # noqa: E402
+from experiments.ledger import provenance, read_ledger  # noqa: E402
+from experiments.ray_runner import ClusterError, run_on_ray  # noqa: E402
+from experiments.speed_tables import SPEED  # noqa: E402
+from experiments.sweep import cores, load, run_all  # noqa: E402
+from experiments.vectorized import fit_vectorized  # noqa: E402
+from training.files import atomic_path  # noqa: E402
+from training.fused import can_fuse  # noqa: E402
+from training.recipe import Recipe  # noqa: E402
 
 BATCH = 1000  # images, of inference
 GOALS = {"to 99.0%": (99.0, "to_99_0"), "to 99.4%": (99.4, "to_99_4")}  # part: mean test accuracy, variant
@@ -77,26 +81,26 @@ def in_turns(functions: dict[str, Callable[[], float]], repeats: int) -> dict[st
     return {name: spread(values) for name, values in seconds.items()}
 
 
-def first(data: helpers.MnistData, trained: int, tested: int) -> helpers.MnistData:
+def first(data: MnistData, trained: int, tested: int) -> MnistData:
     """A copy of the first so many training and test images."""
     return replace(
         data,
         train_images=data.train_images[:trained].clone(),
         train_labels=data.train_labels[:trained].clone(),
-        test_images=data.test_images[:tested],
-        test_labels=data.test_labels[:tested],
+        eval_images=data.eval_images[:tested],
+        eval_labels=data.eval_labels[:tested],
     )
 
 
 # --- Parts ------------------------------------------------------------------------------------------------------------
 
 
-def epoch(data: helpers.MnistData, repeats: int) -> dict:
+def epoch(data: MnistData, repeats: int) -> dict:
     """One epoch of training: ours, in float32 and bfloat16, against the baseline and the arithmetic floor."""
     threads = torch.get_num_threads()
     size = 2048
     left, right = torch.randn(size, size), torch.randn(size, size)
-    macs = helpers.count_macs(helpers.Net())
+    macs = inspection.count_macs(helpers.Net())
     flop = 2 * 3 * macs * len(data.train_images)  # forward, and twice as much backward
     opponents = {
         f"baseline, {count} threads": baseline.epochs(data, count=repeats)
@@ -118,7 +122,7 @@ def epoch(data: helpers.MnistData, repeats: int) -> dict:
     def ours(recipe: Recipe, compiled: bool = can_fuse()) -> Callable[[], float]:
         model, recipe = helpers.build(helpers.Net, 0), replace(recipe, epochs=1)
         warm_up(model, data, recipe, compiled)
-        run = partial(helpers.fit, model, untested, recipe, device="cpu", progress=False, compiled=compiled)
+        run = partial(helpers.fit, model, untested, recipe, device="cpu", progress=False, compile=compiled)
         return lambda: run()[0]["seconds"]
 
     floor()  # warm
@@ -135,13 +139,11 @@ def epoch(data: helpers.MnistData, repeats: int) -> dict:
     return {"seconds": seconds, "GFLOP an epoch": round(flop / 1e9, 1)}
 
 
-def warm_up(
-    model: torch.nn.Module, data: helpers.MnistData, recipe: Recipe, compiled: bool, device: str = "cpu"
-) -> None:
+def warm_up(model: torch.nn.Module, data: MnistData, recipe: Recipe, compiled: bool, device: str = "cpu") -> None:
     """Two batches with random labels: what compiles is compiled, or read from torch's cache on disk."""
     few = first(data, 2 * recipe.batch_size, 100)
     few.train_labels.random_(10, generator=torch.Generator().manual_seed(0))
-    helpers.fit(model, few, replace(recipe, epochs=1), device=device, progress=False, compiled=compiled)
+    helpers.fit(model, few, replace(recipe, epochs=1), device=device, progress=False, compile=compiled)
 
 
 def accuracy(variant: str, goal: float, seeds: list[int], sample: bool, device: str) -> dict:
@@ -179,17 +181,17 @@ def _train_once(variant: str, recipe: Recipe, seed: int, sample: bool, device: s
     compiled = device != "cpu" or can_fuse()
     warm_up(helpers.build(build, seed), data, recipe, compiled, device)
     ready = time.time()
-    options = {"progress": False, "test_every": recipe.epochs, "compiled": compiled}
+    options = {"progress": False, "eval_every": recipe.epochs, "compile": compiled}
     history = helpers.fit(helpers.build(build, seed), data, recipe, seed, device, **options)
-    return ready, time.time(), history[-1]["test_accuracy"]
+    return ready, time.time(), history[-1]["eval_accuracy"]
 
 
-def profiled(data: helpers.MnistData, batches: int = 50) -> dict:
+def profiled(data: MnistData, batches: int = 50) -> dict:
     """Where training `Net` on the CPU spends its time: the share of each of torch's operations, in percent."""
     recipe = replace(Recipe(), epochs=1)
     few = first(data, batches * recipe.batch_size, 100)
     model = helpers.build(helpers.Net, 0)
-    options = {"device": "cpu", "progress": False, "compiled": can_fuse()}
+    options = {"device": "cpu", "progress": False, "compile": can_fuse()}
     helpers.fit(model, few, recipe, **options)  # warm
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         helpers.fit(model, few, recipe, **options)
@@ -201,7 +203,7 @@ def profiled(data: helpers.MnistData, batches: int = 50) -> dict:
     return {"percent of the time": dict(sorted(shares.items(), key=lambda item: -item[1])[:12])}
 
 
-def gpu(data: helpers.MnistData, repeats: int, sample: bool) -> dict:
+def gpu(data: MnistData, repeats: int, sample: bool) -> dict:
     """On a GPU: 20 epochs of `Net`, plain and compiled, and many seeds at once against one by one."""
     if not torch.cuda.is_available():
         print("    not measured: torch finds no CUDA device")
@@ -211,11 +213,11 @@ def gpu(data: helpers.MnistData, repeats: int, sample: bool) -> dict:
     def alone(compiled: bool) -> float:
         model = helpers.build(helpers.Net, 0)
         return timed(
-            lambda: helpers.fit(model, data, recipe, device="cuda", progress=False, test_every=99, compiled=compiled)
+            lambda: helpers.fit(model, data, recipe, device="cuda", progress=False, eval_every=99, compile=compiled)
         )
 
     def together() -> float:
-        return timed(lambda: fit_many(helpers.Net, data, recipe, list(range(TOGETHER)), "cuda")) / TOGETHER
+        return timed(lambda: fit_vectorized(helpers.Net, data, recipe, list(range(TOGETHER)), "cuda")) / TOGETHER
 
     runs = {"one": lambda: alone(False), "one, compiled": lambda: alone(True), f"each of {TOGETHER}": together}
     for run in runs.values():
@@ -240,11 +242,11 @@ def throughput(sample: bool, repeats: int) -> dict:
 
 def _epoch_alone(recipe: Recipe, threads: int, sample: bool) -> float:
     torch.set_num_threads(threads)
-    options = {"device": "cpu", "progress": False, "compiled": can_fuse()}
+    options = {"device": "cpu", "progress": False, "compile": can_fuse()}
     return helpers.fit(helpers.build(helpers.Net, 0), load(sample), recipe, **options)[-1]["seconds"]
 
 
-def sweeps(data: helpers.MnistData, sample: bool, repeats: int) -> dict:
+def sweeps(data: MnistData, sample: bool, repeats: int) -> dict:
     """A sweep of short trials by processes of this machine and on Ray, one at a time and as many as there are cores.
 
     Beside its seconds what a trial costs outside its training, the start of everything included; none where Ray lacks.
@@ -279,10 +281,10 @@ def sweeps(data: helpers.MnistData, sample: bool, repeats: int) -> dict:
     }
 
 
-def inference(data: helpers.MnistData, repeats: int) -> dict:
+def inference(data: MnistData, repeats: int) -> dict:
     """All test images in batches, and one image alone: eager, compiled, and by onnxruntime where it is installed."""
     model = helpers.build(helpers.Net, 0).eval()
-    images = helpers.normalize(data.test_images)
+    images = normalize(data.eval_images)
     ways = {"eager": model, "compiled": torch.compile(model), **_onnx(model)}
     results = {}
     for name, batches in {"all test images": images.split(BATCH), "one image": images[:1].split(1)}.items():
@@ -407,7 +409,7 @@ def main() -> int:
             if not options.smoke:
                 with atomic_path(options.output) as temporary:
                     temporary.write_text(json.dumps(results, indent=1) + "\n")
-    except (helpers.DataError, OSError, ValueError) as error:
+    except (DataError, OSError, ValueError) as error:
         print(f"bench.py: {error}", file=sys.stderr)
         return 1
     return 0

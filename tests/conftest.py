@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 
 import helpers
+from training.mnist import load_sample
 
 
 @pytest.fixture(scope="session")
 def sample():
-    return helpers.load_sample()
+    return load_sample()
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +20,6 @@ def small(sample):
         sample,
         train_images=sample.train_images[:600],
         train_labels=sample.train_labels[:600],
-        test_images=sample.test_images[:200],
-        test_labels=sample.test_labels[:200],
+        eval_images=sample.eval_images[:200],
+        eval_labels=sample.eval_labels[:200],
     )

@@ -6,9 +6,19 @@ import numpy as np
 import torch
 
 import helpers
-from augmentation import KNOTS, augment_by, draw, elastic_shifts
-from helpers import Recipe
-from recipe import NO_AUGMENTATION
+from training.augmentation import (
+    KNOTS,
+    MEAN,
+    STD,
+    augment,
+    augment_by,
+    draw,
+    elastic_shifts,
+    normalize,
+    random_affine,
+    warp,
+)
+from training.recipe import NO_AUGMENTATION, Recipe
 
 
 def reference_warp(image: np.ndarray, angle: float, shear: float, scale: float, shift: np.ndarray) -> np.ndarray:
@@ -37,7 +47,7 @@ def reference_warp(image: np.ndarray, angle: float, shear: float, scale: float, 
 def test_augmentation_matches_a_float64_reference(sample):
     recipe = Recipe(rotation=25.0, translation=0.15, scale=0.2, shear=15.0)
     images = sample.train_images[:6]
-    ours = helpers.augment(images, recipe, torch.Generator().manual_seed(5)) * helpers.STD + helpers.MEAN
+    ours = augment(images, recipe, torch.Generator().manual_seed(5)) * STD + MEAN
 
     draws = torch.rand(5, 6, generator=torch.Generator().manual_seed(5)).double().numpy() * 2 - 1
     for index in range(6):
@@ -53,7 +63,7 @@ def test_augmentation_matches_a_float64_reference(sample):
 
 def test_augmentation_draws_within_its_ranges_and_for_each_image():
     recipe = Recipe(rotation=10.0, translation=0.1, scale=0.0, shear=0.0)
-    affine = helpers.random_affine(20_000, recipe, torch.Generator().manual_seed(0))
+    affine = random_affine(20_000, recipe, torch.Generator().manual_seed(0))
     angles = torch.rad2deg(torch.atan2(affine[:, 0, 1], affine[:, 0, 0]))
     assert 9.9 < angles.max() <= 10.001
     assert -10.001 <= angles.min() < -9.9
@@ -62,7 +72,7 @@ def test_augmentation_draws_within_its_ranges_and_for_each_image():
     assert 0.099 < shift.abs().max() <= 0.1001
     assert len(angles.unique()) > 19_000
 
-    scales = helpers.random_affine(20_000, Recipe(scale=0.1, shear=0.0), torch.Generator().manual_seed(0))
+    scales = random_affine(20_000, Recipe(scale=0.1, shear=0.0), torch.Generator().manual_seed(0))
     sizes = 1 / torch.linalg.det(scales[:, :, :2]).sqrt()
     assert 0.9 <= sizes.min() < 0.901
     assert 1.099 < sizes.max() <= 1.1001
@@ -84,7 +94,7 @@ def test_elastic_distortion_moves_places_by_what_was_drawn(sample):
     shifted = augment_by(draw(50, Recipe(), torch.Generator()), sample.train_images[:50], Recipe(**NO_AUGMENTATION))
     grid_shift = torch.zeros(50, 2, 3) + torch.eye(2, 3)
     grid_shift[:, :, 2] = pixels * 2 / 28
-    wanted = helpers.warp(shifted - shifted.min(), grid_shift) + shifted.min()
+    wanted = warp(shifted - shifted.min(), grid_shift) + shifted.min()
     torch.testing.assert_close(bent, wanted, atol=1e-4, rtol=1e-4)
 
 
@@ -96,25 +106,25 @@ def test_recipes_without_elastic_distortion_draw_as_before():
 def test_no_augmentation_is_plain_normalisation(sample):
     images = sample.train_images[:10]
     generator = torch.Generator().manual_seed(0)
-    ours = helpers.augment(images, Recipe(**NO_AUGMENTATION), generator)
-    assert torch.equal(ours, helpers.normalize(images))
-    assert abs(helpers.normalize(sample.train_images).mean()) < 0.05
-    assert abs(helpers.normalize(sample.train_images).std() - 1) < 0.05
+    ours = augment(images, Recipe(**NO_AUGMENTATION), generator)
+    assert torch.equal(ours, normalize(images))
+    assert abs(normalize(sample.train_images).mean()) < 0.05
+    assert abs(normalize(sample.train_images).std() - 1) < 0.05
 
 
 def test_border_is_black():
     white = torch.full((50, 28, 28), 255, dtype=torch.uint8)
-    shifted = helpers.augment(white, Recipe(translation=0.3), torch.Generator().manual_seed(0))
-    black = (0 - helpers.MEAN) / helpers.STD
+    shifted = augment(white, Recipe(translation=0.3), torch.Generator().manual_seed(0))
+    black = (0 - MEAN) / STD
     assert torch.isclose(shifted, torch.tensor(black)).float().mean() > 0.1
 
 
 def test_augmentation_is_seeded_by_its_generator_alone(sample):
     images = sample.train_images[:20]
     torch.manual_seed(1)
-    one = helpers.augment(images, Recipe(), torch.Generator().manual_seed(9))
+    one = augment(images, Recipe(), torch.Generator().manual_seed(9))
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    other = helpers.augment(images, Recipe(), torch.Generator().manual_seed(9))
+    other = augment(images, Recipe(), torch.Generator().manual_seed(9))
     assert torch.equal(one, other)
     assert torch.equal(before, torch.get_rng_state())

@@ -17,7 +17,8 @@ from torch import nn
 import helpers
 from helpers import Net
 from tests import victim
-from tests.runs import DEVICES, SHORT, assert_same_weights, fit, without_seconds
+from tests.utils import SHORT, assert_same_weights, devices, fit, without_seconds
+from training.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint, save_weights
 
 
 class WithDropout(nn.Module):
@@ -31,7 +32,7 @@ class WithDropout(nn.Module):
         return self.layers(images)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize(
     ("architecture", "changes"),
     [
@@ -47,7 +48,7 @@ def test_resuming_is_bit_for_bit_the_uninterrupted_run(small, tmp_path, monkeypa
     options = {"architecture": architecture, "device": device}
     whole, whole_history = fit(small, recipe, **options)
 
-    saved = helpers.save_checkpoint
+    saved = save_checkpoint
 
     def stop_after_two(path, state):
         saved(path, state)
@@ -83,7 +84,7 @@ def test_killed_at_random_moments_and_resumed(tmp_path):
     reference.join()
     assert reference.exitcode == 0
 
-    history = helpers.load_checkpoint(undisturbed / "checkpoint.pt")["history"]
+    history = load_checkpoint(undisturbed / "checkpoint.pt")["history"]
     epoch = statistics.median(epoch["seconds"] for epoch in history)
     chance = random.Random(0)
     reached = []
@@ -94,14 +95,14 @@ def test_killed_at_random_moments_and_resumed(tmp_path):
         process.join()
         assert process.exitcode == -signal.SIGKILL, "it finished before it was killed: give it more epochs"
         checkpoint = killed / "checkpoint.pt"
-        reached.append(len(helpers.load_checkpoint(checkpoint)["history"]) if checkpoint.exists() else 0)
+        reached.append(len(load_checkpoint(checkpoint)["history"]) if checkpoint.exists() else 0)
     assert len(set(reached)) > 5, f"the kills hit too few different epochs: {reached}"
 
     last = start(killed)
     last.join()
     assert last.exitcode == 0
     assert (killed / "weights.safetensors").read_bytes() == (undisturbed / "weights.safetensors").read_bytes()
-    histories = [helpers.load_checkpoint(folder / "checkpoint.pt")["history"] for folder in (killed, undisturbed)]
+    histories = [load_checkpoint(folder / "checkpoint.pt")["history"] for folder in (killed, undisturbed)]
     assert without_seconds(histories[0]) == without_seconds(histories[1])
 
 
@@ -115,7 +116,7 @@ def checkpoint(small, tmp_path_factory):
 def content(path: Path) -> bytes:
     """All that a checkpoint holds, in a form that can be compared."""
     file = io.BytesIO()
-    torch.save(helpers.load_checkpoint(path), file)
+    torch.save(load_checkpoint(path), file)
     return file.getvalue()
 
 
@@ -132,7 +133,7 @@ def test_every_flipped_byte_is_noticed(checkpoint, tmp_path):
         try:
             assert content(path) == whole
             harmless += 1  # padding and time stamps of the archive carry nothing
-        except helpers.CheckpointError as error:
+        except CheckpointError as error:
             assert "bad.pt" in str(error)
     assert harmless < 30
 
@@ -140,18 +141,18 @@ def test_every_flipped_byte_is_noticed(checkpoint, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04"])
 def test_no_checkpoint_at_all(tmp_path, content):
     path = tmp_path / "checkpoint.pt"
-    with pytest.raises(helpers.CheckpointError, match="there is no checkpoint"):
-        helpers.load_checkpoint(path)
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        load_checkpoint(path)
     path.write_bytes(content)
-    with pytest.raises(helpers.CheckpointError, match="damaged or no checkpoint"):
-        helpers.load_checkpoint(path)
+    with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
+        load_checkpoint(path)
 
 
 def test_truncated_checkpoint(checkpoint, tmp_path):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(checkpoint.read_bytes()[:-1000])
-    with pytest.raises(helpers.CheckpointError, match="damaged"):
-        helpers.load_checkpoint(path)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(path)
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
@@ -161,20 +162,20 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
 
     path = tmp_path / "checkpoint.pt"
     torch.save({"format": "mnist-s5-checkpoint-1", "model": Malice()}, path)
-    with pytest.raises(helpers.CheckpointError):
-        helpers.load_checkpoint(path)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_checkpoint_of_another_run_is_refused_with_the_difference(small, checkpoint):
     recipe = replace(SHORT, epochs=1)
-    with pytest.raises(helpers.CheckpointError, match="learning_rate: 0.05 there, 0.2 here"):
+    with pytest.raises(CheckpointError, match="learning_rate: 0.05 there, 0.2 here"):
         fit(small, replace(recipe, learning_rate=0.2), checkpoint=checkpoint, resume=True)
-    with pytest.raises(helpers.CheckpointError, match="seed: 0 there, 1 here"):
+    with pytest.raises(CheckpointError, match="seed: 0 there, 1 here"):
         fit(small, recipe, seed=1, checkpoint=checkpoint, resume=True)
-    with pytest.raises(helpers.CheckpointError, match=r"conv1.0.weight: \(4, 1, 3, 3\) there, absent here"):
+    with pytest.raises(CheckpointError, match=r"conv1.0.weight: \(4, 1, 3, 3\) there, absent here"):
         fit(small, recipe, architecture=WithDropout, checkpoint=checkpoint, resume=True)
-    with pytest.raises(helpers.CheckpointError, match="data: .*600 training.* there, .*500 training.* here"):
+    with pytest.raises(CheckpointError, match="data: .*600 training.* there, .*500 training.* here"):
         fewer = replace(small, train_images=small.train_images[:500], train_labels=small.train_labels[:500])
         fit(fewer, recipe, checkpoint=checkpoint, resume=True)
 
@@ -190,9 +191,9 @@ def test_a_full_disk_is_an_os_error_and_leaves_the_old_files(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
     try:
         with pytest.raises(OSError, match="File too large"):
-            helpers.save_checkpoint(checkpoint, model.state_dict())
+            save_checkpoint(checkpoint, model.state_dict())
         with pytest.raises(OSError, match="File too large"):
-            helpers.save_weights(model, weights)
+            save_weights(model, weights)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert checkpoint.read_bytes() == b"old checkpoint"
@@ -203,15 +204,15 @@ def test_a_full_disk_is_an_os_error_and_leaves_the_old_files(tmp_path):
 def test_weights_round_trip_and_refusals(tmp_path):
     path = tmp_path / "weights.safetensors"
     model = helpers.build(seed=1)
-    helpers.save_weights(model, path, {"data": "sample"})
-    again = helpers.load_weights(helpers.build(seed=2), path)
+    save_weights(model, path, {"data": "sample"})
+    again = load_weights(helpers.build(seed=2), path)
     assert_same_weights(model, again)
     images = torch.randint(256, (50, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     assert torch.equal(helpers.predict(model, images), helpers.predict(again, images))
-    with pytest.raises(helpers.CheckpointError, match="another architecture"):
-        helpers.load_weights(WithDropout(), path)
+    with pytest.raises(CheckpointError, match="another architecture"):
+        load_weights(WithDropout(), path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(helpers.CheckpointError, match="cannot read weights"):
-        helpers.load_weights(Net(), path)
-    with pytest.raises(helpers.CheckpointError, match="cannot read weights"):
-        helpers.load_weights(Net(), tmp_path / "absent.safetensors")
+    with pytest.raises(CheckpointError, match="cannot read weights"):
+        load_weights(Net(), path)
+    with pytest.raises(CheckpointError, match="cannot read weights"):
+        load_weights(Net(), tmp_path / "absent.safetensors")

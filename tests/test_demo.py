@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import demo
 import helpers
-from files import WEIGHTS
-from tests.test_digits import draw
+from inference import demo
+from tests.utils import draw_digit
+from training.checkpoint import load_weights
+from training.files import WEIGHTS
 
 try:
     import gradio
@@ -87,7 +88,7 @@ def test_a_drawn_digit_is_read(page, digit, tmp_path):
 @needs_browser
 @pytest.mark.parametrize(
     ("image", "words"),
-    [(draw(4), "4, with a probability of"), (Image.new("L", (80, 80), 255), "Not read: there is no ink")],
+    [(draw_digit(4), "4, with a probability of"), (Image.new("L", (80, 80), 255), "Not read: there is no ink")],
     ids=["photo", "empty"],
 )
 def test_a_photo_is_read_or_told_why_not(page, image, words, tmp_path):
@@ -110,8 +111,8 @@ def test_a_port_that_cannot_be_had_is_told(address, capsys):
 
 
 def test_what_the_page_shows():
-    model = helpers.load_weights(helpers.build(), WEIGHTS)
-    words, probabilities, seen, maps = demo.look(model, {"composite": draw(7)})
+    model = load_weights(helpers.build(), WEIGHTS)
+    words, probabilities, seen, maps = demo.look(model, {"composite": draw_digit(7)})
     assert words.startswith("## 7, with")
     assert max(probabilities, key=probabilities.get) == "7"
     assert seen.size == (224, 224)

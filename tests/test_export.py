@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import export
 import helpers
-from files import WEIGHTS
+from inference import export
+from training.augmentation import normalize
+from training.checkpoint import load_weights
+from training.files import WEIGHTS
 
 try:
     export.check_packages()
@@ -23,7 +25,7 @@ needs_export = pytest.mark.skipif(bool(lacking), reason=lacking)
 
 @pytest.fixture(scope="module")
 def model():
-    return helpers.load_weights(helpers.build(), WEIGHTS).eval()
+    return load_weights(helpers.build(), WEIGHTS).eval()
 
 
 @needs_export
@@ -36,11 +38,11 @@ def test_one_file_for_batches_of_every_size(model, sample, tmp_path):
     assert [entry.version for entry in file.opset_import if entry.domain == ""] == [export.OPSET]
     network = export.OnnxNetwork(tmp_path / "net.onnx")
     for count in (1, 2, 7):
-        images = sample.test_images[:count]
+        images = sample.eval_images[:count]
         with torch.inference_mode():
-            wanted = model(helpers.normalize(images))
+            wanted = model(normalize(images))
         torch.testing.assert_close(network(images), wanted, atol=export.CLOSE, rtol=0)
-    assert network(sample.test_images[:5], batch_size=2).shape == (5, 10)
+    assert network(sample.eval_images[:5], batch_size=2).shape == (5, 10)
 
 
 @needs_export

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-import devices
-import fused
 import helpers
-from candidates import KNOWN
-from fused import Fused, can_fuse, compiles, fuse
+from experiments.candidates import KNOWN
+from training import device, fused
+from training.augmentation import normalize
+from training.fused import Fused, can_fuse, compiles, fuse
 
 needs_compiler = pytest.mark.skipif(not can_fuse(), reason="torch wants Linux, a C++ compiler and Python's headers")
 
@@ -76,7 +76,7 @@ def test_gradients_of_the_network_on_digits_are_those_of_float64(sample):
     """Digits have a background: blocks of equal pixels, whose gradient must not be counted four times."""
     model = helpers.build()
     exact, traced = copy.deepcopy(model).double(), fuse(model)
-    images, labels = helpers.normalize(sample.train_images[:32]), sample.train_labels[:32]
+    images, labels = normalize(sample.train_images[:32]), sample.train_labels[:32]
     for each, inputs in ((exact, images.double()), (traced, images)):
         each.train()
         nn.functional.cross_entropy(each(inputs), labels).backward()
@@ -123,7 +123,7 @@ def test_only_what_follows_each_other_is_fused():
 
 @needs_compiler
 def test_every_batch_normalisation_of_the_networks_is_fused_and_shares_its_weights():
-    for name in ("s5", "separable", "placed"):
+    for name in ("s5", "separable", "gdconv"):
         model = helpers.build(KNOWN[name].build)
         traced = fuse(model)
         norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -142,9 +142,9 @@ def test_without_a_compiler_it_says_what_lacks(monkeypatch):
 def test_long_runs_compile_where_that_works(monkeypatch):
     cpu = torch.device("cpu")
     assert compiles()
-    assert not devices.compiling_pays(cpu, 100)
-    assert devices.compiling_pays(cpu, 5000)
-    assert not devices.compiling_pays(torch.device("meta"), 5000)
+    assert not device.compiling_pays(cpu, 100)
+    assert device.compiling_pays(cpu, 5000)
+    assert not device.compiling_pays(torch.device("meta"), 5000)
 
     def fails(*_):
         raise RuntimeError("no OpenMP")

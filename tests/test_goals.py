@@ -4,18 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from candidates import KNOWN
-from goals import GOALS, claims, goals_table
-from helpers import count_parameters
-from ledger import read_ledger
-from tests.test_ledger import a_trial
+from analysis.inspection import count_parameters
+from experiments.candidates import KNOWN
+from experiments.goals import GOALS, claims, goals_table
+from experiments.ledger import read_ledger
+from tests.utils import make_trial
 
 NET = GOALS[0]
 
 
 def scored(accuracies, **changes):
     about = {"recipe": KNOWN["s5"].recipe.as_dict(), "split": "test", "data": "mnist", "epochs": 20} | changes
-    return [a_trial(seed, accuracy=accuracy, **about) for seed, accuracy in enumerate(accuracies)]
+    return [make_trial(seed, accuracy=accuracy, **about) for seed, accuracy in enumerate(accuracies)]
 
 
 GOOD = [99.5, 99.52, 99.55, 99.48, 99.51, 99.53, 99.5, 99.49, 99.54, 99.52]

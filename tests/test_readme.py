@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import helpers
-import report
-from files import WEIGHTS
-from ledger import read_ledger
+from experiments import report
+from experiments.ledger import read_ledger
+from training.checkpoint import load_weights
+from training.files import WEIGHTS
+from training.mnist import load_mnist, load_sample
 
 REPO = Path(__file__).parent.parent
 TEXT = (REPO / "README.md").read_text(encoding="utf-8")
@@ -80,19 +82,19 @@ def test_requirements_and_pyproject_agree():
 
 def test_committed_weights_are_small_and_read_digits():
     assert WEIGHTS.stat().st_size < 80_000
-    sample = helpers.load_sample()
-    model = helpers.load_weights(helpers.Net(), WEIGHTS)
-    _, correct = helpers.test(model, sample.test_images, sample.test_labels)
+    sample = load_sample()
+    model = load_weights(helpers.Net(), WEIGHTS)
+    _, correct = helpers.evaluate(model, sample.eval_images, sample.eval_labels)
     assert correct >= 985
 
 
 @pytest.mark.skipif("MNIST_ROOT" not in os.environ, reason="set MNIST_ROOT to check the weights on the full MNIST")
 def test_committed_weights_make_the_recorded_mistakes():
-    data = helpers.load_mnist(allow_sample=False)
-    probabilities = helpers.predict(helpers.load_weights(helpers.Net(), WEIGHTS), data.test_images)
+    data = load_mnist(allow_sample=False)
+    probabilities = helpers.predict(load_weights(helpers.Net(), WEIGHTS), data.eval_images)
     shown = report.shown_trial(report.current_trials("test"))
     recorded = {int(index): digit for index, digit in shown["mistakes"].items()}
-    ours = {int(index): digit for index, digit in helpers.mistakes(data.test_labels, probabilities).items()}
+    ours = {int(index): digit for index, digit in helpers.mistakes(data.eval_labels, probabilities).items()}
     # Another processor rounds otherwise: an image that hangs in the balance may fall to the other side.
     top = probabilities.topk(2).values
     balanced = set(torch.nonzero(top[:, 0] - top[:, 1] < 1e-3).flatten().tolist())

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-import report
-from candidates import FAST
-from recipe import Recipe
-from variants import SGD
+from experiments import report
+from experiments.candidates import FAST
+from experiments.variants import SGD
+from training.recipe import Recipe
 
 
 def trial(seed, accuracy, variant="s5", split="test", data="mnist", **changes):
@@ -23,7 +23,7 @@ def trial(seed, accuracy, variant="s5", split="test", data="mnist", **changes):
         "macs": 1_947_866,
         "accuracy": accuracy,
         "best_accuracy": accuracy + 0.05,
-        "curve": [{"test_loss": 0.02}],
+        "curve": [{"eval_loss": 0.02}],
         "mistakes": {},
         "seconds": 300.0,
         "data": data,
@@ -42,8 +42,8 @@ def test_current_trials_leave_out_samples_other_splits_and_old_recipes():
 
 
 def test_summary_table():
-    table = report.summary_table([trial(0, 99.40), trial(1, 99.44), trial(0, 99.1, variant="seed_recipe")])
-    assert list(table["Variant"]) == ["seed_recipe", "s5"]
+    table = report.summary_table([trial(0, 99.40), trial(1, 99.44), trial(0, 99.1, variant="original")])
+    assert list(table["Variant"]) == ["original", "s5"]
     row = table.iloc[1]
     assert (row["Seeds"], row["Mean"], row["Std"], row["Minimum"]) == (2, "99.420", "0.028", "99.40")
     assert row["Best epoch would add"] == "0.050"
@@ -59,28 +59,28 @@ def several(variant, *accuracies, **changes):
 
 def test_comparison_table():
     trials = [
-        *several("seed_recipe", 99.20, 99.25, 99.22),
+        *several("original", 99.20, 99.25, 99.22),
         *several("sgd", 99.40, 99.46, 99.41),
         *several("dropout", 99.40, 99.30, 99.45),
         *several("separable", 99.30),
     ]
     table = report.comparison_table(trials).set_index("Variant")
     assert list(table.index) == ["sgd", "dropout", "separable"]  # without a parent in the ledger there is no row
-    assert list(table["Against"]) == ["seed_recipe", "sgd", "sgd"]
+    assert list(table["Against"]) == ["original", "sgd", "sgd"]
     assert list(table["Beyond seed noise"]) == ["yes", "no", "not tested"]  # of one seed nothing is said
     ours = report.paired_difference(trials[3:6], trials[:3])
     assert table.loc["sgd", "Points"] == "+0.200"
     assert table.loc["sgd", "p, Holm"] == f"{2 * ours['p']:.2g}"  # two of the three could be tested
     assert table.loc["separable", "p, Holm"] == table.loc["separable", "Paired 95%"] == "–"
-    (chosen,) = report.comparison_table(trials, [("dropout", "seed_recipe")]).itertuples(index=False)
-    assert (chosen.Variant, chosen.Against, chosen.Points) == ("dropout", "seed_recipe", "+0.160")
+    (chosen,) = report.comparison_table(trials, [("dropout", "original")]).itertuples(index=False)
+    assert (chosen.Variant, chosen.Against, chosen.Points) == ("dropout", "original", "+0.160")
 
 
 def test_pooled_noise_decides_where_three_seeds_alone_cannot():
     def near(variant, error):  # errors of `error` times 0.9, 1, 1 / 0.9: the same spread of their logarithm everywhere
         return several(variant, *(100 - error * factor for factor in (0.9, 1.0, 1 / 0.9)))
 
-    trials = [*near("seed_recipe", 0.8), *near("no_augmentation", 0.8), *near("sgd", 0.48), *several("dropout", 99.04)]
+    trials = [*near("original", 0.8), *near("no_augmentation", 0.8), *near("sgd", 0.48), *several("dropout", 99.04)]
     deviation, freedom = report.seed_noise(trials)
     assert (deviation, freedom) == (pytest.approx(-math.log(0.9)), 6)
     table = report.comparison_table(trials).set_index("Variant")
@@ -171,7 +171,7 @@ def test_tried_table_holds_what_is_no_variant_of_today():
     quick = replace(usual, epochs=8)
 
     def tried(seed, accuracy, name="s5", loss=0.02, recipe=quick, **changes):
-        curve = [{"test_loss": loss}]
+        curve = [{"eval_loss": loss}]
         changes = {"split": "validation", "recipe": recipe.as_dict(), "epochs": recipe.epochs, "curve": curve} | changes
         return trial(seed, accuracy, name, **changes)
 
@@ -179,7 +179,7 @@ def test_tried_table_holds_what_is_no_variant_of_today():
         tried(0, 99.4, recipe=usual),
         tried(0, 99.2),
         tried(1, 99.3),
-        tried(0, 99.5, "placed", 0.01, replace(SGD, rotation=8, teacher="wide")),
+        tried(0, 99.5, "gdconv", 0.01, replace(SGD, rotation=8, teacher="wide")),
         tried(0, 99.0, "shared_24_5k", recipe=replace(FAST, epochs=15, scale=0.1), parameters=4490),
         tried(0, 99.6, "wide", recipe=FAST, parameters=141_946),
         tried(0, 99.9, data="sample"),
@@ -187,7 +187,7 @@ def test_tried_table_holds_what_is_no_variant_of_today():
     ]
     table = report.tried_table(trials)
     assert list(table["Budget"]) == ["none", "< 20,000", "< 20,000", "< 5,000"]
-    assert list(table["Network"]) == ["wide", "placed", "s5", "shared_24_5k"]
+    assert list(table["Network"]) == ["wide", "gdconv", "s5", "shared_24_5k"]
     assert list(table["Epochs"]) == [20, 20, 8, 15]
     assert list(table["Seeds"]) == [1, 1, 2, 1]
     assert list(table["Mean"]) == ["99.600", "99.500", "99.250", "99.000"]

@@ -5,17 +5,18 @@ import pytest
 import torch
 
 import helpers
-import robustness
-from files import WEIGHTS
+from inference import robustness
+from training.checkpoint import load_weights
+from training.files import WEIGHTS
 
 
 @pytest.fixture(scope="module")
 def model():
-    return helpers.load_weights(helpers.build(), WEIGHTS)
+    return load_weights(helpers.build(), WEIGHTS)
 
 
 def test_every_change_changes_what_it_says(sample):
-    images = sample.test_images[:20]
+    images = sample.eval_images[:20]
     for name, (_, amounts, change) in robustness.CHANGES.items():
         neutral = 1 if name == "scale" else 0
         assert neutral in amounts
@@ -33,7 +34,7 @@ def test_every_change_changes_what_it_says(sample):
 
 
 def test_preparation_helps_against_inversion_noise_and_size(model, sample):
-    table = robustness.accuracy_under_changes(model, sample.test_images[:120], sample.test_labels[:120])
+    table = robustness.accuracy_under_changes(model, sample.eval_images[:120], sample.eval_labels[:120])
     table = table.set_index(["change", "amount"])
     assert table.loc[("shift", 0), "accuracy"] > 96
     assert table.loc[("shift", 0), "prepared"] > 94

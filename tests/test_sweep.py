@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 
-import cluster
-import ledger
-import sweep
-from tests.test_ledger import a_trial, read_quietly
+from experiments import ledger, ray_runner, sweep
+from tests.utils import make_trial, read_strictly, wait_for
+from training.mnist import load_sample, validation_split
 
 # No torch up here: the processes of a sweep import this file to find `pretend`.
 ROOT = Path(__file__).parent.parent
@@ -30,17 +29,8 @@ def _load_the_sample_once():
     import helpers
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(helpers, "load_sample", cache(helpers.load_sample))
+        patch.setattr(helpers, "load_sample", cache(load_sample))
         yield
-
-
-def wait_for(condition, seconds: float = 90):
-    """What the condition returns once it is true."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "what was waited for did not happen"
-        time.sleep(0.02)
-    return found
 
 
 def count_lines(path: Path) -> int:
@@ -64,11 +54,11 @@ def test_a_trial_is_a_line_of_the_ledger(trial, tmp_path):
     assert json.loads(json.dumps(trial)) == trial
     assert pickle.loads(pickle.dumps(trial)) == trial
     assert ledger.append_trial(trial, tmp_path / "ledger.jsonl")
-    assert read_quietly(tmp_path / "ledger.jsonl") == [trial]
+    assert read_strictly(tmp_path / "ledger.jsonl") == [trial]
 
 
 def test_a_trial_says_what_it_is(trial):
-    from variants import VARIANTS
+    from experiments.variants import VARIANTS
 
     assert trial["variant"] == "s5"
     assert trial["recipe"] == VARIANTS["s5"].recipe.as_dict() | {"epochs": 1}
@@ -76,7 +66,7 @@ def test_a_trial_says_what_it_is(trial):
     assert trial["parameters"] == 18_214
     assert 1_940_000 < trial["macs"] < 1_960_000
     assert len(trial["curve"]) == 1
-    assert trial["accuracy"] == trial["best_accuracy"] == pytest.approx(trial["curve"][-1]["test_accuracy"])
+    assert trial["accuracy"] == trial["best_accuracy"] == pytest.approx(trial["curve"][-1]["eval_accuracy"])
     assert trial["device"].startswith("cpu")
     assert trial["seconds"] > 0
 
@@ -84,7 +74,7 @@ def test_a_trial_says_what_it_is(trial):
 def test_a_trials_mistakes_agree_with_its_accuracy(trial):
     import helpers
 
-    labels = helpers.validation_split(helpers.load_sample()).test_labels
+    labels = validation_split(load_sample()).eval_labels
     assert len(labels) == 4000 // 6, "held out of the 4,000 training images; the test images are 1,000"
     assert trial["accuracy"] == pytest.approx(100 * (1 - len(trial["mistakes"]) / len(labels)))
     for index, predicted in trial["mistakes"].items():
@@ -103,7 +93,7 @@ def test_the_same_trial_twice_is_the_same(trial):
 def test_the_test_split_is_scored_on_the_test_images():
     trial = small_trial("test")
     assert trial["split"] == "test"
-    assert trial["curve"][0]["test_correct"] + len(trial["mistakes"]) == 1000
+    assert trial["curve"][0]["eval_correct"] + len(trial["mistakes"]) == 1000
 
 
 def test_a_misspelt_split_is_not_taken_for_the_test_set():
@@ -177,21 +167,21 @@ def test_a_bad_command_line_ends_with_code_2(arguments, message, capsys):
 def test_a_dry_run_lists_what_is_missing_and_runs_nothing(tmp_path, capsys):
     path = tmp_path / "ledger.jsonl"
     recipe = sweep.planned_recipe("s5", 2).as_dict()
-    ledger.append_trial(a_trial(1, recipe=recipe, epochs=2, data="sample"), path)
+    ledger.append_trial(make_trial(1, recipe=recipe, epochs=2, data="sample"), path)
     before = path.read_bytes()
-    plan = ["--variants", "s5,seed_recipe,s5", "--seeds", "0-1", "--epochs", "2", "--sample", "--ledger", str(path)]
+    plan = ["--variants", "s5,original,s5", "--seeds", "0-1", "--epochs", "2", "--sample", "--ledger", str(path)]
     assert sweep.main([*plan, "--dry-run"]) == 0
     header, *listed, duration = capsys.readouterr().out.splitlines()
     assert header == "4 trials, sample validation: 1 already in ledger.jsonl, 3 to run"
-    assert duration == f"about 0 minutes with {sweep.cores()} at a time, without seed_recipe: no earlier trial says"
-    assert [line.strip() for line in listed] == ["s5, seed 0", "seed_recipe, seed 0", "seed_recipe, seed 1"]
+    assert duration == f"about 0 minutes with {sweep.cores()} at a time, without original: no earlier trial says"
+    assert [line.strip() for line in listed] == ["s5, seed 0", "original, seed 0", "original, seed 1"]
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("other", [["--epochs", "3"], ["--split", "test"], ["--seeds", "2"], ["--set", "momentum=0.8"]])
 def test_a_trial_by_another_recipe_split_or_seed_is_not_taken_for_done(tmp_path, capsys, other):
     path = tmp_path / "ledger.jsonl"
-    ledger.append_trial(a_trial(1, recipe=sweep.planned_recipe("s5", 2).as_dict(), epochs=2), path)
+    ledger.append_trial(make_trial(1, recipe=sweep.planned_recipe("s5", 2).as_dict(), epochs=2), path)
     plan = ["--variants", "s5", "--seeds", "1", "--epochs", "2", "--sample", "--ledger", str(path), "--dry-run"]
     sweep.main(plan)
     assert "0 to run" in capsys.readouterr().out
@@ -200,7 +190,7 @@ def test_a_trial_by_another_recipe_split_or_seed_is_not_taken_for_done(tmp_path,
 
 
 def test_the_duration_is_estimated_from_earlier_trials_of_the_variant():
-    trials = [a_trial(seed, epochs=20, seconds=20 * seconds) for seed, seconds in enumerate((9.0, 12.0, 30.0))]
+    trials = [make_trial(seed, epochs=20, seconds=20 * seconds) for seed, seconds in enumerate((9.0, 12.0, 30.0))]
     assert sweep.estimate([("s5", 20)] * 10, trials, 2) == "about 20 minutes with 2 at a time"
     assert sweep.estimate([("s5", 10)] * 10, trials, None).startswith("about 20 minutes of work, over all")
     assert sweep.estimate([], trials, 2) == "nothing to run"
@@ -211,8 +201,8 @@ def test_the_duration_is_estimated_from_earlier_trials_of_the_variant():
 def test_the_summary_counts_and_averages_what_was_wanted(tmp_path):
     path = tmp_path / "ledger.jsonl"
     for seed, accuracy in ((0, 99.25), (1, 99.5), (2, 10.0)):
-        ledger.append_trial(a_trial(seed, accuracy=accuracy), path)
-    wanted = [ledger.trial_key(a_trial(seed)) for seed in (0, 1, 7)]
+        ledger.append_trial(make_trial(seed, accuracy=accuracy), path)
+    wanted = [ledger.trial_key(make_trial(seed)) for seed in (0, 1, 7)]
     line = sweep.summary(wanted, path).splitlines()[-1]
     assert line.split() == ["s5", "2", "of", "3", "99.375", "99.250"]
 
@@ -239,7 +229,9 @@ def test_as_many_workers_as_cores_unless_told_otherwise(tmp_path, monkeypatch):
 
 def test_on_ray_a_trial_has_the_one_thread_of_its_cpu(tmp_path, monkeypatch):
     arrangements = []
-    monkeypatch.setattr(cluster, "run_on_ray", lambda todo, *rest: arrangements.append((todo[0]["threads"], rest[3])))
+    monkeypatch.setattr(
+        ray_runner, "run_on_ray", lambda todo, *rest: arrangements.append((todo[0]["threads"], rest[3]))
+    )
     for workers in (None, 2):
         ledger = tmp_path / "ledger.jsonl"
         sweep.sweep(["s5"], [0, 1], sample=True, device="cpu", workers=workers, ray="auto", ledger=ledger)
@@ -273,14 +265,14 @@ def pretend(variant: str, seed: int, **files: str) -> dict:
             with open(files["heartbeat"], "a") as file:
                 file.write(".")
             time.sleep(0.02)
-    return a_trial(seed, variant=variant)
+    return make_trial(seed, variant=variant)
 
 
 def test_a_trial_that_raises_is_named_and_the_rest_goes_on(tmp_path, capsys):
     path = tmp_path / "results" / "ledger.jsonl"
     trials = [{"variant": variant, "seed": 0} for variant in ("one", "raises", "two", "three")]
     assert sweep.run_all(trials, path, 2, pretend) == 1
-    assert {trial["variant"] for trial in read_quietly(path)} == {"one", "two", "three"}
+    assert {trial["variant"] for trial in read_strictly(path)} == {"one", "two", "three"}
     output = capsys.readouterr()
     assert "raises, seed 0: FAILED, ValueError: no luck today" in output.out
     assert "Traceback" not in output.err
@@ -291,7 +283,7 @@ def test_a_worker_that_dies_is_reported_and_what_was_done_is_kept(tmp_path, caps
     path = tmp_path / "ledger.jsonl"
     trials = [{"variant": variant, "seed": 0, "ledger": str(path)} for variant in ("one", "dies", "two", "three")]
     assert sweep.run_all(trials, path, 1, pretend) == 3
-    assert [trial["variant"] for trial in read_quietly(path)] == ["one"]
+    assert [trial["variant"] for trial in read_strictly(path)] == ["one"]
     error = capsys.readouterr().err
     assert "A worker process died (killed, or out of memory?): 3 trials are not done." in error
     assert "the same command runs the others" in error
@@ -300,7 +292,7 @@ def test_a_worker_that_dies_is_reported_and_what_was_done_is_kept(tmp_path, caps
 DRIVER = """
 import sys
 from pathlib import Path
-import sweep
+from experiments import sweep
 from tests.test_sweep import pretend
 
 folder = Path(sys.argv[1])
@@ -329,7 +321,7 @@ def test_no_worker_trains_on_when_the_sweep_has_ended(tmp_path, how, interruptib
     beats = heartbeat.stat().st_size
     time.sleep(0.3)
     assert heartbeat.stat().st_size == beats
-    assert [trial["variant"] for trial in read_quietly(tmp_path / "ledger.jsonl")] == ["one"]
+    assert [trial["variant"] for trial in read_strictly(tmp_path / "ledger.jsonl")] == ["one"]
 
 
 def test_a_sweep_that_is_killed_goes_on_where_it_stopped(tmp_path, capsys):
@@ -344,7 +336,7 @@ def test_a_sweep_that_is_killed_goes_on_where_it_stopped(tmp_path, capsys):
     assert sweep.main(command) == 0
     assert "2 trials, sample validation: 1 already in ledger.jsonl, 1 to run" in capsys.readouterr().out
     assert path.read_bytes().startswith(before)
-    assert [trial["seed"] for trial in read_quietly(path)] == [0, 1]
+    assert [trial["seed"] for trial in read_strictly(path)] == [0, 1]
     after = path.read_bytes()
 
     assert sweep.main(command) == 0

@@ -11,10 +11,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import helpers
-from fused import can_fuse
-from helpers import Net, Recipe
-from recipe import NO_AUGMENTATION
-from tests.runs import DEVICES, SHORT, assert_same_weights, fit, without_seconds
+from helpers import Net
+from tests.utils import SHORT, assert_same_weights, devices, fit, without_seconds
+from training.augmentation import MEAN, STD, normalize
+from training.checkpoint import load_checkpoint
+from training.device import pick_device
+from training.fused import can_fuse
+from training.mnist import load_mnist
+from training.optimizers import make_optimizer
+from training.recipe import NO_AUGMENTATION, Recipe
 
 # --- Model ------------------------------------------------------------------------------------------------------------
 
@@ -49,7 +54,7 @@ def test_net_has_the_layers_of_the_architecture_table():
 
 def test_every_parameter_gets_a_gradient(sample):
     model = helpers.build()
-    logits = model(helpers.normalize(sample.train_images[:32]))
+    logits = model(normalize(sample.train_images[:32]))
     F.cross_entropy(logits, sample.train_labels[:32]).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -58,14 +63,14 @@ def test_every_parameter_gets_a_gradient(sample):
 
 def test_train_and_eval_mode(small):
     model = helpers.build()
-    images = helpers.normalize(small.test_images[:50])
+    images = normalize(small.eval_images[:50])
     before = model.conv1[1].running_mean.clone()
     model.train()
     model(images)
     assert not torch.equal(before, model.conv1[1].running_mean), "training must move BatchNorm's statistics"
 
     after = model.conv1[1].running_mean.clone()
-    helpers.test(model, small.test_images, small.test_labels)
+    helpers.evaluate(model, small.eval_images, small.eval_labels)
     assert not model.training
     assert torch.equal(after, model.conv1[1].running_mean), "testing must not"
     alone, together = model(images[:1]), model(images)[:1]
@@ -77,8 +82,8 @@ def test_overfits_64_images(small):
         small,
         train_images=small.train_images[:64],
         train_labels=small.train_labels[:64],
-        test_images=small.train_images[:64],
-        test_labels=small.train_labels[:64],
+        eval_images=small.train_images[:64],
+        eval_labels=small.train_labels[:64],
     )
     recipe = Recipe(
         epochs=25,
@@ -89,7 +94,7 @@ def test_overfits_64_images(small):
         **NO_AUGMENTATION,
     )
     _, history = fit(few, recipe)
-    assert history[-1]["test_correct"] == 64
+    assert history[-1]["eval_correct"] == 64
 
 
 def test_build_depends_on_the_seed_alone():
@@ -102,13 +107,13 @@ def test_build_depends_on_the_seed_alone():
 @pytest.mark.parametrize("device", ["tpu", "cuda:x", "", "gpu"])
 def test_unknown_device(device):
     with pytest.raises(ValueError, match="device"):
-        helpers.pick_device(device)
+        pick_device(device)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_absent_cuda():
     with pytest.raises(ValueError, match="finds no CUDA"):
-        helpers.pick_device("cuda")
+        pick_device("cuda")
 
 
 # --- Loops ------------------------------------------------------------------------------------------------------------
@@ -122,7 +127,7 @@ class Frozen(nn.Module):
         self.confidence = nn.Parameter(torch.tensor(confidence))
 
     def forward(self, images):
-        digits = ((images[:, 0, 0, 0] * helpers.STD + helpers.MEAN) * 255).round().long()
+        digits = ((images[:, 0, 0, 0] * STD + MEAN) * 255).round().long()
         return F.one_hot(digits, 10) * self.confidence
 
 
@@ -135,7 +140,7 @@ def test_loss_is_the_mean_per_image_even_with_a_partial_last_batch():
     wrong = math.log(math.exp(2) + 9)
     by_hand = (5 * right + 2 * wrong) / 7
 
-    loss, correct = helpers.test(Frozen(), images, labels, batch_size=3)
+    loss, correct = helpers.evaluate(Frozen(), images, labels, batch_size=3)
     assert correct == 5
     assert loss == pytest.approx(by_hand, rel=1e-6)
 
@@ -152,7 +157,7 @@ def test_every_image_is_seen_once_an_epoch():
 
     class Watcher(Frozen):
         def forward(self, images):
-            seen.extend(((images[:, 0, 0, 1] * helpers.STD + helpers.MEAN) * 255).round().long().tolist())
+            seen.extend(((images[:, 0, 0, 1] * STD + MEAN) * 255).round().long().tolist())
             return super().forward(images)
 
     images = torch.zeros(101, 28, 28, dtype=torch.uint8)
@@ -198,41 +203,41 @@ def test_schedule_once_a_batch_warms_up_and_ends_near_zero():
 
 def test_history_says_what_the_model_holds(small):
     model, history = fit(small)
-    loss, correct = helpers.test(model, small.test_images, small.test_labels)
+    loss, correct = helpers.evaluate(model, small.eval_images, small.eval_labels)
     assert [epoch["epoch"] for epoch in history] == [1, 2]
-    assert history[-1]["test_correct"] == correct
-    assert history[-1]["test_loss"] == pytest.approx(loss)
-    assert history[-1]["test_accuracy"] == pytest.approx(100 * correct / 200)
-    wrong = helpers.mistakes(small.test_labels, helpers.predict(model, small.test_images))
+    assert history[-1]["eval_correct"] == correct
+    assert history[-1]["eval_loss"] == pytest.approx(loss)
+    assert history[-1]["eval_accuracy"] == pytest.approx(100 * correct / 200)
+    wrong = helpers.mistakes(small.eval_labels, helpers.predict(model, small.eval_images))
     assert len(wrong) == 200 - correct
-    assert all(int(small.test_labels[int(index)]) != digit for index, digit in wrong.items())
+    assert all(int(small.eval_labels[int(index)]) != digit for index, digit in wrong.items())
 
 
 def test_scoring_now_and_then_changes_nothing_else(small, capsys):
     recipe = replace(SHORT, epochs=3)
     often, every = fit(small, recipe)
     seldom = helpers.build()
-    some = helpers.fit(seldom, small, recipe, device="cpu", test_every=2)
-    assert [line["test_loss"] is None for line in some] == [True, False, False]
+    some = helpers.fit(seldom, small, recipe, device="cpu", eval_every=2)
+    assert [line["eval_loss"] is None for line in some] == [True, False, False]
     assert "sample test not scored" in capsys.readouterr().out.splitlines()[0]
     assert without_seconds(every)[1:] == without_seconds(some)[1:]
     assert_same_weights(often, seldom)
-    with pytest.raises(ValueError, match="test_every must be 1 or more epochs, not 0"):
-        fit(small, recipe, test_every=0)
+    with pytest.raises(ValueError, match="eval_every must be 1 or more epochs, not 0"):
+        fit(small, recipe, eval_every=0)
 
 
 @pytest.mark.skipif(not can_fuse(), reason="torch.compile wants Linux, a C++ compiler and Python's headers")
 def test_the_compiled_path_gives_the_plain_paths_losses(small):
-    (_, plain), (_, compiled) = (fit(small, compiled=compiled) for compiled in (False, True))
+    (_, plain), (_, compiled) = (fit(small, compile=compiled) for compiled in (False, True))
     for ours, theirs in zip(compiled, plain, strict=True):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.02)
-        assert ours["test_loss"] == pytest.approx(theirs["test_loss"], rel=0.02)
+        assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=0.02)
 
 
 def test_the_last_epochs_can_do_without_augmentation(small):
-    never, plain = replace(SHORT, **NO_AUGMENTATION), replace(SHORT, plain_epochs=SHORT.epochs)
+    never, plain = replace(SHORT, **NO_AUGMENTATION), replace(SHORT, epochs_without_augmentation=SHORT.epochs)
     assert_same_weights(fit(small, never)[0], fit(small, plain)[0])
-    some = replace(SHORT, plain_epochs=1)
+    some = replace(SHORT, epochs_without_augmentation=1)
     assert [some.in_epoch(number).augments for number in (1, 2)] == [True, False]
     assert some.in_epoch(1) == some
     first = [fit(small, recipe)[1][0]["train_loss"] for recipe in (SHORT, some)]
@@ -249,17 +254,17 @@ def test_averaged_weights_are_the_moving_average(small):
             super().step(closure)
             weights.append(model.fc.weight.detach().clone())
 
-    make = helpers.make_optimizer
-    helpers.make_optimizer = lambda parameters, recipe: Recorder(parameters, lr=recipe.learning_rate)
+    make = make_optimizer
+    make_optimizer = lambda parameters, recipe: Recorder(parameters, lr=recipe.learning_rate)
     try:
         helpers.fit(model, small, recipe, device="cpu", progress=False)
     finally:
-        helpers.make_optimizer = make
+        make_optimizer = make
     early_decay = 2 / 11  # it grows up to 0.9
     torch.testing.assert_close(model.fc.weight, early_decay * weights[0] + (1 - early_decay) * weights[1])
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", devices())
 def test_one_seed_gives_identical_weights_and_another_does_not(small, device):
     one, one_history = fit(small, seed=5, device=device)
     torch.rand(17)
@@ -291,7 +296,7 @@ def test_divergence_stops_and_keeps_the_last_good_state(small, tmp_path):
     path = tmp_path / "checkpoint.pt"
     with pytest.raises(helpers.DivergenceError, match=r"epoch 2.*smaller learning rate"):
         helpers.fit(model, small, SHORT, device="cpu", checkpoint=path, progress=False)
-    kept = helpers.load_checkpoint(path)
+    kept = load_checkpoint(path)
     assert len(kept["history"]) == 1
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, kept["model"][name]), name
@@ -327,8 +332,8 @@ def test_ctrl_c_keeps_the_complete_epochs(small, capsys):
     model, history = fit(small, replace(SHORT, epochs=5), architecture=Interrupts)
     assert len(history) == 1
     assert "1 complete epochs are kept" in capsys.readouterr().out
-    _, correct = helpers.test(model, small.test_images, small.test_labels)
-    assert history[-1]["test_correct"] == correct
+    _, correct = helpers.evaluate(model, small.eval_images, small.eval_labels)
+    assert history[-1]["eval_correct"] == correct
 
 
 @pytest.mark.parametrize(
@@ -360,11 +365,11 @@ def test_a_bad_recipe_names_the_field(field, value):
 
 @pytest.mark.skipif("MNIST_ROOT" not in os.environ, reason="set MNIST_ROOT to train on the full MNIST")
 def test_two_epochs_of_real_mnist_reach_98_percent():
-    data = helpers.load_mnist(allow_sample=False)
+    data = load_mnist(allow_sample=False)
     assert data.source == "mnist"
     recipe = Recipe(epochs=2, ema_decay=0.99)
     _, history = fit(data, recipe)
-    assert history[-1]["test_accuracy"] >= 98.0
+    assert history[-1]["eval_accuracy"] >= 98.0
 
 
 def test_bfloat16_is_for_the_passes_alone(small):

@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 
-from helpers import Net, build, count_parameters
-from variants import NET, VARIANTS, code, pyramid, recipe_change
+from analysis.inspection import count_parameters
+from experiments.variants import NET, VARIANTS, code, plain_cnn, recipe_change
+from helpers import Net, build
 
 BUDGETS = {"budget_8k": 8_000, "budget_5k": 5_000, "budget_2k": 2_000, "budget_1k": 1_000}
 OVER_BUDGET = {"pytorch_example", "flattened"}
@@ -35,7 +36,7 @@ def test_a_variant_keeps_to_its_budget(variant):
 
 
 def test_a_pyramid_of_its_channels_is_net():
-    ours, theirs = build(lambda: pyramid(NET)), build(Net)
+    ours, theirs = build(lambda: plain_cnn(NET)), build(Net)
     images = torch.randn(4, 1, 28, 28)
     assert torch.equal(ours.eval()(images), theirs.eval()(images))
 
@@ -45,7 +46,7 @@ def test_the_code_that_is_shown_builds_the_network(variant):
     """What a reader of the notebook sees is all there is: run alone, it makes the same weights."""
     shown = code(variant.name)
     *definitions, last = re.split(r"\n(?=\w)", shown.strip())
-    call = last if last.startswith("pyramid(") else f"{re.match(r'(?:def|class) (.+?)[(]', last)[1]}()"
+    call = last if last.startswith("plain_cnn(") else f"{re.match(r'(?:def|class) (.+?)[(]', last)[1]}()"
     namespace = {"nn": torch.nn, "Tensor": torch.Tensor}
     exec("\n".join(definitions if call is last else [*definitions, last]), namespace)
     torch.manual_seed(0)

@@ -1,0 +1,204 @@
+"""The networks of the experiments, built from a few blocks and heads. `Net` itself is in `helpers.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+def conv_block(inputs: int, outputs: int) -> list[nn.Module]:
+    """3×3 convolution, BatchNorm, ReLU."""
+    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+def plain_conv_block(inputs: int, outputs: int) -> list[nn.Module]:
+    """3×3 convolution with a bias, ReLU."""
+    return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
+
+
+def separable_block(inputs: int, outputs: int) -> list[nn.Module]:
+    """Depthwise 3×3 convolution, then a 1×1 convolution across channels (Howard et al., MobileNets, 2017).
+
+    A single channel has nothing to separate: there it is an ordinary convolution.
+    """
+    if inputs == 1:
+        return conv_block(inputs, outputs)
+    return [
+        nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False),
+        nn.BatchNorm2d(inputs),
+        nn.ReLU(),
+        nn.Conv2d(inputs, outputs, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    ]
+
+
+def gap_head(channels: int) -> list[nn.Module]:
+    """Global average pooling and a linear classifier."""
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)]
+
+
+def flat_head(channels: int) -> list[nn.Module]:
+    """A linear classifier on all values of the 7×7 maps."""
+    return [nn.Flatten(), nn.Linear(channels * 7 * 7, 10)]
+
+
+def gdconv_head(channels: int, side: int = 7) -> list[nn.Module]:
+    """Global depthwise convolution (a learnt weight for every position of a map), then a linear classifier."""
+    return [nn.Conv2d(channels, channels, side, groups=channels, bias=False), nn.Flatten(), nn.Linear(channels, 10)]
+
+
+NET = ((4, 8), (16, 32), (40,))  # the channels of `Net`
+
+
+def plain_cnn(stages, block=conv_block, head=gap_head, dropout: float = 0.0) -> nn.Module:
+    """Blocks of convolutions at 28×28, 14×14, and so on, with max-pooling (and dropout) in between; then a head.
+
+    `stages` are the output channels of the blocks at each resolution.
+    """
+    layers, before = [], 1
+    for number, stage in enumerate(stages):
+        layers += [nn.MaxPool2d(2)] if number else []
+        layers += [nn.Dropout(dropout)] if number and dropout else []
+        for channels in stage:
+            layers += block(before, channels)
+            before = channels
+    return nn.Sequential(*layers, *head(before))
+
+
+HEADS = (flat_head, gdconv_head, gap_head)
+BLOCKS = (separable_block, plain_conv_block, conv_block)
+
+
+def fully_connected() -> nn.Module:
+    """No convolution at all: 19,090 parameters."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 24), nn.ReLU(), nn.Linear(24, 10))
+
+
+def pytorch_example() -> nn.Module:
+    """The network of github.com/pytorch/examples, mnist/main.py, as logits: 1,199,882 parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.25),
+        nn.Flatten(),
+        nn.Linear(9216, 128),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(128, 10),
+    )
+
+
+def stem(channels: int) -> list[nn.Module]:
+    """5×5 convolution with stride 2, BatchNorm, ReLU: 28×28 → 14×14 in the first layer, which saves computation."""
+    return [nn.Conv2d(1, channels, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+
+
+def strided(half=(16, 16, 24), quarter=(32,), block: Callable = conv_block, head: Callable = gdconv_head) -> nn.Module:
+    """A CNN without layers at 28×28: `half` are the channels at 14×14, `quarter` those at 7×7."""
+    at_half = [layer for pair in pairwise(half) for layer in block(*pair)]
+    at_quarter = [layer for pair in pairwise((half[-1], *quarter)) for layer in block(*pair)]
+    return nn.Sequential(*stem(half[0]), *at_half, nn.MaxPool2d(2), *at_quarter, *head(quarter[-1]))
+
+
+def gdconv(stages=((4, 8), (16, 32), (38,)), block: Callable = conv_block) -> nn.Module:
+    """A plain CNN that ends in a global depthwise convolution."""
+    return plain_cnn(stages, block, gdconv_head)
+
+
+class Shared(nn.Module):
+    """One residual convolution, applied again and again with a BatchNorm of its own each time.
+
+    `uses` are the numbers of applications at 28×28, 14×14, and so on, after a `border` is cropped: depth costs
+    computation but hardly any parameters. After recurrent convolutional networks (Liang and Hu, CVPR 2015).
+    """
+
+    def __init__(
+        self, channels: int, uses=(1, 2, 2), head: Callable = gap_head, border: int = 0, separable: bool = False
+    ):
+        super().__init__()
+        self.stem = nn.Sequential(nn.ZeroPad2d(-border), *conv_block(1, channels))
+        groups = channels if separable else 1
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=groups, bias=False)
+        if separable:
+            self.conv = nn.Sequential(self.conv, nn.Conv2d(channels, channels, 1, bias=False))
+        self.steps = nn.ModuleList(
+            nn.ModuleList(nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU()) for _ in range(count)) for count in uses
+        )
+        self.pool = nn.MaxPool2d(2)
+        self.end = nn.Sequential(*head(channels))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images)
+        for level, steps in enumerate(self.steps):
+            features = self.pool(features) if level else features
+            for step in steps:
+                features = features + step(self.conv(features))
+        return self.end(features)
+
+
+def shared_24(channels: int, uses=(1, 2, 2, 2), separable: bool = False) -> nn.Module:
+    """`Shared` on the middle 24×24 pixels, which halve to 12, 6 and 3, with a global depthwise convolution."""
+    return Shared(channels, uses, partial(gdconv_head, side=3), 2, separable)
+
+
+class Dense(nn.Module):
+    """Each block's output is concatenated to its input.
+
+    `stages` are the channels that the blocks add at 24×24, 12×12, 6×6 and 3×3 pixels, on the middle of the image.
+    After Huang et al., "Densely connected convolutional networks", CVPR 2017.
+    """
+
+    def __init__(self, stages=((4,), (3,), (3,), (3,)), block: Callable = conv_block):
+        super().__init__()
+        self.stages, before = nn.ModuleList(), 1
+        for stage in stages:
+            layers = nn.ModuleList()
+            for channels in stage:
+                layers.append(nn.Sequential(*block(before, channels)))
+                before = before + channels
+            self.stages.append(layers)
+        self.crop, self.pool = nn.ZeroPad2d(-2), nn.MaxPool2d(2)
+        self.end = nn.Sequential(*gdconv_head(before, 24 >> (len(stages) - 1)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.crop(images)
+        for level, layers in enumerate(self.stages):
+            features = self.pool(features) if level else features
+            for layer in layers:
+                features = torch.cat([features, layer(features)], 1)
+        return self.end(features)
+
+
+class RadialBias(nn.Module):
+    """Adds a fixed radial pattern to the images, 0 in the middle and `height` at the corners, that encodes position."""
+
+    def __init__(self, height: float = 1.0, side: int = 28):
+        super().__init__()
+        squares = torch.linspace(-1, 1, side) ** 2
+        self.register_buffer("pattern", height / 2 * (squares + squares[:, None]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + self.pattern
+
+
+def cropped(stages, border: int = 2, block: Callable = conv_block, head: Callable = gap_head) -> nn.Module:
+    """A plain CNN on the middle of the image, where the digits are; a `border` is cropped."""
+    return nn.Sequential(nn.ZeroPad2d(-border), *plain_cnn(stages, block, head))
+
+
+def gdconv_24(stages=NET, block: Callable = conv_block) -> nn.Module:
+    """`gdconv` on the middle 24×24 pixels, which halve to 12, 6 and 3."""
+    return cropped(stages, 2, block, partial(gdconv_head, side=24 >> (len(stages) - 1)))
+
+
+def radial_bias(height: float = 1.0) -> nn.Module:
+    """`Net` with a radial pattern added to its input, so that it can see positions."""
+    return nn.Sequential(RadialBias(height), *plain_cnn(NET))

@@ -1,0 +1,90 @@
+"""Distillation: a small network learns from the logits of larger ones as well as from the labels.
+
+Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015: arxiv.org/abs/1503.02531. Teachers are
+trained on the same training images as the student and never see the images that it is evaluated on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from torch import Tensor, nn
+
+from experiments.candidates import KNOWN
+from helpers import Loss, build, cross_entropy, fit
+from training.checkpoint import load_weights, save_weights
+from training.device import pick_device, use_channels_last
+from training.files import TEACHERS
+from training.mnist import MnistData
+from training.recipe import SMOKE, Recipe
+
+FIRST_TEACHER_SEED = 200  # no student has it
+
+
+class Ensemble(nn.Module):
+    """Several trained networks as one: the mean of their logits, float (N, 10). Always in evaluation mode."""
+
+    def __init__(self, models: list[nn.Module]):
+        super().__init__()
+        self.models = nn.ModuleList(models).eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Ensemble:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([model(images).float() for model in self.models]).mean(0)
+
+
+def distillation_loss(teacher: nn.Module, recipe: Recipe) -> Loss:
+    """A loss for `fit`: the recipe's cross-entropy, mixed with the divergence from the teacher's logits.
+
+    Teacher and student see the same augmented images. `recipe.teacher_weight` is the share of the divergence.
+    """
+    label_loss = cross_entropy(recipe)
+
+    def loss(inputs: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            teacher_logits = teacher(inputs).float()
+        divergence = soft_divergence(logits, teacher_logits, recipe.temperature)
+        return torch.lerp(label_loss(inputs, logits, labels), divergence, recipe.teacher_weight)
+
+    return loss
+
+
+def soft_divergence(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Mean Kullback-Leibler divergence between both sides' softened predictions, from logits (N, 10)."""
+    student, target = (F.log_softmax(each / temperature, dim=1) for each in (logits, teacher_logits))
+    return F.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def load_teacher(recipe: Recipe, data: MnistData, device: str = "auto", folder: Path = TEACHERS) -> Ensemble:
+    """The teachers that the recipe names, trained on `data`; kept in `folder` for the next time.
+
+    Raises KeyError for an unknown variant.
+    """
+    seeds = range(FIRST_TEACHER_SEED, FIRST_TEACHER_SEED + recipe.teachers)
+    return Ensemble([_trained(recipe.teacher, seed, data, device, folder) for seed in seeds])
+
+
+def _trained(variant: str, seed: int, data: MnistData, device: str, folder: Path) -> nn.Module:
+    architecture, recipe = KNOWN[variant].build, KNOWN[variant].recipe
+    if SMOKE or data.source == "sample":
+        recipe = recipe.for_smoke()
+    content = json.dumps([variant, recipe.as_dict(), seed, str(data)], sort_keys=True)
+    path = folder / f"{variant}-{data.split}-{seed}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    device = pick_device(device)
+    with FileLock(path.with_suffix(".lock")):  # several trials may need it at once
+        if not path.exists():
+            model = build(architecture, seed)
+            fit(model, data, recipe, seed=seed, device=device, eval_every=recipe.epochs, progress=False)
+            save_weights(model, path)
+    model = load_weights(build(architecture, seed), path).to(device)
+    use_channels_last(model)
+    return model

@@ -1,0 +1,231 @@
+"""Trials on a Ray cluster, into a ledger on this machine.
+
+Requires Ray: `pip install -e ".[sweep]"`. The code is sent with the trials, the data is put into Ray's object store
+once, and only this process writes the ledger, so other hosts need neither a checkout nor a shared disk.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from experiments.ledger import COMMIT, append_line, append_trial, check_writable, current_commit
+from experiments.local_runner import deferred_interrupt
+from training.files import ROOT
+
+POLL = 0.3  # seconds
+PACKAGES = ("training", "analysis", "experiments")  # what a worker imports, beside helpers.py
+TOKEN = (
+    "A cluster with token authentication requires RAY_AUTH_MODE=token and the token: docs.ray.io/en/latest/ray-security"
+)
+
+
+class ClusterError(RuntimeError):
+    """Ray is not installed, or there is no usable cluster at the address."""
+
+
+def run_on_ray(
+    trials: list[dict],
+    data,
+    ledger: str | Path,
+    run: Callable[..., dict],
+    address: str = "auto",
+    workers: int | None = None,
+    gpus: float = 0,
+    retries: int = 2,
+    limit: float | None = None,
+    install: bool = True,
+) -> int:
+    """Call `run(data=data, **trial)` for each of `trials` on a Ray cluster, results into the ledger.
+
+    Returns the number of failures. `address` is a cluster's; "auto" is the one this machine belongs to, else one that
+    is started here and stopped at the end. Each trial takes a CPU and `gpus` (may be a fraction); at most `workers`
+    run at a time, None: as many as the cluster has room for. A trial that raises, takes longer than `limit` seconds,
+    runs out of memory, or whose worker or node dies, is retried `retries` times; then it is recorded, with the reason,
+    in `failures_path(ledger)`, and the others continue.
+    With `install`, hosts install this project's requirements. Raises ClusterError, and KeyboardInterrupt on Ctrl-C.
+    """
+    check_writable(ledger)
+    failed = 0
+    progress = tqdm(total=len(trials), unit="trial")
+    with deferred_interrupt() as interrupted, progress as bar, connected(address, install) as ray:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        clock = ray.remote(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)(_Clock).remote()
+        stored = ray.put(data)
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_one_trial)
+        waiting = deque((trial, 1) for trial in trials)
+        running: dict = {}
+        best = 0.0
+        while (waiting or running) and not interrupted.is_set():
+            while waiting and (workers is None or len(running) < workers):
+                trial, attempt = waiting.popleft()
+                name = f"{trial['variant']}, seed {trial['seed']}"
+                key = f"{name}, attempt {attempt}"
+                running[task.remote(run, trial, stored, clock, key)] = (trial, attempt, name, key)
+            finished, _ = ray.wait(list(running), num_returns=len(running), timeout=POLL)
+            started = _start_times(ray, clock)
+            late = {
+                reference
+                for reference, (*_, key) in running.items()
+                if limit and reference not in finished and time.time() - started.get(key, time.time()) > limit
+            }
+            for reference in late:
+                ray.cancel(reference, force=True)
+            for reference in [*finished, *late]:
+                trial, attempt, name, key = running.pop(reference)
+                try:
+                    if reference in late:
+                        raise TimeoutError(f"longer than {limit:g} seconds")
+                    result = ray.get(reference)
+                    append_trial(result, ledger)
+                except Exception as error:
+                    reason = describe_failure(error)
+                    if attempt <= retries:
+                        tqdm.write(f"{name}: attempt {attempt} failed, {reason}; trying again")
+                        waiting.append((trial, attempt + 1))
+                        continue
+                    failed += 1
+                    append_failure(trial, attempt, reason, ledger)
+                    tqdm.write(f"{name}: FAILED after {attempt} attempts, {reason}")
+                else:
+                    best = max(best, result["accuracy"])
+                    tqdm.write(f"{name}: {result['accuracy']:.2f}%, {result['seconds']:.0f} s")
+                bar.update()
+            count = sum(key in started for *_, key in running.values())
+            bar.set_postfix_str(f"{count} running, {failed} failed, best {best:.2f}%")
+        if interrupted.is_set():
+            for reference in running:
+                ray.cancel(reference, force=True)
+            raise KeyboardInterrupt
+    return failed
+
+
+class _Clock:
+    """An actor that records when each trial starts, on whatever host."""
+
+    def __init__(self):
+        self.started: dict[str, float] = {}
+
+    def start(self, key: str) -> None:
+        self.started.setdefault(key, time.time())
+
+    def all(self) -> dict[str, float]:
+        return self.started
+
+
+def _one_trial(run: Callable[..., dict], trial: dict, data, clock, key: str) -> dict:
+    """Run one trial on a worker."""
+    clock.start.remote(key)
+    return run(data=data, **trial)
+
+
+def _start_times(ray, clock) -> dict[str, float]:
+    """Start times of the trials; empty while the clock cannot be reached. ClusterError if a host cannot be prepared."""
+    try:
+        return ray.get(clock.all.remote(), timeout=5)
+    except ray.exceptions.RuntimeEnvSetupError as error:
+        raise ClusterError(f"a host cannot be prepared for this project, {describe_failure(error)}") from error
+    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        return {}
+
+
+@contextmanager
+def connected(address: str, install: bool = True) -> Iterator:
+    """Ray, connected to the cluster, with this project's code and settings; what is started here is stopped here."""
+    try:
+        import ray
+    except ImportError:
+        raise ClusterError('Ray is not installed: pip install -e ".[sweep]"') from None
+    if address not in ("auto", "local"):
+        _check_reachable(address)
+    variables = {name: os.environ[name] for name in ("MNIST_ROOT", "MNIST_SMOKE") if name in os.environ}
+    variables |= {"TQDM_DISABLE": "1", COMMIT: current_commit()}
+    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with tempfile.TemporaryDirectory() as folder:
+        copy_code(Path(folder))
+        local_environment = {"working_dir": folder, "env_vars": variables}
+        environment = dict(local_environment)
+        if install and address != "local":
+            environment["pip"] = {"packages": requirements(), "pip_check": False}
+        try:
+            ray.init(address, runtime_env=environment, **options)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            if address != "auto" or not isinstance(error, ConnectionError):
+                raise ClusterError(f"cannot connect to a Ray cluster at {address!r}: {error}. {TOKEN}") from error
+            ray.init("local", runtime_env=local_environment, include_dashboard=False, **options)
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise ClusterError if nothing listens at the address; Ray itself would retry for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and colon and port.isdigit()):
+        raise ClusterError(f"a Ray cluster's address is auto, local, HOST:PORT or ray://HOST:PORT, not {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"no Ray cluster at {address!r}: {error}") from error
+
+
+def copy_code(folder: Path) -> None:
+    """Copy what a worker imports into `folder`."""
+    shutil.copy(ROOT / "helpers.py", folder)
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def requirements() -> list[str]:
+    """The packages that a host needs, pinned to the versions installed here."""
+    names = [line.split(">=")[0] for line in (ROOT / "requirements.txt").read_text().split()]
+    return [f"{name}=={version(name).split('+')[0]}" for name in names if name != "jupyter"]
+
+
+def failures_path(ledger: str | Path) -> Path:
+    """The file of trials that failed for good, beside the ledger."""
+    return Path(ledger).with_suffix(".failures.jsonl")
+
+
+def append_failure(trial: dict, attempts: int, reason: str, ledger: str | Path) -> None:
+    """Record a failed trial: its arguments, the number of attempts, the last reason, and the time."""
+    path = failures_path(ledger)
+    line = {**trial, "attempts": attempts, "reason": reason}
+    line["time"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    with FileLock(path.with_suffix(".lock")):
+        append_line(json.dumps(line).encode() + b"\n", path)
+
+
+def describe_failure(error: Exception) -> str:
+    """The reason of a failure, in one line."""
+    kinds = {
+        "OutOfMemoryError": "it ran out of memory",
+        "NodeDiedError": "its node died",
+        "WorkerCrashedError": "its worker died",
+        "LocalRayletDiedError": "its node died",
+        "TaskCancelledError": "it was cancelled",
+        "ObjectLostError": "its node died",
+        "OwnerDiedError": "its node died",
+    }
+    if (kind := type(error).__name__) in kinds:
+        return kinds[kind]
+    cause = getattr(error, "cause", None) or error
+    *_, last = ["no reason given", *str(cause).strip().splitlines()]
+    return f"{type(cause).__name__}: {last}"

@@ -1,0 +1,86 @@
+"""One trial: a variant trained from one seed, as a line for the ledger."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from datetime import datetime, timezone
+
+import torch
+
+from analysis import inspection
+from experiments.candidates import KNOWN
+from experiments.distillation import distillation_loss, load_teacher
+from experiments.ledger import provenance
+from helpers import build, fit, mistakes, predict
+from training.device import pick_device
+from training.mnist import MnistData, load_mnist, load_sample, validation_split
+from training.recipe import Recipe
+
+
+def run_trial(
+    variant: str,
+    seed: int,
+    split: str,
+    changes: dict | None = None,
+    sample: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    data: MnistData | None = None,
+) -> dict:
+    """Train one variant from one seed and return its line for the ledger (see `ledger.KEYS`).
+
+    The split "validation" trains on five sixths of the training images and evaluates on the rest; "test" trains on all
+    and evaluates on the test images. `changes` replaces fields of the recipe. All arguments and the result are plain
+    values, so that a trial can run in any process on any host; `data` saves loading MNIST. Raises ValueError for an
+    unknown split or a bad recipe, and KeyboardInterrupt if Ctrl-C cuts the trial short.
+    """
+    if split not in ("validation", "test"):  # a typing error must not end on the test images
+        raise ValueError(f"split must be validation or test, not {split!r}")
+    if threads:
+        torch.set_num_threads(threads)
+    recipe = planned_recipe(variant, changes)
+    origin = provenance(pick_device(device))
+    data = data or load_data(sample)
+    if split == "validation":
+        data = validation_split(data)
+    loss = distillation_loss(load_teacher(recipe, data, device), recipe) if recipe.teacher else None
+    model = build(KNOWN[variant].build, seed)
+    start = time.perf_counter()
+    history = fit(model, data, recipe, seed=seed, device=device, loss=loss, progress=False)
+    seconds = time.perf_counter() - start
+    if len(history) < recipe.epochs:  # `fit` returns early on Ctrl-C
+        raise KeyboardInterrupt
+    return {
+        "variant": variant,
+        "recipe": recipe.as_dict(),
+        "seed": seed,
+        "split": split,
+        "epochs": recipe.epochs,
+        "parameters": inspection.count_parameters(model),
+        "macs": inspection.count_macs(model),
+        "accuracy": history[-1]["eval_accuracy"],
+        "best_accuracy": max(epoch["eval_accuracy"] for epoch in history),
+        "curve": [{key: round(value, 6) for key, value in epoch.items()} for epoch in history],
+        "mistakes": mistakes(data.eval_labels, predict(model, data.eval_images)),
+        "seconds": round(seconds, 1),
+        **origin,
+        "data": data.source,
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def load_data(sample: bool) -> MnistData:
+    """The data of a sweep: the sample or the full MNIST. Raises DataError if the full MNIST cannot be loaded."""
+    return load_sample() if sample else load_mnist(allow_sample=False)
+
+
+def planned_recipe(variant: str, changes: dict | None = None) -> Recipe:
+    """The variant's recipe with `changes`. Raises ValueError for an unknown field, a bad value or a bad teacher."""
+    recipe = KNOWN[variant].recipe
+    if unknown := sorted((changes or {}).keys() - recipe.as_dict().keys()):
+        raise ValueError(f"a recipe has no {', '.join(unknown)}; it has {', '.join(recipe.as_dict())}")
+    recipe = replace(recipe, **(changes or {}))
+    if recipe.teacher and recipe.teacher not in KNOWN:
+        raise ValueError(f"teacher must be a variant, {', '.join(KNOWN)}, not {recipe.teacher!r}")
+    return recipe

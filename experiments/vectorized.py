@@ -1,0 +1,158 @@
+"""Many seeds at once: one network from several seeds, trained side by side as a stack of tensors.
+
+A network this small leaves most of a GPU idle: stacked, many cost little more than one. Each seed sees the images in
+the order, and changed by the amounts, that `helpers.fit` would give it, so the results are the same up to rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from helpers import DivergenceError, build
+from training.augmentation import augment_by, draw, normalize
+from training.device import compile_model, pick_device
+from training.mnist import MnistData
+from training.optimizers import make_optimizer, make_scheduler, moving_average
+from training.recipe import Recipe
+
+
+class Stack(nn.Module):
+    """Networks of one architecture as one module, whose tensors have a first dimension for the network.
+
+    Takes images, float (S, N, 1, 28, 28); returns logits, float (S, N, 10).
+    """
+
+    def __init__(self, models: list[nn.Module]):
+        super().__init__()
+        parameters, buffers = stack_module_state(models)
+        for name, tensor in parameters.items():
+            self.register_parameter(_flat(name), nn.Parameter(tensor.detach()))
+        for name, tensor in buffers.items():
+            self.register_buffer(_flat(name), tensor)
+        self.names = [*parameters, *buffers]
+        self.skeleton = (copy.deepcopy(models[0]).to("meta"),)  # in a tuple: no part of this module
+
+    def state(self) -> dict[str, Tensor]:
+        """The stacked tensors by their names in one network."""
+        return {name: getattr(self, _flat(name)) for name in self.names}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """All networks, each on its own images."""
+        (skeleton,) = self.skeleton
+        skeleton.train(self.training)
+
+        def one(state: dict[str, Tensor], images: Tensor) -> Tensor:
+            return functional_call(skeleton, state, (images,))
+
+        return vmap(one, randomness="different")(self.state(), images)
+
+    def write_to(self, models: list[nn.Module]) -> None:
+        """Copy each network's tensors into a module of its own."""
+        for number, model in enumerate(models):
+            model.load_state_dict({name: tensor[number].detach() for name, tensor in self.state().items()})
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "-")  # torch allows no dots in the name of a tensor
+
+
+def fit_vectorized(
+    architecture, data: MnistData, recipe: Recipe, seeds: list[int], device: str = "auto", compile: bool = False
+) -> tuple[list[nn.Module], list[list[dict]]]:
+    """Train `architecture` from each of `seeds`, all at once; return the models and their histories (see `fit`).
+
+    Scored after the last epoch only; an epoch's seconds are those of all seeds divided by their number. `compiled`
+    trains by `torch.compile`. Raises ValueError for no seeds, a seed that comes twice, a recipe with a teacher or an
+    unknown device, and DivergenceError, naming the seeds, when a loss stops being finite.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"fit_vectorized wants one seed or more, each once, not {seeds}")
+    if recipe.teacher:
+        raise ValueError("fit_vectorized does not distil: train one by one, with fit")
+    device = pick_device(device)
+    data = data.to(device)
+    models = [build(architecture, seed).to(device) for seed in seeds]
+    stack = Stack(models)
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    optimizer = make_optimizer(stack.parameters(), recipe)
+    per_batch = recipe.schedule_every == "batch"
+    scheduler = make_scheduler(optimizer, recipe, len(data.train_images))
+    average = moving_average(stack, recipe.ema_decay) if recipe.ema_decay else None
+    forward = compile_model(stack, device) if compile else stack
+
+    histories: list[list[dict]] = [[] for _ in seeds]
+    for epoch in range(1, recipe.epochs + 1):
+        start = time.perf_counter()
+        stack.train()
+        loss_sum = torch.zeros(len(seeds), device=device)
+        correct = torch.zeros(len(seeds), device=device, dtype=torch.long)
+        count = len(data.train_images)
+        orders = torch.stack([torch.randperm(count, generator=each, device=device) for each in generators])
+        for batch in orders.split(recipe.batch_size, dim=1):
+            targets = data.train_labels[batch]
+            inputs = _augment_each(data.train_images[batch], recipe.in_epoch(epoch), generators)
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                logits = forward(inputs).float()
+            losses = _losses(logits, targets, recipe.label_smoothing)
+            optimizer.zero_grad()
+            losses.sum().backward()  # no weight has a part in another network's loss
+            optimizer.step()
+            if per_batch:
+                scheduler.step()
+            if average is not None:
+                average.update_parameters(stack)
+            loss_sum += losses.detach() * batch.shape[1]
+            correct += (logits.argmax(2) == targets).sum(1)
+        if not loss_sum.isfinite().all():
+            lost = [seed for seed, loss in zip(seeds, loss_sum.tolist(), strict=True) if not math.isfinite(loss)]
+            raise DivergenceError(f"the loss stopped being finite in epoch {epoch} for the seeds {lost}")
+        learning_rate = optimizer.param_groups[0]["lr"]
+        if not per_batch:
+            scheduler.step()
+        seconds = (time.perf_counter() - start) / len(seeds)
+        for history, loss, right in zip(histories, loss_sum.tolist(), correct.tolist(), strict=True):
+            line = {"epoch": epoch, "learning_rate": learning_rate}
+            line |= {"train_loss": loss / count, "train_accuracy": 100 * right / count}
+            line |= {"eval_loss": None, "eval_accuracy": None, "eval_correct": None, "seconds": seconds}
+            history.append(line)
+    final = stack if average is None else average.module
+    for history, loss, right in zip(histories, *_score(final, data), strict=True):
+        history[-1] |= {"eval_loss": loss, "eval_accuracy": 100 * right / len(data.eval_labels), "eval_correct": right}
+    final.write_to(models)
+    return models, histories
+
+
+def _augment_each(images: Tensor, recipe: Recipe, generators: list[torch.Generator]) -> Tensor:
+    """uint8 (S, N, 28, 28) → float32 (S, N, 1, 28, 28), as `augment` would do it with each network's generator."""
+    if not recipe.augments:
+        return normalize(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+    draws = torch.cat([draw(images.shape[1], recipe, generator) for generator in generators], dim=1)
+    return augment_by(draws, images.flatten(0, 1), recipe).unflatten(0, images.shape[:2])
+
+
+def _losses(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of each network, float (S,), from logits (S, N, 10) and targets (S, N)."""
+    every = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=label_smoothing)
+    return every.unflatten(0, targets.shape).mean(1)
+
+
+@torch.inference_mode()
+def _score(stack: Stack, data: MnistData, batch_size: int = 1000) -> tuple[list[float], list[int]]:
+    """Each network's mean cross-entropy per held-out image and its number of correct answers."""
+    stack.eval()
+    networks = len(stack.state()[stack.names[0]])
+    loss_sum = torch.zeros(networks, device=data.eval_images.device)
+    correct = torch.zeros(networks, device=data.eval_images.device, dtype=torch.long)
+    for images, labels in zip(data.eval_images.split(batch_size), data.eval_labels.split(batch_size), strict=True):
+        logits = stack(normalize(images).expand(networks, -1, -1, -1, -1))
+        targets = labels.expand(networks, -1)
+        loss_sum += _losses(logits, targets) * len(labels)
+        correct += (logits.argmax(2) == targets).sum(1)
+    return (loss_sum / len(data.eval_labels)).tolist(), correct.tolist()

@@ -1,0 +1,190 @@
+"""From photos and drawings to MNIST's kind of image."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+
+import helpers
+from inference.preprocessing import MAX_BYTES, DigitError, prepare, read_image
+from tests.utils import draw_digit, to_bytes
+from training.checkpoint import load_weights
+from training.files import WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_weights(helpers.build(), WEIGHTS)
+
+
+def answer(model, image: Image.Image) -> int:
+    return int(helpers.predict(model, prepare(image)[None]).argmax())
+
+
+def test_it_looks_as_mnist_was_made():
+    image = prepare(draw_digit(4))
+    assert image.shape == (28, 28)
+    assert image.dtype == torch.uint8
+    assert image.max() == 255
+    rows, columns = (image > 64).any(1).nonzero().flatten(), (image > 64).any(0).nonzero().flatten()
+    assert 19 <= rows[-1] - rows[0] + 1 <= 21
+    assert columns[-1] - columns[0] + 1 < 20
+    weights = image.double() / image.sum()
+    for axis in (0, 1):
+        assert abs((weights.sum(1 - axis) * torch.arange(28)).sum() - 13.5) <= 0.6
+
+
+@pytest.mark.parametrize("digit", [0, 1, 4, 7])
+@pytest.mark.parametrize(
+    "look",
+    [
+        {},
+        {"ink": "white", "paper": "black"},
+        {"ink": "navy", "paper": "khaki"},
+        {"ink": "yellow", "paper": "darkgreen"},
+        {"ink": (200, 30, 30), "paper": (30, 118, 30)},
+        {"width": 4},
+        {"width": 30},
+        {"ink": (90, 90, 90), "paper": (150, 150, 150)},
+    ],
+    ids=["plain", "inverted", "ink", "chalk", "same grey", "thin", "thick", "pale"],
+)
+def test_strokes_are_read(model, digit, look):
+    assert answer(model, draw_digit(digit, **look)) == digit
+
+
+def test_size_place_and_colour_do_not_matter():
+    wanted = prepare(draw_digit(4, ink="white", paper="black")).float()
+    larger = draw_digit(4, size=300).resize((1200, 1200), Image.Resampling.LANCZOS)
+    moved = Image.new("RGB", (500, 400), "white")
+    moved.paste(draw_digit(4), (150, 30))
+    for image in (draw_digit(4), larger, moved):
+        assert (prepare(image).float() - wanted).abs().mean() < 12
+
+
+def test_transparent_backgrounds(model):
+    for ink in ("black", "white"):
+        assert answer(model, draw_digit(7, ink=ink, paper=(0, 0, 0, 0), mode="RGBA")) == 7
+    palette = draw_digit(7, mode="L").convert("P")
+    palette.info["transparency"] = palette.getpixel((0, 0))
+    assert answer(model, read_image(to_bytes(palette))) == 7
+
+
+def test_exif_rotation(model):
+    upright = draw_digit(7)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: 90° clockwise to see it upright
+    turned = to_bytes(upright.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif.tobytes())
+    assert answer(model, read_image(turned)) == 7
+
+
+def test_a_photo_with_uneven_light_and_noise(model):
+    paper = np.linspace(0.9, 0.45, 300)[None, :] * np.linspace(1, 0.8, 300)[:, None]
+    ink = np.asarray(draw_digit(4, mode="L").filter(ImageFilter.GaussianBlur(2)), dtype=float) / 255
+    noise = np.random.default_rng(0).normal(0, 0.015, (300, 300))
+    photo = Image.fromarray((np.clip(paper * (0.3 + 0.7 * ink) + noise, 0, 1) * 255).astype(np.uint8))
+    assert answer(model, photo) == 4
+
+
+def test_the_edge_of_a_shadow_is_no_stroke(model):
+    light = np.where(np.add.outer(np.arange(300), np.arange(300)) < 330, 1.0, 0.6)
+    pencil = 0.7 + 0.3 * np.asarray(draw_digit(4, mode="L"), dtype=float) / 255
+    assert answer(model, Image.fromarray((230 * light * pencil).astype(np.uint8))) == 4
+
+
+def test_sixteen_bits(model):
+    values = 65535 - np.asarray(draw_digit(7, mode="L"), dtype=np.uint16) * 257
+    assert answer(model, read_image(to_bytes(Image.fromarray(values)))) == 7
+
+
+def test_mnists_own_digits_stay_what_they_are(model, sample):
+    images, labels = sample.eval_images[:200], sample.eval_labels[:200]
+    prepared = torch.stack([prepare(Image.fromarray(image.numpy())) for image in images])
+    right = helpers.predict(model, prepared).argmax(1) == labels
+    assert right.float().mean() > 0.96
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.new("L", (100, 100), 255), "no ink"),
+        (Image.new("L", (100, 100), 0), "no ink"),
+        (Image.new("RGBA", (50, 50), (0, 0, 0, 0)), "no ink"),
+        (Image.new("L", (1, 1), 0), "no ink"),
+        (
+            Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90), dtype=np.uint8)),
+            "nearly everywhere|several",
+        ),
+    ],
+    ids=["white", "black", "transparent", "a pixel", "noise"],
+)
+def test_what_is_no_digit_is_told(image, message):
+    with pytest.raises(DigitError, match=message):
+        prepare(image)
+
+
+@pytest.mark.parametrize(("first", "place"), [(1, (100, 0)), (7, (0, 150))], ids=["beside", "below"])
+def test_several_digits_are_told(first, place):
+    two = Image.new("RGB", (600, 600), "white")
+    two.paste(draw_digit(4), place)
+    two.paste(draw_digit(first).crop((0, 0, 150, 240)), (0, 0))
+    with pytest.raises(DigitError, match="several digits"):
+        prepare(two)
+
+
+def test_a_line_is_wider_than_a_digit():
+    line = Image.new("RGB", (300, 300), "white")
+    ImageDraw.Draw(line).line([(20, 150), (280, 150)], fill="black", width=12)
+    with pytest.raises(DigitError, match="wider than a digit"):
+        prepare(line)
+
+
+@pytest.mark.parametrize("sides", [(60, 0, 0, 0), (60, 40, 0, 0), (40, 30, 50, 60)], ids=["left", "corner", "all"])
+@pytest.mark.parametrize("digit", [0, 1, 4, 7])
+def test_a_sheet_on_a_table(model, digit, sides):
+    left, top, right, bottom = sides
+    photo = Image.new("RGB", (300 + left + right, 300 + top + bottom), (92, 60, 40))
+    photo.paste(draw_digit(digit, paper=(240, 240, 233)), (left, top))
+    assert answer(model, photo) == digit
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_a_shadow_is_no_table(model, share):
+    pixels = np.asarray(draw_digit(4, paper=(230, 230, 230)), dtype=np.float32)
+    pixels[:, : int(share * 300)] *= 0.7
+    assert answer(model, Image.fromarray(pixels.astype(np.uint8))) == 4
+
+
+def test_specks_do_not_matter(model):
+    image = draw_digit(7)
+    ImageDraw.Draw(image).ellipse((250, 20, 256, 26), fill="black")
+    assert answer(model, image) == 7
+
+
+def test_damaged_files_are_told(tmp_path):
+    good = to_bytes(draw_digit())
+    path = tmp_path / "digit.png"
+    path.write_bytes(good)
+    assert read_image(path).size == (300, 300)
+    for data, message in (
+        (b"", "the file is empty"),
+        (b"hello", "no image"),
+        (good[: len(good) // 2], "damaged or cut off"),
+        (to_bytes(draw_digit(), "JPEG")[:600], "damaged or cut off"),
+        (b"x" * (MAX_BYTES + 1), "larger than 50 MB"),
+    ):
+        with pytest.raises(DigitError, match=message):
+            read_image(data)
+    with pytest.raises(FileNotFoundError):
+        read_image(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("side", [12_000, 20_000])  # above our limit, and above twice Pillow's
+def test_decompression_bombs_are_not_opened(side, recwarn):
+    bomb = to_bytes(Image.new("1", (side, side)))
+    assert len(bomb) < 100_000
+    with pytest.raises(DigitError, match="too many"):
+        read_image(bomb)
+    assert not recwarn.list

@@ -1,0 +1,106 @@
+"""Statistics against values known from elsewhere or worked out by hand."""
+
+import math
+
+import pytest
+from scipy import stats
+
+from analysis import statistics
+
+
+def trial(seed, accuracy):
+    return {"seed": seed, "accuracy": accuracy}
+
+
+def test_wilson_interval_by_hand():
+    correct, total, z = 9940, 10_000, 1.959963984540054
+    share = correct / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    assert statistics.wilson_interval(correct, total) == pytest.approx((100 * (centre - half), 100 * (centre + half)))
+    low, high = statistics.wilson_interval(10_000, 10_000)
+    assert 99.9 < low < high == pytest.approx(100)
+    with pytest.raises(ValueError, match="from 0 to 10, not 11"):
+        statistics.wilson_interval(11, 10)
+
+
+def test_mcnemar_by_hand():
+    ours = {str(index): 0 for index in range(10)}  # wrong on 0 to 9
+    theirs = {str(index): 1 for index in range(8, 11)}  # wrong on 8 to 10: 8 against 1 alone
+    by_hand = 2 * (math.comb(9, 0) + math.comb(9, 1)) / 2**9
+    assert statistics.mcnemar(ours, theirs) == pytest.approx(by_hand)
+    assert statistics.mcnemar(ours, dict(ours)) == 1.0
+
+
+def test_paired_difference_by_hand():
+    ours = [trial(seed, accuracy) for seed, accuracy in ((1, 99.4), (2, 99.5), (3, 99.6), (9, 50.0))]
+    theirs = [trial(seed, accuracy) for seed, accuracy in ((3, 99.4), (2, 99.4), (1, 99.3))]
+    result = statistics.paired_difference(ours, theirs)
+    spread = math.sqrt(((0.1 - 0.4 / 3) ** 2 * 2 + (0.2 - 0.4 / 3) ** 2) / 2) / math.sqrt(3)
+    assert result["n"] == 3
+    assert result["mean"] == pytest.approx(0.4 / 3)
+    assert result["high"] == pytest.approx(0.4 / 3 + 4.302652729911275 * spread)
+    assert result["low"] == pytest.approx(0.4 / 3 - 4.302652729911275 * spread)
+
+
+def test_paired_difference_needs_common_seeds():
+    with pytest.raises(ValueError, match=r"\[1\] and \[2\]"):
+        statistics.paired_difference([trial(1, 99.4)], [trial(2, 99.4)])
+    single = statistics.paired_difference([trial(1, 99.5)], [trial(1, 99.4)])
+    assert single["mean"] == pytest.approx(0.1)
+    assert math.isnan(single["p"])
+
+
+def test_one_sided_test_has_a_direction():
+    accuracies = [99.45, 99.47, 99.44, 99.46]
+    assert statistics.p_mean_above(accuracies, 99.4) < 0.01
+    assert statistics.p_mean_above(accuracies, 99.5) > 0.99
+    assert math.isnan(statistics.p_mean_above([99.5], 99.4))
+
+
+def test_seeds_in_words():
+    text = statistics.describe_seeds([trial(0, 99.40), trial(1, 99.44), trial(2, 99.48)])
+    assert text.startswith("mean 99.44% over 3 seeds (standard deviation 0.04, minimum 99.40%, ")
+    assert text.endswith("a mean above 99.4%: p = 0.11)")
+    assert statistics.describe_seeds([trial(0, 99.4)]) == "99.40% from one seed"
+
+
+def test_holm_by_hand():
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
+
+
+def test_holm_leaves_out_what_could_not_be_tested():
+    corrected = statistics.holm([0.02, math.nan, 0.04])
+    assert corrected[::2] == pytest.approx([0.04, 0.04])
+    assert math.isnan(corrected[1])
+
+
+def test_mean_interval_by_hand():
+    half = 4.302652729911275 * 0.1 / math.sqrt(3)
+    assert statistics.mean_interval([99.3, 99.4, 99.5]) == pytest.approx((99.4 - half, 99.4 + half))
+    assert all(map(math.isnan, statistics.mean_interval([99.4])))
+
+
+def test_pooled_deviation_weighs_by_freedom():
+    groups = [[99.0, 99.2], [99.0, 99.1, 99.2, 99.3], [50.0]]
+    by_hand = math.sqrt((1 * stats.tvar(groups[0]) + 3 * stats.tvar(groups[1])) / 4)
+    assert statistics.pooled_deviation(groups) == (pytest.approx(by_hand), 4)
+    deviation, freedom = statistics.pooled_deviation([[99.0]])
+    assert math.isnan(deviation)
+    assert freedom == 0
+
+
+def test_pooled_difference_without_any_noise():
+    assert statistics.pooled_difference(0.1, 3, 0.0, 4)["p"] == 0
+    assert statistics.pooled_difference(0.0, 3, 0.0, 4)["p"] == 1
+
+
+def test_pooled_difference_is_the_two_sample_t_test_where_only_two_are_pooled():
+    ours, theirs = [99.3, 99.4, 99.5], [99.1, 99.2, 99.35]
+    mean = sum(ours) / 3 - sum(theirs) / 3
+    result = statistics.pooled_difference(mean, 3, *statistics.pooled_deviation([ours, theirs]))
+    known = stats.ttest_ind(ours, theirs)
+    interval = known.confidence_interval()
+    assert [result[key] for key in ("p", "low", "high")] == pytest.approx([known.pvalue, interval.low, interval.high])

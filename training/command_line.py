@@ -1,0 +1,57 @@
+"""What the command lines share: one-line errors, exit codes, and an option for every field of a recipe.
+
+No torch here, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection
+from dataclasses import fields
+
+from training.recipe import CHOICES, Recipe
+
+INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+TYPES = {"int": int, "float": float, "str": str}
+METAVARS = {"int": "N", "float": "X", "str": "NAME"}
+
+
+class Parser(argparse.ArgumentParser):
+    """Prints a module's docstring as its description, and an error in one line, without the usage before it."""
+
+    def __init__(self, prog: str, description: str | None, usage: str = "%(prog)s [options]"):
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, usage=usage, description=description, formatter_class=layout)
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def add_recipe_options(
+    parser: argparse.ArgumentParser, title: str, defaults: Recipe | None = None, skip: Collection[str] = ()
+) -> None:
+    """Give `parser` a group with an option for every field of `Recipe` except those in `skip`.
+
+    The help names the values of `defaults`; an option that is not given is absent from the parsed namespace.
+    """
+    group = parser.add_argument_group(title)
+    for field in fields(Recipe):
+        if field.name in skip:
+            continue
+        names = ["--" + field.name.replace("_", "-")] + (["--lr"] if field.name == "learning_rate" else [])
+        default = f" (default {getattr(defaults, field.name)})" if defaults else ""
+        help = (field.metadata["help"] + default).replace("%", "%%")
+        options: dict = {"dest": field.name, "default": argparse.SUPPRESS, "help": help}
+        if field.type == "bool":
+            options["action"] = argparse.BooleanOptionalAction
+        elif field.name in CHOICES:
+            options["choices"] = CHOICES[field.name]
+        else:
+            options |= {"type": TYPES[field.type], "metavar": METAVARS[field.type]}
+        group.add_argument(*names, **options)
+
+
+def recipe_changes(options: argparse.Namespace) -> dict:
+    """The recipe's fields that the command line sets, with their values."""
+    names = [field.name for field in fields(Recipe)]
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}

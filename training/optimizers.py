@@ -1,0 +1,120 @@
+"""Everything that moves weights: optimisers by name, Muon, learning rate schedules, the moving average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from training.recipe import Recipe
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # five steps bring singular values to between 0.7 and 1.2 (Jordan et al.)
+TINY = 1e-7  # instead of a division by zero, where a layer is dead
+
+
+def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser over all of a model's parameters."""
+    settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "muon":
+        return Muon(parameters, sgd_lr=recipe.sgd_learning_rate, momentum=recipe.momentum, **settings)
+    if recipe.optimizer == "sgd":
+        momentum = {"momentum": recipe.momentum, "nesterov": recipe.nesterov and recipe.momentum > 0}
+        return torch.optim.SGD(parameters, **settings, **momentum)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adadelta": torch.optim.Adadelta}
+    return kinds[recipe.optimizer](parameters, **settings)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, images: int) -> LambdaLR:
+    """The recipe's schedule for `images` training images; `recipe.schedule_every` says when to step it."""
+    steps_per_epoch = math.ceil(images / recipe.batch_size) if recipe.schedule_every == "batch" else 1
+    return LambdaLR(optimizer, lambda step: recipe.learning_rate_factor(step, steps_per_epoch))
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of weights and BatchNorm statistics, to be updated after every batch.
+
+    The decay grows up to `decay`. A constant one would keep half-random weights in the average for the first epochs.
+    """
+
+    def update(averaged: list[Tensor], current: list[Tensor], count_on_device: Tensor) -> None:
+        count = int(average.n_averaged)  # on the CPU; reading `count_on_device` would make a GPU wait
+        get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averaged, current, count_on_device)
+
+    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    return average
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for convolutions, SGD with Nesterov momentum for everything else: BatchNorm, biases, linear layers.
+
+    Parameters of four dimensions (outputs, inputs, height, width) count as convolutions; more dimensions in front
+    stack the convolutions of several networks (`experiments/vectorized.py`). The gradient with momentum is flattened
+    to a matrix (outputs, inputs × height × width) and replaced by the nearest matrix with orthonormal rows or columns,
+    so that no direction dominates. Weights keep their initial norm: BatchNorm makes the output independent of it, so
+    it would only change the effective rate.
+
+    `lr` is the rate of convolutions as a fraction of their norm; `sgd_lr` and `weight_decay` belong to SGD.
+
+    Keller Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024:
+    kellerjordan.github.io/posts/muon
+    """
+
+    def __init__(
+        self, parameters: Iterable[Tensor], lr: float, sgd_lr: float, momentum: float, weight_decay: float = 0.0
+    ):
+        parameters = list(parameters)
+        groups = [
+            {"params": [p for p in parameters if p.dim() >= 4], "lr": lr, "orthogonal": True, "weight_decay": 0.0},
+            {
+                "params": [p for p in parameters if p.dim() < 4],
+                "lr": sgd_lr,
+                "orthogonal": False,
+                "weight_decay": weight_decay,
+            },
+        ]
+        super().__init__([group for group in groups if group["params"]], {"momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update every parameter by its gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                gradient = parameter.grad.add(parameter, alpha=group["weight_decay"])
+                state["momentum"].mul_(group["momentum"]).add_(gradient)
+                update = gradient.add(state["momentum"], alpha=group["momentum"])
+                if group["orthogonal"]:
+                    norm = norm_of(parameter)
+                    update = orthogonal(update.flatten(-3)).view_as(update)
+                    parameter.sub_(update * (group["lr"] * norm / norm_of(update).clamp_min(TINY)))
+                    parameter.mul_(norm / norm_of(parameter).clamp_min(TINY))
+                else:
+                    parameter.sub_(update, alpha=group["lr"])
+
+
+def norm_of(filters: Tensor) -> Tensor:
+    """The norm of each convolution's weights (..., outputs, inputs, height, width), with their dimensions kept as 1."""
+    return filters.square().sum((-4, -3, -2, -1), keepdim=True).sqrt()
+
+
+def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
+    """The nearest matrix with orthonormal rows (or columns, if fewer), approximated by Newton-Schulz iteration.
+
+    Takes and returns float matrices (..., rows, columns). All singular values become about 1; zero stays zero.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    wide = matrix.mT if tall else matrix
+    wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp_min(TINY)
+    for _ in range(steps):
+        gram = wide @ wide.mT
+        wide = a * wide + (b * gram + c * gram @ gram) @ wide
+    return wide.mT if tall else wide

@@ -1,0 +1,139 @@
+"""How a network is trained, as plain numbers and words. Importing this is instant: no torch here."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+SMOKE = os.environ.get("MNIST_SMOKE") == "1"  # notebooks and tests: a short run on the small sample
+
+CHOICES = {
+    "optimizer": ("sgd", "adam", "adamw", "adadelta", "muon"),
+    "schedule": ("constant", "step", "linear", "cosine"),
+    "schedule_every": ("batch", "epoch"),
+    "precision": ("float32", "bfloat16"),
+}
+
+NO_AUGMENTATION = {"rotation": 0.0, "translation": 0.0, "scale": 0.0, "shear": 0.0, "elastic": 0.0}
+
+
+def _setting(default: Any, help: str) -> Any:
+    """A field of the recipe with its description, which the command lines show."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to train; the defaults are the final recipe of `Net`.
+
+    Raises ValueError on construction when a value makes no sense, naming the value and its range.
+    """
+
+    epochs: int = _setting(20, "passes over the training images")
+    batch_size: int = _setting(128, "images a step")
+
+    optimizer: str = _setting("muon", "muon trains convolutions by Muon and the rest by SGD")
+    learning_rate: float = _setting(0.05, "peak rate; for muon, as a fraction of each convolution's norm")
+    sgd_learning_rate: float = _setting(0.1, "muon: peak rate of SGD for what is not a convolution")
+    momentum: float = _setting(0.85, "of sgd and muon")
+    nesterov: bool = _setting(True, "sgd: Nesterov momentum")
+    weight_decay: float = _setting(2e-4, "L2 penalty; muon: not on convolutions")
+    precision: str = _setting("float32", "of the forward and backward pass; weights are always float32")
+
+    schedule: str = _setting("linear", "of the rate after warm-up; linear and cosine end at 0")
+    schedule_every: str = _setting("batch", "when the rate changes")
+    warmup: float = _setting(0.1, "fraction of the run in which the rate rises from 0; only with schedule_every batch")
+    step_epochs: int = _setting(6, "schedule step: epochs between two steps")
+    step_factor: float = _setting(0.1, "schedule step: factor of the rate at each step")
+
+    label_smoothing: float = _setting(0.0, "probability spread over all classes")
+    ema_decay: float = _setting(0.998, "of the weights' moving average, updated every batch; 0: no average")
+
+    teacher: str = _setting("", "distillation: the variant to learn from")
+    teachers: int = _setting(1, "distillation: number of teachers, whose logits are averaged")
+    teacher_weight: float = _setting(0.5, "distillation: share of the loss; the labels have the rest")
+    temperature: float = _setting(2.0, "distillation: both sides' logits are divided by it")
+
+    rotation: float = _setting(10.0, "at most ± degrees")
+    translation: float = _setting(0.08, "at most ± this fraction of the side, in x and in y")
+    scale: float = _setting(0.1, "factor of the size, in 1 ± this")
+    shear: float = _setting(6.0, "at most ± degrees, along x")
+    elastic: float = _setting(0.0, "elastic distortion, at most ± pixels")
+    epochs_without_augmentation: int = _setting(0, "at the end of the run")
+
+    def __post_init__(self):
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        if not isinstance(self.nesterov, bool):
+            raise ValueError(f"nesterov must be true or false, not {self.nesterov!r}")
+        for name in ("epochs", "batch_size", "step_epochs", "teachers"):
+            _check(self, name, lambda value: isinstance(value, int) and value >= 1, "a whole number, 1 or more")
+        for name in ("learning_rate", "sgd_learning_rate", "step_factor", "temperature"):
+            _check(self, name, lambda value: value > 0, "greater than 0")
+        if self.optimizer == "muon":
+            _check(self, "learning_rate", lambda value: 0 < value <= 1, "greater than 0 and, for muon, at most 1")
+        for name in ("weight_decay", "elastic"):
+            _check(self, name, lambda value: value >= 0, "0 or more")
+        whole = "a whole number, 0 or more"
+        _check(self, "epochs_without_augmentation", lambda value: isinstance(value, int) and value >= 0, whole)
+        for name in ("momentum", "warmup", "label_smoothing", "ema_decay", "translation", "scale"):
+            _check(self, name, lambda value: 0 <= value < 1, "at least 0 and less than 1")
+        _check(self, "teacher_weight", lambda value: 0 <= value <= 1, "from 0 to 1")
+        _check(self, "rotation", lambda value: 0 <= value <= 180, "from 0 to 180 degrees")
+        _check(self, "shear", lambda value: 0 <= value < 90, "at least 0 and less than 90 degrees")
+
+    @property
+    def augments(self) -> bool:
+        """True when training images are changed at all."""
+        return any(getattr(self, name) for name in NO_AUGMENTATION)
+
+    def in_epoch(self, number: int) -> Recipe:
+        """The recipe in epoch `number`, from 1: in the last `epochs_without_augmentation` images are not augmented."""
+        if number <= self.epochs - self.epochs_without_augmentation:
+            return self
+        return replace(self, **NO_AUGMENTATION)
+
+    def for_smoke(self) -> Recipe:
+        """The same recipe with two epochs of small batches, for a quick run on the sample."""
+        return replace(self, epochs=2, batch_size=32)
+
+    def as_dict(self) -> dict:
+        """All fields, JSON-ready."""
+        return asdict(self)
+
+    def learning_rate_factor(self, step: int, steps_per_epoch: int) -> float:
+        """The factor of the peak rate after `step` steps of the schedule.
+
+        `steps_per_epoch` is the number of batches when the rate changes once a batch, 1 when once an epoch.
+        """
+        steps = self.epochs * steps_per_epoch
+        warmup = round(self.warmup * steps) if self.schedule_every == "batch" else 0
+        if step < warmup:
+            return (step + 1) / warmup
+        if self.schedule == "step":
+            return self.step_factor ** (step // (self.step_epochs * steps_per_epoch))
+        if self.schedule == "constant":
+            return 1.0
+        progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return 1 - progress if self.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+
+
+def recipe_difference(stored: dict, current: dict) -> list[str]:
+    """The fields in which two recipes (as dicts) differ, a readable line each; empty when they are the same."""
+    names = [field.name for field in fields(Recipe)]
+    names += sorted((stored.keys() | current.keys()) - set(names))
+    return [
+        f"{name}: {stored.get(name, 'absent')!r} there, {current.get(name, 'absent')!r} here"
+        for name in names
+        if stored.get(name) != current.get(name)
+    ]
+
+
+def _check(recipe: Recipe, name: str, is_good, what: str) -> None:
+    value = getattr(recipe, name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not is_good(value):
+        raise ValueError(f"{name} must be {what}, not {value!r}")
