@@ -1,4 +1,4 @@
-"""Tests and the notebooks that they run use the small sample: no network, and the same answer everywhere."""
+"""Tests and notebooks run on the small sample: no network, and the same results everywhere."""
 
 import os
 import signal
@@ -7,11 +7,13 @@ import pytest
 
 os.environ["MNIST_SMOKE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: several threads in each would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
 def interruptible():
-    """Ctrl-C works in this process and its children, though a shell may have started pytest with it ignored."""
+    """Enable Ctrl-C in this process and its children: a shell may have started pytest with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -23,7 +23,6 @@ from training.augmentation import augment, normalize
 from training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from training.device import compile_model, keep_freed_memory, pick_device, should_compile, use_channels_last
 from training.mnist import MnistData
-from training.optimizers import make_optimizer, make_scheduler, moving_average
 from training.recipe import Recipe
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (inputs, logits, labels) → the mean loss of a batch
@@ -165,9 +164,9 @@ def fit(
     """Train `model` by `recipe` and return its history, one dict an epoch.
 
     Keys: epoch (from 1), learning_rate (after the last batch), train_loss, train_accuracy, eval_loss, eval_accuracy
-    (losses per image, accuracies in percent), eval_correct (images), seconds. The eval values are of the images that
-    `data` holds out, after every `eval_every` epochs and after the last, otherwise None. Afterwards the model holds
-    the weights that were evaluated last: the moving average if the recipe has one.
+    (losses per image, accuracies in percent), eval_correct (images), seconds. Evaluated are `data.eval_images`, every
+    `eval_every` epochs and after the last; otherwise the eval values are None. Afterwards the model holds the weights
+    that were evaluated last: the moving average if the recipe has one.
 
     `compile`: train a compiled model; equal up to rounding, slow at the first batch, then fast. None: on a CPU in long
     runs. `loss`: instead of the recipe's cross-entropy, e.g. `experiments.distillation.distillation_loss`.
@@ -195,20 +194,12 @@ def fit(
         compile = should_compile(device, recipe.epochs * math.ceil(len(data.train_images) / recipe.batch_size))
     forward = compile_model(model, device) if compile else model
     torch.manual_seed(seed)  # of dropout, which draws from the global generators
-    optimizer = make_optimizer(model.parameters(), recipe)
-    state = TrainingState(
-        run={"recipe": recipe.as_dict(), "seed": seed, "data": str(data), "device": device.type},
-        model=model,
-        optimizer=optimizer,
-        scheduler=make_scheduler(optimizer, recipe, len(data.train_images)),
-        average=moving_average(model, recipe.ema_decay) if recipe.ema_decay else None,
-        generator=torch.Generator(device).manual_seed(seed),
-    )
+    state = TrainingState.start(model, data, recipe, seed, device)
     if resume:
         state.restore(load_checkpoint(checkpoint, state.run, model))
-    last_good = state.capture()
+    last_complete = state.capture()
     evaluated = model if state.average is None else state.average
-    schedule_batches = recipe.schedule_every == "batch"
+    scheduled_by_batch = recipe.schedule_every == "batch"
 
     try:
         for number in range(len(state.history) + 1, recipe.epochs + 1):
@@ -219,42 +210,41 @@ def fit(
                     model,
                     data.train_images,
                     data.train_labels,
-                    optimizer,
+                    state.optimizer,
                     recipe.in_epoch(number),
                     state.generator,
-                    scheduler=state.scheduler if schedule_batches else None,
+                    scheduler=state.scheduler if scheduled_by_batch else None,
                     average=state.average,
                     forward=forward,
                     loss=loss,
                     progress=progress,
                 )
-            learning_rate = optimizer.param_groups[0]["lr"]
-            if not schedule_batches:
+            learning_rate = state.optimizer.param_groups[0]["lr"]
+            if not scheduled_by_batch:
                 state.scheduler.step()
-
             eval_loss = eval_accuracy = eval_correct = None
             if number % eval_every == 0 or number == recipe.epochs:
                 eval_loss, eval_correct = evaluate(evaluated, data.eval_images, data.eval_labels)
                 eval_accuracy = 100 * eval_correct / len(data.eval_labels)
                 _check_finite(eval_loss)
-
             epoch = {"epoch": number, "learning_rate": learning_rate}
             epoch |= {"train_loss": train_loss, "train_accuracy": train_accuracy}
             epoch |= {"eval_loss": eval_loss, "eval_accuracy": eval_accuracy, "eval_correct": eval_correct}
             state.history.append(epoch | {"seconds": time.perf_counter() - start})
-            last_good = state.capture()
-            if checkpoint is not None:
-                save_checkpoint(checkpoint, last_good)
+            last_complete = state.capture()
             if progress:
                 print(epoch_line(state.history[-1], recipe.epochs, data))
+            if checkpoint is not None:
+                save_checkpoint(checkpoint, last_complete)
     except KeyboardInterrupt:
-        state.restore(last_good)
+        state.restore(last_complete)
         print(f"Interrupted in epoch {len(state.history) + 1}; complete epochs that are kept: {len(state.history)}.")
     except DivergenceError as error:
-        state.restore(last_good)
+        state.restore(last_complete)
+        complete = len(state.history)
         raise DivergenceError(
-            f"the loss stopped being finite in epoch {len(state.history) + 1}; the state after epoch "
-            f"{len(state.history)} is kept. Try a smaller learning rate than {recipe.learning_rate}."
+            f"the loss stopped being finite in epoch {complete + 1}; the state after epoch {complete} is kept. "
+            f"Try a smaller learning rate than {recipe.learning_rate}."
         ) from error
     if state.average is not None:
         model.load_state_dict(state.average.module.state_dict())
@@ -281,9 +271,7 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 1000) -> Tensor:
     """
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != (28, 28):
         found = f"{images.dtype} {tuple(images.shape)}" if hasattr(images, "shape") else type(images).__name__
-        raise ValueError(
-            f"images must be a uint8 tensor (N, 28, 28), not {found}; inference.predict.read makes one from a file"
-        )
+        raise ValueError(f"images must be uint8 (N, 28, 28), not {found}; inference.predict.read makes one from a file")
     model.eval()
     use_channels_last(model)  # loaded weights then give the trained model's predictions bit for bit
     device = next(model.parameters()).device

@@ -1,19 +1,18 @@
-"""What can be said about a network without training it: its layers, its cost and what each layer sees.
+"""Reports on an untrained or trained network: layers, parameters, multiply-adds and receptive fields.
 
-Nothing here leaves a trace: training modes, BatchNorm statistics, the device and the random state stay as they were.
-Wherever an `input_size` is asked for, it is (batch, channels, height, width).
+No function has side effects: training modes, BatchNorm statistics, gradients, the device and the random state stay as
+they are. Every `input_size` is (batch, channels, height, width).
 """
 
 from __future__ import annotations
 
-import re
+import copy
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import pandas as pd
 import torch
-import torch.fx
 import torchinfo
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,7 +23,7 @@ from torchinfo.enums import Units
 IMAGE = (1, 1, 28, 28)  # one MNIST digit
 NET_COUNTS = {"BatchNorm2d": 5, "Dropout": 0, "Linear": 1, "GAP": 1}
 
-# From Python 3.11 on, torchinfo 1.8 prints "Units.MEGABYTES" for "M"; the summary should read alike everywhere.
+# From Python 3.11 on, torchinfo 1.8 prints "Units.MEGABYTES" for "M".
 Units.__str__ = str.__str__
 
 SLIDING = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
@@ -32,11 +31,11 @@ ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 
 def summary(model: nn.Module, input_size: tuple[int, ...] = IMAGE) -> torchinfo.ModelStatistics:
-    """The layer summary of torchinfo; it shows itself as a notebook cell's last value, and with `print`."""
+    """The layer summary of torchinfo, to be printed or displayed by a notebook cell."""
     with _evaluating(model):
         return torchinfo.summary(
             model,
-            input_data=_zeros(model, input_size),  # torchinfo's own input is random and would move the seed
+            input_data=_zeros(model, input_size),  # torchinfo's own input would change the random state
             mode="eval",
             col_names=("input_size", "output_size", "num_params", "kernel_size", "mult_adds"),
             col_width=16,
@@ -46,22 +45,22 @@ def summary(model: nn.Module, input_size: tuple[int, ...] = IMAGE) -> torchinfo.
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of trainable parameters; one that several layers share counts once."""
+    """The number of trainable parameters; shared parameters count once."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def count_macs(model: nn.Module, input_size: tuple[int, ...] = IMAGE) -> int:
-    """The multiply-adds of one forward pass: convolutions and matrix products, as PyTorch really runs them."""
+    """The multiply-adds of the convolutions and matrix products in one forward pass, counted as they are executed."""
     with _evaluating(model), FlopCounterMode(display=False) as counter:
         model(_zeros(model, input_size))
-    return counter.get_total_flops() // 2  # a multiply-add is two operations
+    return counter.get_total_flops() // 2  # a multiply-add is two floating-point operations
 
 
 def layer_table(model: nn.Module) -> pd.DataFrame:
-    """One row a layer in the order of definition: Layer, "name (Type)", Parameters (trainable), Details; then a Total.
+    """One row per layer in the order of definition, then a total: Layer ("name (Type)"), Parameters, Details.
 
-    Activations without parameters are left out. Shared parameters count where they appear first, so that the rows
-    add up to the total.
+    Parameters are the trainable ones. Activations without parameters are omitted. Shared parameters are counted at
+    their first layer, so that the rows add up to the total.
     """
     rows, counted = [], set()
     for name, module in model.named_modules():
@@ -77,8 +76,10 @@ def layer_table(model: nn.Module) -> pd.DataFrame:
 
 
 def count_layers(model: nn.Module) -> dict[str, int]:
-    """How many layers of each kind the model has: "BatchNorm2d", "Dropout" (of any sort), "Linear" and "GAP"
-    (global average pooling: an AdaptiveAvgPool2d down to one value a channel)."""
+    """The number of layers of four kinds: "BatchNorm2d", "Dropout" (of any type), "Linear" and "GAP".
+
+    GAP is global average pooling, an AdaptiveAvgPool2d with output size 1.
+    """
     modules = list(model.modules())
     average_pools = [module for module in modules if isinstance(module, nn.AdaptiveAvgPool2d)]
     return {
@@ -95,10 +96,10 @@ def check_model(
     counts: dict[str, int] = NET_COUNTS,
     budget: int = 20_000,
 ) -> pd.DataFrame:
-    """What the model must be beside what it is: Check, Required, Found (all text) and Result, "pass" or "FAIL".
+    """One row per requirement: Check, Required, Found (all text) and Result, "pass" or "FAIL".
 
-    `parameters` is the exact number, or None where only the budget matters (fewer than `budget`). `counts` may name
-    any of the kinds of `count_layers`; another name is a KeyError.
+    parameters: the exact number of parameters, or None to check only that it is less than `budget`.
+    counts: the number of layers of each kind; the kinds are those of `count_layers`, another one is a KeyError.
     """
     trainable, layers = count_parameters(model), count_layers(model)
     checks = []
@@ -112,130 +113,102 @@ def check_model(
 
 
 def receptive_field_table(model: nn.Module, input_size: tuple[int, ...] = IMAGE) -> pd.DataFrame:
-    """What each convolution and pooling layer sees, one row a call, in the order of execution.
+    """The receptive field of each nn.Conv2d and pooling layer, one row per call, in the order of execution.
 
     Columns: Layer, Kernel, Stride, Padding, Output size (height×width×channels), Jump (input pixels between
-    neighbouring outputs) and Receptive field (input pixels, padding included); "height×width" where the two differ.
+    neighbouring outputs) and Receptive field (input pixels); "height×width" if the two differ.
 
-    The recurrence is that of Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks",
-    Distill 2019: on a map with receptive field r and jump j, a kernel k gives r + (k-1)·j and a stride s gives j·s.
-    It is carried along the graph of the forward pass as an interval of pixels, so that where branches meet (a
-    residual sum, a concatenation) the span of all they see goes on. Any other operation is taken to act on each pixel
-    alone (the map-wide statistics of GroupNorm and the like are not counted), except that a map flattened or averaged
-    away is one value that sees it all.
+    The receptive field is measured, so it is right for any architecture: a pixel belongs to it if NaN at that pixel
+    makes the unit in the middle of the map NaN, in any channel. It is the extent of these pixels in the image: padding
+    is not counted, and a layer that depends on the whole image has the image's size. For how kernels and strides add
+    up to it, see Araujo, Norris and Sim, "Computing receptive fields of convolutional neural networks", Distill 2019.
 
-    Raises ValueError, naming the place, where a number would be wrong: transposed convolution, upsampling, uneven
-    adaptive pooling, a spatial step that is not a layer (functional pooling, slicing, padding), branches of different
-    scale, a forward pass whose steps depend on its input (`torch.fx` cannot trace it).
+    The jump is the product of the strides. Maps of equal size are assumed to have equal jumps; an operation that is
+    not one of these layers (functional pooling, cropping, upsampling) multiplies it by the ratio of the sizes, rounded.
+
+    The model must accept any batch size, and its forward pass must not branch on pixel values. Raises ValueError if
+    `input_size` does not have four values.
     """
     if len(input_size) != 4:
         raise ValueError(f"input_size must be (batch, channels, height, width), not {tuple(input_size)}")
-    with _evaluating(model):
-        traced = torch.fx.symbolic_trace(model)
-        _ShapeRecorder(traced).run(_zeros(model, input_size))
-
+    model = copy.deepcopy(model).cpu().eval()
+    _, channels, height, width = input_size
+    images = _zeros(model, (height + width, channels, height, width))
+    for row in range(height):
+        images[row, :, row] = torch.nan
+    for column in range(width):
+        images[height + column, :, :, column] = torch.nan
     rows = []
-    maps = {}  # node of the graph → the height and the width of its feature map, as two _Axis
-    for node in traced.graph.nodes:
-        shape = node.meta["shape"]
-        sources = [maps[source] for source in node.all_input_nodes if source in maps]
-        if node.op == "placeholder" and shape:
-            maps[node] = tuple(_Axis(size, jump=1, low=0, high=0) for size in shape[2:])
-        if not shape or not sources or node.op == "output":
-            continue  # no tensor, or one that depends on no pixel, or nothing done
-        layer = traced.get_submodule(node.target) if node.op == "call_module" else None
-        name = _title(node.target, layer) if layer else node.name
-        before = [_join(name, axes) for axes in zip(*sources, strict=True)]
+    jumps = {height: 1}, {width: 1}  # size of a map → its jump, for both axes
+
+    def record(name: str, layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        output = output[0] if isinstance(output, tuple) else output  # max pooling may return indices too
+        before, after = inputs[0].shape[2:], output.shape[2:]
+        kernel, stride, padding = _window(layer, before, after)
+        jump = list(map(_next_jump, jumps, before, after, stride))
+        depends = output[:, :, after[0] // 2, after[1] // 2].isnan().any(dim=1)
+        field = _extent(depends[:height]), _extent(depends[height:])
+        size = f"{after[0]}×{after[1]}×{output.shape[1]}"
+        rows.append((_title(name, layer), *map(_text, (kernel, stride, padding)), size, _text(jump), _text(field)))
+
+    for name, layer in model.named_modules():
         if isinstance(layer, SLIDING + ADAPTIVE):
-            windows = _windows(name, layer, before, shape[2:])
-            maps[node] = [axis.slide(*window) for axis, window in zip(before, windows, strict=True)]
-            _, kernel, stride, padding, _ = zip(*windows, strict=True)  # each for (height, width)
-            size = f"{shape[2]}×{shape[3]}×{shape[1]}"
-            jump = [axis.jump for axis in maps[node]]
-            field = [axis.high - axis.low + 1 for axis in maps[node]]
-            rows.append((name, _text(kernel), _text(stride), _text(padding), size, _text(jump), _text(field)))
-        else:
-            maps[node] = _pass_on(name, layer or node.target, before, shape)
+            layer.register_forward_hook(functools.partial(record, name))
+    # NNPACK is off because Winograd's algorithm would spread NaN over tiles of pixels.
+    with torch.no_grad(), torch.backends.nnpack.flags(enabled=False):
+        model(images)
     columns = ["Layer", "Kernel", "Stride", "Padding", "Output size", "Jump", "Receptive field"]
     return pd.DataFrame(rows, columns=columns)
 
 
-class _Axis(NamedTuple):
-    """The height or the width of a feature map, seen from the image: value i of the `size` values depends on the
-    pixels low + i·jump … high + i·jump. Padding lies outside the image, so `low` may be negative."""
-
-    size: int
-    jump: int
-    low: int
-    high: int
-
-    def slide(self, size, kernel, stride, padding=0, dilation=1) -> _Axis:
-        """The axis of a map of `size` values that a sliding window makes of this one."""
-        first, last = -padding, dilation * (kernel - 1) - padding  # where the first window begins and ends
-        return _Axis(size, self.jump * stride, self.low + first * self.jump, self.high + last * self.jump)
-
-
-class _ShapeRecorder(torch.fx.Interpreter):
-    """Runs a traced model and notes at each node the shape of its tensor (the first, if several), else None."""
-
-    def run_node(self, node):
-        result = super().run_node(node)
-        first = result[0] if isinstance(result, tuple | list) and result else result
-        node.meta["shape"] = tuple(first.shape) if isinstance(first, torch.Tensor) else None
-        return result
-
-
-def _windows(name, layer, before, sizes) -> list[tuple]:
-    """The arguments of `_Axis.slide`, down and across, for a SLIDING or ADAPTIVE layer that makes maps of `sizes`."""
+def _window(layer: nn.Module, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[tuple, tuple, tuple]:
+    """Kernel, stride and padding of a layer, each (height, width), from the sizes of its input and output maps."""
     if isinstance(layer, ADAPTIVE):
-        return [_adaptive_window(name, axis.size, size) for axis, size in zip(before, sizes, strict=True)]
-    kernel, stride, dilation = _pair(layer.kernel_size), _pair(layer.stride), _pair(getattr(layer, "dilation", 1))
-    if layer.padding == "same":  # of an odd sum of padding, PyTorch puts the smaller half first
-        padding = [d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)]
-    else:
-        padding = _pair(0 if layer.padding == "valid" else layer.padding)
-    return list(zip(sizes, kernel, stride, padding, dilation, strict=True))
+        return *zip(*map(_adaptive_window, before, after), strict=True), (0, 0)
+    kernel, padding = _pair(layer.kernel_size), layer.padding
+    if padding == "same":  # an odd sum of padding is split with the smaller half first
+        padding = tuple(dilation * (size - 1) // 2 for dilation, size in zip(layer.dilation, kernel, strict=True))
+    return kernel, _pair(layer.stride), _pair(0 if padding == "valid" else padding)
 
 
-def _adaptive_window(name, before, after) -> tuple:
-    """The window of adaptive pooling, which makes value i of the values ⌊i·before/after⌋ … ⌈(i+1)·before/after⌉ - 1."""
-    stride = before // after
-    kernel = before - stride * (after - 1)
-    actual = [(i * before // after, -(-(i + 1) * before // after)) for i in range(after)]
-    if stride == 0 or actual != [(i * stride, i * stride + kernel) for i in range(after)]:
-        raise ValueError(f"{name}: pools {before} values into {after}, so its windows are not all alike")
-    return after, kernel, stride, 0, 1
+def _adaptive_window(before: int, after: int) -> tuple[int, float]:
+    """The largest window of adaptive pooling along one axis, and the mean distance between windows.
+
+    Output i pools the inputs ⌊i·before/after⌋ … ⌈(i+1)·before/after⌉ - 1.
+    """
+    starts = [i * before // after for i in range(after)]
+    ends = [-(-(i + 1) * before // after) for i in range(after)]
+    stride = starts[-1] / (after - 1) if after > 1 else before
+    return max(end - start for start, end in zip(starts, ends, strict=True)), _number(stride)
 
 
-def _join(name, axes) -> _Axis:
-    """What an operation on several maps sees along one axis: the span of all that they see."""
-    # A jump means nothing where a map has one value only.
-    if len({(axis.size, axis.jump if axis.size > 1 else None) for axis in axes}) > 1:
-        raise ValueError(f"{name}: joins feature maps of different scale")
-    return axes[0]._replace(low=min(axis.low for axis in axes), high=max(axis.high for axis in axes))
+def _next_jump(jumps: dict[int, float], before: int, after: int, stride: float) -> float:
+    """The jump after a layer along one axis, which is also noted in `jumps`, the latest size last."""
+    if before not in jumps:
+        latest = next(reversed(jumps))
+        ratio = latest / before
+        jumps[before] = jumps[latest] * (round(ratio) or ratio)
+    jump = _number(jumps[before] * stride)
+    jumps.pop(after, None)
+    jumps[after] = jump
+    return jump
 
 
-def _pass_on(name, operation, before, shape) -> list[_Axis]:
-    """The axes after anything but a sliding layer: unchanged, or one value that sees all where the map is gone."""
-    kind = type(operation) if isinstance(operation, nn.Module) else operation
-    kind = getattr(kind, "__name__", kind)  # of a class or a function; a tensor's method is a name already
-    is_resized = len(shape) == 4 and shape[2:] != tuple(axis.size for axis in before)
-    if is_resized or re.search("conv|pool", kind, re.IGNORECASE):
-        raise ValueError(f"{name}: no receptive field is known for {kind}; for nn.Conv2d and pooling layers it is")
-    if len(shape) == 4:
-        return before
-    return [axis.slide(size=1, kernel=axis.size, stride=axis.size) for axis in before]
+def _extent(marked: torch.Tensor) -> int:
+    """The number of positions from the first to the last True of a bool vector; 0 if there is none."""
+    positions = marked.nonzero()
+    return int(positions.max() - positions.min()) + 1 if len(positions) else 0
 
 
 def _details(module: nn.Module) -> str:
-    """A layer's settings in the words of the seed's architecture table."""
+    """A layer's settings in the words of the original document's architecture table."""
     match module:
         case nn.Conv2d():
-            # As in the seed, padding is worth a word only where it is not the one that keeps the size at stride 1.
-            keeping = tuple(d * (k - 1) / 2 for d, k in zip(module.dilation, module.kernel_size, strict=True))
+            # Padding is mentioned only if it does not keep the size at stride 1, as in the original document.
+            same = tuple(d * (k - 1) / 2 for d, k in zip(module.dilation, module.kernel_size, strict=True))
             height, width = module.kernel_size
             words = [f"{module.in_channels}→{module.out_channels} channels", f"kernel {height}×{width}"]
-            words += _unusual(module, stride=1, padding=keeping, dilation=1, groups=1, padding_mode="zeros")
+            words += _unusual(module, stride=1, padding=same, dilation=1, groups=1, padding_mode="zeros")
             return ", ".join([*words, _bias(module)])
         case nn.MaxPool2d() | nn.AvgPool2d():
             words = [f"kernel {_text(module.kernel_size)}", f"stride {_text(module.stride)}"]
@@ -253,9 +226,9 @@ def _details(module: nn.Module) -> str:
 
 
 def _unusual(module: nn.Module, **usual) -> list[str]:
-    """The settings that are not as usual, in words: "stride 2", "padding 3×1", "ceil_mode True"."""
-    found = {name: getattr(module, name, value) for name, value in usual.items()}
-    return [f"{name} {_text(found[name])}" for name in usual if _pair(found[name]) != _pair(usual[name])]
+    """The settings that differ from the usual ones, such as "stride 2", "padding 3×1" or "ceil_mode True"."""
+    actual = {name: getattr(module, name, value) for name, value in usual.items()}
+    return [f"{name} {_text(actual[name])}" for name in usual if _pair(actual[name]) != _pair(usual[name])]
 
 
 def _bias(module: nn.Module) -> str:
@@ -267,24 +240,29 @@ def _title(name: str, module: nn.Module) -> str:
 
 
 def _pair(value) -> tuple:
-    """A setting that PyTorch takes as one value for both axes or as (height, width)."""
+    """(height, width) from a setting that may be one value for both."""
     return tuple(value) if isinstance(value, tuple | list) else (value, value)
 
 
 def _text(value):
-    """Such a setting for the reader: one value where both axes agree, else "height×width"."""
+    """One value if height and width are equal, else "height×width"."""
     height, width = _pair(value)
     return height if height == width else f"{height}×{width}"
 
 
+def _number(value: float) -> float:
+    """An int if the value is whole, else a float with two decimals."""
+    return int(value) if value == int(value) else round(value, 2)
+
+
 def _zeros(model: nn.Module, input_size) -> torch.Tensor:
-    """Black images where the model lives and of its dtype; no random number is drawn for them."""
+    """Black images on the model's device and of its dtype."""
     return next(model.parameters(), torch.empty(0)).new_zeros(input_size)
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each module has its own mode back (some may be frozen)."""
+    """Evaluation mode without gradients; afterwards the mode of each module is restored (some may be frozen)."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

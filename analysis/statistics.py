@@ -1,6 +1,6 @@
-"""What a difference between trained networks means: intervals and tests, and how they are put into words.
+"""Confidence intervals and significance tests for accuracies, and sentences that report them.
 
-Accuracies are in percent, their differences in points. scipy does the statistics.
+Accuracies are in percent, their differences in percentage points.
 """
 
 from __future__ import annotations
@@ -11,49 +11,49 @@ from collections.abc import Collection
 import pandas as pd
 from scipy import stats
 
-GOAL = 99.4  # percent, what the project promises
+CLAIMED_ACCURACY = 99.4  # percent: the mean over seeds is claimed to be above it
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of an accuracy, in percent (Wilson, JASA 1927). ValueError unless 0 <= correct <= total."""
     if not 0 <= correct <= total:
-        raise ValueError(f"correct answers must be from 0 to {total}, not {correct}")
+        raise ValueError(f"the number of correct predictions must be from 0 to {total}, not {correct}")
     interval = stats.binomtest(correct, total).proportion_ci(confidence, method="wilson")
     return 100 * interval.low, 100 * interval.high
 
 
 def p_mean_above(accuracies: list[float], threshold: float) -> float:
-    """p-value of the one-sided t-test that the mean over seeds lies above `threshold`; NaN for fewer than two."""
+    """The p-value of a one-sided t-test that the mean over seeds is above `threshold`; NaN for fewer than two seeds."""
     if len(accuracies) < 2:
         return float("nan")
     return float(stats.ttest_1samp(accuracies, threshold, alternative="greater").pvalue)
 
 
 def mcnemar(mistakes: Collection[str], other_mistakes: Collection[str]) -> float:
-    """Exact McNemar test between two models on the same images: two-sided p-value (McNemar, Psychometrika 1947).
+    """The two-sided p-value of the exact McNemar test of two models on the same images (Psychometrika 1947).
 
-    Takes the numbers of the images that each gets wrong, e.g. the ledger's `mistakes`; only those that one model
-    gets right and the other wrong decide.
+    The arguments are the indices of the images that each model misclassifies, such as the ledger's `mistakes`. Only
+    images that one model alone misclassifies affect the result.
     """
-    ours_alone = len(set(mistakes) - set(other_mistakes))
-    theirs_alone = len(set(other_mistakes) - set(mistakes))
-    if ours_alone + theirs_alone == 0:
+    first_only = len(set(mistakes) - set(other_mistakes))
+    second_only = len(set(other_mistakes) - set(mistakes))
+    if first_only + second_only == 0:
         return 1.0
-    return float(stats.binomtest(ours_alone, ours_alone + theirs_alone).pvalue)
+    return float(stats.binomtest(first_only, first_only + second_only).pvalue)
 
 
 def paired_difference(trials: list[dict], other_trials: list[dict], key: str = "accuracy") -> dict:
-    """Accuracy (or what `key` names) of `trials` minus that of `other_trials`, seed by seed, in its unit.
+    """The mean difference of `key` between `trials` and `other_trials`, paired by seed.
 
-    Returns n (seeds in common), mean, low and high (95% t-interval) and p (two-sided paired t-test); the
-    last three are NaN for fewer than two seeds. ValueError where no seed is in common.
+    Returns n (common seeds), mean, low and high (95% t-interval) and p (two-sided paired t-test); the last three are
+    NaN for fewer than two seeds. Raises ValueError if there is no common seed.
     """
-    ours = {trial["seed"]: trial[key] for trial in trials}
-    theirs = {trial["seed"]: trial[key] for trial in other_trials}
-    seeds = sorted(ours.keys() & theirs.keys())
+    values = {trial["seed"]: trial[key] for trial in trials}
+    other_values = {trial["seed"]: trial[key] for trial in other_trials}
+    seeds = sorted(values.keys() & other_values.keys())
     if not seeds:
-        raise ValueError(f"no seed in common: {sorted(ours)} and {sorted(theirs)}")
-    differences = [ours[seed] - theirs[seed] for seed in seeds]
+        raise ValueError(f"no seed in common: {sorted(values)} and {sorted(other_values)}")
+    differences = [values[seed] - other_values[seed] for seed in seeds]
     result = {"n": len(seeds), "mean": sum(differences) / len(seeds), "low": float("nan"), "high": float("nan")}
     if len(seeds) < 2:
         return result | {"p": float("nan")}
@@ -63,20 +63,20 @@ def paired_difference(trials: list[dict], other_trials: list[dict], key: str = "
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """p-values corrected for having been tested together, in their order (Holm, Scand. J. Statist. 1979).
+    """p-values corrected for multiple comparisons, in the same order (Holm, Scand. J. Statist. 1979).
 
-    NaN marks a comparison that could not be tested: it stays NaN, and does not count.
+    NaN, for a comparison that was not tested, stays NaN and is not counted.
     """
-    tested = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
+    tested = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
     corrected, largest = [float("nan")] * len(p_values), 0.0
-    for rank, (p, place) in enumerate(tested):
+    for rank, (p, index) in enumerate(tested):
         largest = max(largest, min(1.0, (len(tested) - rank) * p))
-        corrected[place] = largest
+        corrected[index] = largest
     return corrected
 
 
 def mean_interval(accuracies: list[float], confidence: float = 0.95) -> tuple[float, float]:
-    """t-interval of the mean over seeds, in percent; NaN for fewer than two."""
+    """The t-interval of the mean over seeds, in percent; NaN for fewer than two seeds."""
     if len(accuracies) < 2:
         return float("nan"), float("nan")
     interval = stats.ttest_1samp(accuracies, 0).confidence_interval(confidence)
@@ -84,9 +84,9 @@ def mean_interval(accuracies: list[float], confidence: float = 0.95) -> tuple[fl
 
 
 def pooled_deviation(groups: list[list[float]]) -> tuple[float, int]:
-    """Standard deviation between seeds of one recipe, pooled over `groups` of one value a seed.
+    """The standard deviation within groups, pooled over `groups`, and its degrees of freedom.
 
-    Returns it with its degrees of freedom; NaN and 0 where no group has two seeds.
+    Each group holds one value per seed of one recipe. Returns NaN and 0 if no group has two values.
     """
     groups = [group for group in groups if len(group) > 1]
     freedom = sum(len(group) - 1 for group in groups)
@@ -95,10 +95,11 @@ def pooled_deviation(groups: list[list[float]]) -> tuple[float, int]:
 
 
 def pooled_difference(mean: float, n: int, deviation: float, freedom: int) -> dict:
-    """Whether a difference between two means of `n` seeds each is noise, by a `pooled_deviation`: low, high, p.
+    """The test of a difference `mean` between two means of `n` seeds each, with a `pooled_deviation`.
 
-    Three seeds alone say little of how far seeds lie apart; a dozen recipes that scatter alike say it together.
-    This assumes that they do, and treats the two means as independent. The interval is a 95% t-interval, p two-sided.
+    Returns low and high (95% t-interval) and p (two-sided t-test). A few seeds give a poor estimate of their standard
+    deviation; pooling many recipes gives a better one. This assumes that the deviation is the same in all recipes and
+    that the two means are independent.
     """
     error = deviation * math.sqrt(2 / n)
     half = float(stats.t.ppf(0.975, freedom)) * error
@@ -107,19 +108,19 @@ def pooled_difference(mean: float, n: int, deviation: float, freedom: int) -> di
 
 
 def describe_seeds(trials: list[dict]) -> str:
-    """Mean, standard deviation, minimum and the test against `GOAL`, in words."""
+    """A phrase with the mean, standard deviation, minimum and the test against `CLAIMED_ACCURACY`."""
     accuracies = pd.Series([trial["accuracy"] for trial in trials])
     if len(accuracies) < 2:
         return f"{accuracies.mean():.2f}% from one seed"
-    above = p_mean_above(list(accuracies), GOAL)
+    above = p_mean_above(list(accuracies), CLAIMED_ACCURACY)
     return (
         f"mean {accuracies.mean():.2f}% over {len(accuracies)} seeds (standard deviation {accuracies.std():.2f}, "
-        f"minimum {accuracies.min():.2f}%, one-sided t-test for a mean above {GOAL}%: p = {above:.2g})"
+        f"minimum {accuracies.min():.2f}%, one-sided t-test for a mean above {CLAIMED_ACCURACY}%: p = {above:.2g})"
     )
 
 
 def describe_result(correct: int, data) -> str:
-    """E.g. "99.42% on the test images (9942/10000, 95% interval 99.25–99.55%)"; says so when they are a sample's."""
+    """For example "99.42% on the test images (9942/10000, 95% interval 99.25–99.55%)"; names the sample, if used."""
     total = len(data.eval_labels)
     low, high = wilson_interval(correct, total)
     held_out = f"{data.split} images" if data.source == "mnist" else f"SAMPLE's {data.split} images"

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
 import warnings
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
 
 from experiments.legacy import modernize
-from training.files import LEDGER, ROOT
+from training.files import LEDGER
 
 KEYS = (
     "variant",  # name, from variants.py or candidates.py
@@ -35,9 +32,6 @@ KEYS = (
     "data",  # "mnist" or "sample"
     "time",  # when the trial ended, UTC
 )
-
-
-COMMIT = "MNIST_S5_COMMIT"  # environment variable with the commit, for workers without a checkout
 
 
 class LedgerWarning(UserWarning):
@@ -122,37 +116,6 @@ def append_line(line: bytes, path: Path) -> None:
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
-
-
-def provenance(device) -> dict:
-    """The ledger's fields device, versions and commit, for a `torch.device`."""
-    import torch
-
-    threads = torch.get_num_threads()
-    where = f"{platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
-    if device.type == "cuda":
-        where = torch.cuda.get_device_name(device)
-    return {
-        "device": f"{device.type}: {where}",
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
-        "commit": current_commit(),
-    }
-
-
-@cache  # the running code does not change with a later commit
-def current_commit() -> str:
-    """The git commit of the running code, with "-dirty" if a Python file differs from it; "unknown" outside git."""
-    if COMMIT in os.environ:
-        return os.environ[COMMIT]
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "*.py") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def select(trials: Iterable[dict], **conditions) -> list[dict]:

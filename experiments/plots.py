@@ -1,109 +1,171 @@
-"""Figures of many runs: accuracy against size, the spread over seeds, and the images that nearly all get wrong.
+"""Figures of many runs: accuracy against size, the spread over seeds, and the images most networks get wrong.
 
-They return a `Picture`, as the figures of one run in `plots.py` do.
+All functions return a `Picture`, as those of `analysis.plots` do.
 """
 
-import numpy as np
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, LogLocator
+from itertools import pairwise
 
-from analysis.plots import (
+import numpy as np
+import pandas as pd
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import NullLocator
+from matplotlib.transforms import Bbox
+
+from analysis.style import (
     COLOURS,
     FAINT,
+    INK,
     WIDTH,
     Picture,
     accuracy_axis,
     checked,
     draw_threshold,
-    spread,
     styled,
     tile_figure,
 )
+from experiments.goals import BUDGETS
 
-CROWDED = (12_000, 40_000)  # parameters: the budget that everyone aims at, where labels would lie on each other
-SIDES = [((8, -8), "left"), ((-8, -8), "right"), ((8, 8), "left"), ((-8, 8), "right")]  # points from the marker
+FRONTIER_TICKS = [96, 97, 98, 98.5, 99, 99.2, 99.4, 99.5, 99.6, 99.7, 99.8]  # percent
+KEY_COLUMNS = {  # of the peers' table: position in the axes, alignment, text
+    "": (0.015, "right", lambda number, peer: number),
+    "others, as they report it": (0.03, "left", lambda number, peer: peer.name),
+    "parameters": (0.44, "right", lambda number, peer: f"{peer.parameters:,}"),
+    "last epoch": (0.54, "right", lambda number, peer: _percent(peer.last)),
+    "best epoch": (0.64, "right", lambda number, peer: _percent(peer.best)),
+    "how it was made": (0.665, "left", lambda number, peer: peer.made),
+}
+ROW = 0.19  # inches, a row of that table
+SIDES = [  # of a label at its point, the preferred first: offset in points, horizontal and vertical alignment
+    ((0, 5), "center", "bottom"),
+    ((-3, 4), "right", "bottom"),
+    ((-8, 0), "right", "center"),
+    ((8, 0), "left", "center"),
+    ((0, -5), "center", "top"),
+    ((3, -4), "left", "top"),
+    ((-3, -4), "right", "top"),
+    ((3, 4), "left", "bottom"),
+]
 
 
 @styled()
-def plot_frontier(points, peers=None, threshold=99.4, title="Accuracy against size"):
-    """Accuracy against the number of parameters: our means with their intervals, other people's runs hollow.
+def plot_frontier(points, peers=None, threshold=99.4, title=None, split="test"):
+    """Mean accuracy against the number of parameters; other people's networks are numbered points with a key.
 
-    points: DataFrame with name, split ("validation" or "test"), parameters, mean, low and high (percent; NaN where a
-    single seed gives no interval). peers: DataFrame with name, parameters, best and last (percent, NaN where unknown),
-    or None. A peer's line runs from its last epoch up to its best one. Raises ValueError for no points.
+    A line joins the networks that are more accurate than all smaller ones. Vertical lines are the budgets.
+
+    points: DataFrame with name, split, parameters, seeds, mean, low and high (percent; NaN for a single seed).
+    peers: DataFrame with name, parameters, best and last (percent, NaN if unknown) and made (how), or None. Peers that
+    are much larger than all points are at the right edge. split: which points to draw; ValueError if there are none.
     """
-    if not len(points):
-        raise ValueError("nothing to plot: no points")
-    figure = Picture(figsize=(WIDTH, 7.4), layout="constrained")
-    axes = figure.subplots()
-    kinds = {"validation": ("o", COLOURS[0], "ours, validation split"), "test": ("D", COLOURS[1], "ours, test set")}
-    ours = []
-    for split, (marker, colour, label) in kinds.items():
-        if len(own := points[points["split"] == split]):
-            bars = np.nan_to_num(np.abs(own[["low", "high"]].to_numpy().T - own["mean"].to_numpy()))
-            style = {"fmt": marker, "color": colour, "capsize": 2, "markersize": 6}
-            label = f"{label}: mean over seeds, last epoch, 95% t-interval"
-            axes.errorbar(own["parameters"], own["mean"], bars, **style, label=label)
-            ours += [(row.name, row.parameters, row.mean, colour) for row in own.itertuples(index=False)]
-    others = []
-    if peers is not None:
-        shown = peers["last"].fillna(peers["best"])
-        axes.vlines(peers["parameters"], shown, peers["best"].fillna(shown), color=FAINT, linewidth=1.2)
-        label = "others, as they state it, on test: last epoch, line up to the best; one seed, chosen on test, except"
-        label += " ".join(
-            f"\n{row.name}: {row.made}" for row in peers.itertuples() if "one seed, chosen" not in row.made
-        )
-        style = {"color": FAINT, "markerfacecolor": "none", "markersize": 6, "linestyle": "none"}
-        axes.plot(peers["parameters"], shown, "s", **style, label=label)
-        others = list(zip(peers["name"], peers["parameters"], shown, [FAINT] * len(peers), strict=True))
-    axes.set_xscale("log")
-    sizes = [parameters for _, parameters, _, _ in ours + others]
-    axes.set_xlim(0.65 * min(sizes), 8 * max(sizes))  # names stand to the right of their points
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.minorticks_off()
-    axes.set_xlabel("parameters")
-    accuracy_axis(axes, [99.9, *(accuracy for _, _, accuracy, _ in ours + others)])  # the top is for names
+    points = points[points["split"] == split].sort_values(["parameters", "mean"], ascending=[True, False])
+    if points.empty:
+        raise ValueError(f"nothing to plot: no points of the {split} split")
+    on_front = points["mean"] > points["mean"].cummax().shift(fill_value=-np.inf)
+    front, rest = points[on_front], points[~on_front]
+    peers = [] if peers is None else list(peers.sort_values("parameters").itertuples(index=False))
+    shown = [peer.best if np.isnan(peer.last) else peer.last for peer in peers]
+
+    key_height = ROW * (len(peers) + 2) if peers else 0.01
+    figure = Picture(figsize=(WIDTH, 4.8 + key_height), layout="constrained")
+    axes, key = figure.subplots(2, 1, height_ratios=[4.8, key_height])
+    _frontier_axes(axes, points, shown)
+    axes.set_ylabel(f"{split} {axes.get_ylabel()}")
+    axes.set_title(title or _finding(front, split))
     draw_threshold(axes, threshold)
-    axes.set_title(title)
-    figure.legend(loc="outside lower left", frameon=False)
-    _name_points(axes, ours, others)  # last: it measures the page
+
+    style = {"color": COLOURS[0], "zorder": 3}
+    bars = np.nan_to_num(np.abs(front[["low", "high"]].to_numpy().T - front["mean"].to_numpy()))
+    label = "this project: mean over n seeds, last epoch, with 95% t-interval"
+    axes.errorbar(front["parameters"], front["mean"], bars, fmt="o-", capsize=3, markersize=7, label=label, **style)
+    axes.plot(rest["parameters"], rest["mean"], "o", markersize=4, **style)
+    texts = [
+        (row.parameters, row.mean, f"{row.name}\n{row.mean:.2f}% (n={row.seeds})", COLOURS[0])
+        for row in pd.concat([front, rest]).itertuples(index=False)
+    ]
+    edge = axes.get_xlim()[1]
+    style = {"color": COLOURS[1], "markerfacecolor": "white", "clip_on": False, "linestyle": "none", "zorder": 4}
+    for number, (peer, accuracy) in enumerate(zip(peers, shown, strict=True), 1):
+        x, marker = (peer.parameters, "s") if peer.parameters < edge else (edge, ">")
+        label = "others: last epoch, mostly one seed (numbers: see below)" if number == 1 else None
+        axes.plot(x, accuracy, marker, markersize=5, label=label, **style)
+        texts.append((x, accuracy, str(number), COLOURS[1]))
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], labels[::-1], loc="lower right", framealpha=1, edgecolor="white")
+    _draw_key(key, peers)
+    _label_points(axes, texts, front, threshold)  # last: it depends on the layout
     return figure
 
 
-def _name_points(axes, ours, others):
-    """Name every point: beside it where it stands alone, else in a column with a line to it, others' at the left."""
-    axes.figure.draw_without_rendering()  # so that positions on the page are known
-    to_axes = axes.transData - axes.transAxes
-    crowd = [label for label in ours if CROWDED[0] < label[1] < CROWDED[1]]
-    heights = spread([to_axes.transform(label[1:3])[1] for label in crowd], axes.figure)
-    column = to_axes.transform((1.2 * CROWDED[1], 99))[0]
-    places = {label: (column, height) for label, height in zip(crowd, heights, strict=True)}
-    small = sorted((label for label in others if label[1] < CROWDED[1]), key=lambda label: -label[1])
-    places |= {label: (0.02, 0.97 - 0.042 * row) for row, label in enumerate(small)}
-    beside = []
-    for label in ours + others:
-        name, parameters, accuracy, colour = label
-        style = {"color": colour, "fontsize": 8, "va": "center"}
-        if label in places:
-            side = 0 if label in crowd else 1  # of the text, at which its line begins
-            style |= {"arrowprops": {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "relpos": (side, 0.5)}}
-            axes.annotate(name, (parameters, accuracy), places[label], textcoords="axes fraction", **style)
-            continue
-        text = axes.annotate(name, (parameters, accuracy), (0, 0), textcoords="offset points", **style)
-        text.set_path_effects([withStroke(linewidth=3, foreground=axes.get_facecolor())])  # lines may pass beneath
-        for text.xyann, side in SIDES:  # the first that is free
-            text.set_horizontalalignment(side)
-            if not any(text.get_window_extent().overlaps(other.get_window_extent()) for other in beside):
+def _frontier_axes(axes, points, accuracies):
+    """Set the scales, limits and ticks; the limits contain the points, their intervals and `accuracies`."""
+    sizes = [*points["parameters"], *BUDGETS]
+    axes.set_xscale("log")
+    axes.set_xlim(0.6 * min(sizes), 1.8 * max(sizes))
+    axes.set_xticks(BUDGETS, [f"{budget:,}" for budget in BUDGETS])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(axis="x", color="#BBBBBB", linewidth=0.8)
+    axes.set_xlabel("parameters; the vertical lines are the budgets")
+    values = points[["mean", "low", "high"]].to_numpy().ravel()
+    accuracy_axis(axes, [*values[np.isfinite(values)], *accuracies], limits=(98.75, 99.65))
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in FRONTIER_TICKS if low <= tick <= high]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+
+
+def _finding(front, split):
+    """A title such as "Mean test accuracy: 98.85% with 970 parameters, 99.61% with 19,074"."""
+    (_, first), *others = front.iterrows()
+    text = f"Mean {split} accuracy: {first['mean']:.2f}% with {first['parameters']:,} parameters"
+    return text + "".join(f", {last['mean']:.2f}% with {last['parameters']:,}" for _, last in others[-1:])
+
+
+def _percent(accuracy):
+    return "–" if np.isnan(accuracy) else f"{accuracy:.2f}%"
+
+
+def _draw_key(axes, peers):
+    """The table of the numbered points."""
+    axes.set_axis_off()
+    axes.set(xlim=(0, 1), ylim=(len(peers) + 1.5, -0.5))
+    for heading, (x, alignment, write) in KEY_COLUMNS.items() if peers else ():
+        axes.text(x, 0, heading, ha=alignment, va="center", color=FAINT)
+        for number, peer in enumerate(peers, 1):
+            colour = COLOURS[1] if heading == "" else INK
+            axes.text(x, number, write(number, peer), ha=alignment, va="center", color=colour)
+
+
+def _label_points(axes, texts, front, threshold):
+    """Write texts (x, y, text, colour) beside their points, where they cover no point, line or other text."""
+    axes.figure.draw_without_rendering()
+    to_pixels = axes.transData.transform
+    corners = to_pixels(front[["parameters", "mean"]].to_numpy())
+    line = [start + (end - start) * t for start, end in pairwise(corners) for t in np.linspace(0, 1, 30)]
+    bars = {row.parameters: (row.low, row.high) for row in front.itertuples() if np.isfinite(row.low)}
+    taken = [axes.get_legend().get_window_extent()]
+    if threshold is not None:
+        height = to_pixels((1, threshold))[1]
+        taken.append(Bbox([(axes.bbox.x0, height), (axes.bbox.x1, height)]))
+    taken += [Bbox([point, point]).padded(3) for point in line]
+    taken += [Bbox(to_pixels([(x, low), (x, high)])).padded(4) for x, (low, high) in bars.items()]
+    taken += [Bbox(to_pixels([(x, y), (x, y)])).padded(5) for x, y, *_ in texts]
+    for x, y, text, colour in texts:
+        label = axes.annotate(text, (x, y), (0, 0), textcoords="offset points", color=colour, fontsize=9.5, zorder=5)
+        label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+        low, high = bars.get(x, (y, y))
+        for label.xyann, horizontal, vertical in SIDES:
+            label.xy = x, {"bottom": high, "center": y, "top": low}[vertical]
+            label.set(ha=horizontal, va=vertical)
+            box = label.get_window_extent()
+            if axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and not any(box.overlaps(other) for other in taken):
                 break
-        beside.append(text)
+        taken.append(box.padded(3))
 
 
 @styled()
 def plot_seeds(accuracies, threshold=99.4, title=None, eval_name="validation"):
-    """Every seed a dot, every variant a row, the mean a line: how far apart seeds lie, and whether rows overlap.
+    """One row per variant, one dot per seed and a line at the mean.
 
-    accuracies: `{name: accuracies in percent, one a seed}`. Raises ValueError for no variant or one without a seed.
+    accuracies: `{name: accuracies in percent, one per seed}`. Raises ValueError for no variant or one without a seed.
     """
     if not accuracies or not all(map(len, accuracies.values())):
         raise ValueError("nothing to plot: every variant needs at least one accuracy")
@@ -114,34 +176,34 @@ def plot_seeds(accuracies, threshold=99.4, title=None, eval_name="validation"):
         axes.vlines(np.mean(values), row - 0.3, row + 0.3, color=COLOURS[1], linewidth=2)
     accuracy_axis(axes, [value for values in accuracies.values() for value in values], "x")
     draw_threshold(axes, threshold, "x")
-    names = [f"{name}  {np.mean(values):.2f}% ({len(values)})" for name, values in accuracies.items()]
+    names = [f"{name}  {np.mean(values):.2f}% (n={len(values)})" for name, values in accuracies.items()]
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(f"{eval_name} {axes.get_xlabel()}")
-    axes.set_title(title or "Every seed a dot, the mean a line; mean and number of seeds beside the name")
+    axes.set_title(title or "Accuracy of each seed (dots) and mean over n seeds (lines)")
     return figure
 
 
 @styled()
 def plot_hardest(images, labels, mistakes, limit=30, columns=10):
-    """The images that most networks get wrong: "label → commonest wrong answer, how many of the networks".
+    """The images that most networks misclassify: "label → most common wrong prediction, number of networks".
 
-    images (N, 28, 28) and labels (N,). mistakes: a list of `{image number: predicted digit}`, one a network, numbers
-    as strings as in the ledger. Raises ValueError for no networks or for an image number that is not there.
+    images: (N, 28, 28). labels: (N,). mistakes: one `{image index: predicted digit}` per network; the indices may be
+    strings, as in the ledger. Raises ValueError for no networks or an index that is out of range.
     """
     images, labels = checked(images=(images, 3), labels=(labels, 1))
     if not mistakes:
         raise ValueError("nothing to plot: no networks")
-    answers = {}
-    for wrong in mistakes:
-        for index, digit in wrong.items():
-            answers.setdefault(int(index), []).append(digit)
-    if answers and max(answers) >= len(images):
-        raise ValueError(f"image {max(answers)} is named as a mistake, but there are {len(images)} images")
-    hardest = sorted(answers, key=lambda index: (-len(answers[index]), index))[:limit]
+    predictions = {}
+    for network in mistakes:
+        for index, digit in network.items():
+            predictions.setdefault(int(index), []).append(digit)
+    if predictions and max(predictions) >= len(images):
+        raise ValueError(f"image {max(predictions)} is listed as a mistake, but there are {len(images)} images")
+    hardest = sorted(predictions, key=lambda index: (-len(predictions[index]), index))[:limit]
     captions = [
-        f"{labels[index]} → {max(set(answers[index]), key=answers[index].count)}  {len(answers[index])}"
+        f"{labels[index]} → {max(set(predictions[index]), key=predictions[index].count)}  {len(predictions[index])}"
         for index in hardest
     ]
-    title = f"What the most of {len(mistakes)} networks get wrong (label → commonest answer, networks)"
+    title = f"Images that most of {len(mistakes)} networks misclassify (label → commonest prediction, networks)"
     return tile_figure(images[hardest], columns, title, captions)

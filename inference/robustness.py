@@ -1,4 +1,4 @@
-"""How a trained network fares where MNIST ends: changed images, and how far its probabilities can be trusted."""
+"""Robustness of a trained network to changed images, calibration of its probabilities, and the reject option."""
 
 from __future__ import annotations
 
@@ -12,96 +12,98 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor, nn
 
-from analysis.plots import COLOURS, FAINT, WIDTH, Picture, checked, styled
+from analysis.style import COLOURS, FAINT, WIDTH, Picture, checked, styled
 from helpers import predict
 from inference.preprocessing import DigitError, prepare
 from training.augmentation import warp
 
-SHARES = (0, 0.5, 1, 2, 5, 10)  # percent of the images that the network may decline
-BINS = 15  # of confidence
+REJECTED = (0, 0.5, 1, 2, 5, 10)  # percent of the images
+BINS = 15  # of confidence, equally wide
 
 
 def _moved(images: Tensor, scale: float = 1.0, degrees: float = 0.0, pixels: float = 0.0) -> Tensor:
-    """uint8 (N, 28, 28), enlarged and turned about the centre, then shifted to the right."""
+    """Scale images about the centre, rotate them clockwise, then shift them to the right; uint8 (N, 28, 28)."""
     angle = math.radians(degrees)
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
-    shift = 2 * pixels / images.shape[-1]
-    back = torch.tensor([[cos, sin, -cos * shift], [-sin, cos, sin * shift]])
-    moved = warp(images.unsqueeze(1).float(), back.expand(len(images), 2, 3))
+    shift = 2 * pixels / images.shape[-1]  # `warp` takes coordinates from -1 to 1
+    inverse = torch.tensor([[cos, sin, -cos * shift], [-sin, cos, sin * shift]])
+    moved = warp(images.unsqueeze(1).float(), inverse.expand(len(images), 2, 3))
     return moved.squeeze(1).round().to(torch.uint8)
 
 
 def _thickened(images: Tensor, pixels: int) -> Tensor:
-    """Strokes wider by so many pixels in every direction, or thinner where negative."""
+    """Widen the strokes by `pixels` on each side, or thin them if it is negative."""
     if not pixels:
         return images
-    change = ndimage.grey_dilation if pixels > 0 else ndimage.grey_erosion
-    cross = ndimage.iterate_structure(ndimage.generate_binary_structure(2, 1), abs(pixels))[None]
-    return torch.from_numpy(change(images.numpy(), footprint=cross))
+    morphology = ndimage.grey_dilation if pixels > 0 else ndimage.grey_erosion
+    footprint = ndimage.iterate_structure(ndimage.generate_binary_structure(2, 1), abs(pixels))[None]
+    return torch.from_numpy(morphology(images.numpy(), footprint=footprint))
 
 
-def _noisy(images: Tensor, amount: float) -> Tensor:
-    """Normal noise of this standard deviation, of 255, the same for everyone who asks."""
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)) * amount
+def _noisy(images: Tensor, deviation: float) -> Tensor:
+    """Add Gaussian noise, the same in every call."""
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)) * deviation
     return (images + noise).clamp(0, 255).round().to(torch.uint8)
 
 
+# Name of a change: its unit, the amounts to evaluate, and the function of images and amount.
 CHANGES: dict[str, tuple[str, tuple, Callable[[Tensor, float], Tensor]]] = {
     "shift": ("pixels to the right", (0, 1, 2, 3, 4, 6), lambda images, by: _moved(images, pixels=by)),
     "rotation": ("degrees", (0, 5, 10, 15, 20, 30, 45), lambda images, by: _moved(images, degrees=by)),
     "scale": ("factor", (0.5, 0.7, 0.85, 1, 1.15, 1.3), lambda images, by: _moved(images, scale=by)),
     "thickness": ("pixels added to each side", (-1, 0, 1, 2), _thickened),
-    "noise": ("standard deviation, of 255", (0, 15, 30, 60, 90), _noisy),
-    "inversion": ("0: as they are, 1: black on white", (0, 1), lambda images, by: 255 - images if by else images),
+    "noise": ("standard deviation (pixels: 0 to 255)", (0, 15, 30, 60, 90), _noisy),
+    "inversion": ("0: white on black, 1: black on white", (0, 1), lambda images, by: 255 - images if by else images),
 }
 
 
 def accuracy_under_changes(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
-    """One row a change and amount: `accuracy` in percent on the images as they are, and `prepared` as `digits` does it.
+    """Accuracy in percent for every change and amount, without and with preprocessing.
 
-    images: uint8 (N, 28, 28). An image that cannot be prepared counts as a mistake.
+    images: uint8 (N, 28, 28). Columns: change, amount, `accuracy` on the changed images, and `prepared`, after
+    `inference.preprocessing.prepare`. An image that it refuses counts as a mistake. Preparing takes about a millisecond
+    per image and amount.
     """
+    unchanged = _accuracies(model, images, labels)  # every change includes a neutral amount
     rows = []
     for name, (_, amounts, change) in CHANGES.items():
         for amount in amounts:
             changed = change(images, amount)
-            row = {"change": name, "amount": amount, "accuracy": _percent(model, changed, labels)}
-            kept, prepared = _prepared(changed)
-            right = _percent(model, prepared, labels[kept]) * len(kept) / len(labels) if kept else 0.0
-            rows.append(row | {"prepared": right})
+            accuracies = unchanged if torch.equal(changed, images) else _accuracies(model, changed, labels)
+            rows.append({"change": name, "amount": amount} | accuracies)
     return pd.DataFrame(rows).round(2)
 
 
-def _percent(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    return 100 * (predict(model, images).argmax(1) == labels).float().mean().item()
-
-
-def _prepared(images: Tensor) -> tuple[list[int], Tensor]:
-    """The numbers of the images that could be prepared, and these."""
-    kept = {}
-    for number, image in enumerate(images):
+def _accuracies(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """Accuracy in percent of the images, and of those that can be prepared, as a share of all."""
+    indices, prepared = [], []
+    for index, image in enumerate(images):
         try:
-            kept[number] = prepare(Image.fromarray(image.numpy()))
+            prepared.append(prepare(Image.fromarray(image.numpy())))
         except DigitError:
             continue
-    return list(kept), torch.stack(list(kept.values())) if kept else images[:0]
+        indices.append(index)
+    predictions = predict(model, torch.cat([images, *(image[None] for image in prepared)])).argmax(1)
+    correct = predictions == torch.cat([labels, labels[indices]])
+    count = len(labels)
+    return {"accuracy": 100 * int(correct[:count].sum()) / count, "prepared": 100 * int(correct[count:].sum()) / count}
 
 
 def reliability(labels: Tensor, probabilities: Tensor, bins: int = BINS) -> pd.DataFrame:
-    """One row a bin of confidence that holds images: their number, mean confidence and accuracy, both from 0 to 1.
+    """Mean confidence and accuracy, both from 0 to 1, and number of images per bin of confidence; no empty bins.
 
-    labels (N,), probabilities (N, 10).
+    labels (N,), probabilities (N, 10). Columns: bin, confidence, accuracy, count.
     """
     confidence, predictions = probabilities.max(1)
-    right = (predictions == labels).double()
+    correct = (predictions == labels).double()
     number = (confidence * bins).long().clamp(max=bins - 1)
-    table = pd.DataFrame({"bin": number, "confidence": confidence.double(), "accuracy": right})
+    table = pd.DataFrame({"bin": number, "confidence": confidence.double(), "accuracy": correct})
     grouped = table.groupby("bin")
     return grouped.mean().assign(count=grouped.size()).reset_index()
 
 
 def calibration_error(table: pd.DataFrame) -> float:
-    """Expected calibration error, from 0 to 1: how far confidence lies from accuracy in `reliability`'s bins.
+    """Expected calibration error, from 0 to 1: mean distance of confidence and accuracy in the bins of `reliability`.
 
     Guo et al., "On calibration of modern neural networks", 2017: arxiv.org/abs/1706.04599.
     """
@@ -109,29 +111,33 @@ def calibration_error(table: pd.DataFrame) -> float:
     return float((gaps * table["count"]).sum() / table["count"].sum())
 
 
-def declining_table(labels: Tensor, probabilities: Tensor, shares=SHARES) -> pd.DataFrame:
-    """How accuracy rises when the network may decline the share of images, in percent, that it is least sure of."""
+def rejection_table(labels: Tensor, probabilities: Tensor, shares=REJECTED) -> pd.DataFrame:
+    """Accuracy on the accepted images when the `shares` (percent) with the lowest confidence are rejected.
+
+    labels (N,), probabilities (N, 10). The reject option: Chow, "On optimum recognition error and reject tradeoff",
+    1970.
+    """
     confidence, predictions = probabilities.max(1)
-    right = (predictions == labels)[confidence.argsort(descending=True)]
+    correct = (predictions == labels)[confidence.argsort(descending=True)]
     rows = []
     for share in shares:
-        answered = right[: len(right) - round(share / 100 * len(right))]
-        mistakes = int((~answered).sum())
-        accuracy = 100 * (1 - mistakes / len(answered))
-        rows.append({"Declined (%)": share, "Answered": len(answered), "Mistakes": mistakes, "Accuracy (%)": accuracy})
+        accepted = correct[: len(correct) - round(share / 100 * len(correct))]
+        mistakes = int((~accepted).sum())
+        accuracy = 100 * (1 - mistakes / len(accepted))
+        rows.append({"Rejected (%)": share, "Accepted": len(accepted), "Mistakes": mistakes, "Accuracy (%)": accuracy})
     return pd.DataFrame(rows).round(3)
 
 
 @styled()
-def plot_robustness(table: pd.DataFrame, title: str = "Accuracy when the images change") -> Picture:
-    """A panel a change of `accuracy_under_changes`: as they are, and prepared."""
+def plot_robustness(table: pd.DataFrame, title: str = "Accuracy on changed images") -> Picture:
+    """Plot a table of `accuracy_under_changes`, one panel per change: accuracy without and with preprocessing."""
     names = list(dict.fromkeys(table["change"]))
     figure = Picture(figsize=(WIDTH, 2.6 * math.ceil(len(names) / 3)), layout="constrained")
     panels = figure.subplots(math.ceil(len(names) / 3), 3, squeeze=False).ravel()
     for axes, name in zip(panels, names, strict=False):
         part = table[table["change"] == name]
-        axes.plot(part["amount"], part["accuracy"], "o-", color=COLOURS[1], label="as they are")
-        axes.plot(part["amount"], part["prepared"], "s--", color=COLOURS[0], label="prepared as a photo would be")
+        axes.plot(part["amount"], part["accuracy"], "o-", color=COLOURS[1], label="not preprocessed")
+        axes.plot(part["amount"], part["prepared"], "s--", color=COLOURS[0], label="preprocessed as a photo")
         axes.set_title(name)
         axes.set_xlabel(CHANGES[name][0])
         axes.set_ylim(-3, 103)
@@ -144,13 +150,16 @@ def plot_robustness(table: pd.DataFrame, title: str = "Accuracy when the images 
 
 
 @styled()
-def plot_reliability(labels, probabilities, title: str = "How far its confidence can be trusted") -> Picture:
-    """Accuracy against confidence, in bins: on the diagonal a network is as often right as it says."""
+def plot_reliability(labels, probabilities, title: str = "Calibration: confidence and accuracy") -> Picture:
+    """Reliability diagram: accuracy against confidence, in bins; and the number of images per bin.
+
+    labels (N,), probabilities (N, 10). A perfectly calibrated network lies on the diagonal.
+    """
     labels, probabilities = checked(labels=(labels, 1), probabilities=(probabilities, 2))
     table = reliability(torch.as_tensor(labels), torch.as_tensor(probabilities))
     figure = Picture(figsize=(WIDTH, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([0, 1], [0, 1], color=FAINT, linestyle=":", label="as often right as it says")
+    left.plot([0, 1], [0, 1], color=FAINT, linestyle=":", label="perfect calibration")
     left.plot(table["confidence"], table["accuracy"], "o-", color=COLOURS[0], label="the network")
     left.set_xlabel("confidence: the largest probability")
     left.set_ylabel("accuracy")
@@ -158,7 +167,9 @@ def plot_reliability(labels, probabilities, title: str = "How far its confidence
     left.legend(frameon=False)
     right.bar((table["bin"] + 0.5) / BINS, table["count"], width=0.9 / BINS, color=COLOURS[0])
     right.set_yscale("log")
-    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))  # 10⁴ would want a font of its own
+    right.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,.0f}")
+    )  # not 10⁴: it requires another font
     right.set_xlabel("confidence")
     right.set_ylabel("images")
     figure.suptitle(title, x=0.01, ha="left")

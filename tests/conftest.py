@@ -1,4 +1,4 @@
-"""Data for several files' tests."""
+"""Data that several test files use."""
 
 from dataclasses import replace
 

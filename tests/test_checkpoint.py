@@ -1,6 +1,7 @@
-"""Runs that are cut off and go on, damaged files, and weights on disk."""
+"""Interrupted and resumed runs, damaged checkpoints, and weights on disk."""
 
 import io
+import json
 import multiprocessing
 import os
 import random
@@ -12,17 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 import helpers
 from helpers import Net
-from tests import victim
+from tests import killed_run
 from tests.utils import SHORT, assert_same_weights, devices, fit, without_seconds
 from training.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint, save_weights
 
 
 class WithDropout(nn.Module):
-    """Draws from the global generator while training, which a checkpoint must bring back too."""
+    """Its dropout draws from the global generator, whose state a checkpoint must restore too."""
 
     def __init__(self):
         super().__init__()
@@ -42,7 +44,7 @@ class WithDropout(nn.Module):
         (Net, {"optimizer": "adadelta", "ema_decay": 0.0, "schedule": "step", "schedule_every": "epoch"}),
     ],
 )
-def test_resuming_is_bit_for_bit_the_uninterrupted_run(small, tmp_path, monkeypatch, architecture, changes, device):
+def test_resume_gives_the_same_weights_bit_for_bit(small, tmp_path, monkeypatch, architecture, changes, device):
     recipe = replace(SHORT, epochs=4, learning_rate=0.01, **changes)
     path = tmp_path / "checkpoint.pt"
     options = {"architecture": architecture, "device": device}
@@ -66,25 +68,25 @@ def test_resuming_is_bit_for_bit_the_uninterrupted_run(small, tmp_path, monkeypa
     assert without_seconds(history) == without_seconds(whole_history)
 
 
-def test_killed_at_random_moments_and_resumed(tmp_path):
-    """SIGKILL twenty times, wherever it hits; the end is the run that was never killed, to the bit."""
+def test_run_killed_at_random_moments_and_resumed_gives_the_same_files(tmp_path):
+    """SIGKILL twenty times at random moments; the result is that of the run that was never killed, byte for byte."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.victim"])
+    processes.set_forkserver_preload(["tests.killed_run"])
 
     def start(folder: Path):
         folder.mkdir(exist_ok=True)
         started = processes.Event()
-        process = processes.Process(target=victim.train, args=(folder, started))
+        process = processes.Process(target=killed_run.train, args=(folder, started))
         process.start()
         assert started.wait(timeout=60)
         return process
 
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    reference = start(undisturbed)
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    reference = start(uninterrupted)
     reference.join()
     assert reference.exitcode == 0
 
-    history = load_checkpoint(undisturbed / "checkpoint.pt")["history"]
+    history = load_checkpoint(uninterrupted / "checkpoint.pt")["history"]
     epoch = statistics.median(epoch["seconds"] for epoch in history)
     chance = random.Random(0)
     reached = []
@@ -93,16 +95,16 @@ def test_killed_at_random_moments_and_resumed(tmp_path):
         time.sleep(chance.uniform(0, 3 * epoch))
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL, "it finished before it was killed: give it more epochs"
+        assert process.exitcode == -signal.SIGKILL, "the run finished before it was killed; give it more epochs"
         checkpoint = killed / "checkpoint.pt"
         reached.append(len(load_checkpoint(checkpoint)["history"]) if checkpoint.exists() else 0)
-    assert len(set(reached)) > 5, f"the kills hit too few different epochs: {reached}"
+    assert len(set(reached)) > 5, f"too few different epochs were killed: {reached}"
 
     last = start(killed)
     last.join()
     assert last.exitcode == 0
-    assert (killed / "weights.safetensors").read_bytes() == (undisturbed / "weights.safetensors").read_bytes()
-    histories = [load_checkpoint(folder / "checkpoint.pt")["history"] for folder in (killed, undisturbed)]
+    assert (killed / "weights.safetensors").read_bytes() == (uninterrupted / "weights.safetensors").read_bytes()
+    histories = [load_checkpoint(folder / "checkpoint.pt")["history"] for folder in (killed, uninterrupted)]
     assert without_seconds(histories[0]) == without_seconds(histories[1])
 
 
@@ -114,13 +116,13 @@ def checkpoint(small, tmp_path_factory):
 
 
 def content(path: Path) -> bytes:
-    """All that a checkpoint holds, in a form that can be compared."""
+    """A checkpoint's whole state as bytes that can be compared."""
     file = io.BytesIO()
     torch.save(load_checkpoint(path), file)
     return file.getvalue()
 
 
-def test_every_flipped_byte_is_noticed(checkpoint, tmp_path):
+def test_a_flipped_byte_is_detected(checkpoint, tmp_path):
     good = checkpoint.read_bytes()
     whole = content(checkpoint)
     harmless = 0
@@ -132,14 +134,14 @@ def test_every_flipped_byte_is_noticed(checkpoint, tmp_path):
         path.write_bytes(bad)
         try:
             assert content(path) == whole
-            harmless += 1  # padding and time stamps of the archive carry nothing
+            harmless += 1  # padding and time stamps of the archive
         except CheckpointError as error:
             assert "bad.pt" in str(error)
     assert harmless < 30
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04"])
-def test_no_checkpoint_at_all(tmp_path, content):
+def test_missing_and_invalid_checkpoints(tmp_path, content):
     path = tmp_path / "checkpoint.pt"
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         load_checkpoint(path)
@@ -155,19 +157,19 @@ def test_truncated_checkpoint(checkpoint, tmp_path):
         load_checkpoint(path)
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+def test_a_checkpoint_with_code_is_refused_and_the_code_does_not_run(tmp_path):
     class Malice:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'ran'}",)
 
     path = tmp_path / "checkpoint.pt"
-    torch.save({"format": "mnist-s5-checkpoint-1", "model": Malice()}, path)
+    torch.save({"format": "mnist-s5-checkpoint-2", "model": Malice()}, path)
     with pytest.raises(CheckpointError):
         load_checkpoint(path)
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_checkpoint_of_another_run_is_refused_with_the_difference(small, checkpoint):
+def test_a_checkpoint_of_another_run_is_refused_and_differences_are_listed(small, checkpoint):
     recipe = replace(SHORT, epochs=1)
     with pytest.raises(CheckpointError, match="learning_rate: 0.05 there, 0.2 here"):
         fit(small, replace(recipe, learning_rate=0.2), checkpoint=checkpoint, resume=True)
@@ -180,8 +182,8 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(small, check
         fit(fewer, recipe, checkpoint=checkpoint, resume=True)
 
 
-def test_a_full_disk_is_an_os_error_and_leaves_the_old_files(tmp_path):
-    """The system itself refuses to write more than 5,000 bytes into a file."""
+def test_full_disk_raises_oserror_and_keeps_the_old_files(tmp_path):
+    """A file size limit of 5,000 bytes stands in for a full disk."""
     resource = pytest.importorskip("resource", reason="needs the file size limit of Unix")
     checkpoint, weights = tmp_path / "checkpoint.pt", tmp_path / "weights.safetensors"
     checkpoint.write_bytes(b"old checkpoint")
@@ -201,7 +203,7 @@ def test_a_full_disk_is_an_os_error_and_leaves_the_old_files(tmp_path):
     assert set(tmp_path.iterdir()) == {checkpoint, weights}
 
 
-def test_weights_round_trip_and_refusals(tmp_path):
+def test_weights_round_trip_and_invalid_files(tmp_path):
     path = tmp_path / "weights.safetensors"
     model = helpers.build(seed=1)
     save_weights(model, path, {"data": "sample"})
@@ -216,3 +218,21 @@ def test_weights_round_trip_and_refusals(tmp_path):
         load_weights(Net(), path)
     with pytest.raises(CheckpointError, match="cannot read weights"):
         load_weights(Net(), tmp_path / "absent.safetensors")
+
+
+def test_equal_weights_and_metadata_give_equal_files(tmp_path):
+    """Safetensors writes several metadata keys in an order that differs from call to call."""
+    path = tmp_path / "weights.safetensors"
+    metadata = {"data": "sample", "result": "99%", "seed": "1"}
+    contents = set()
+    for order in (metadata, dict(reversed(metadata.items()))) * 5:
+        save_weights(helpers.build(seed=1), path, order)
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["training"]) == metadata
+
+
+def test_resume_without_a_checkpoint_is_refused(small):
+    with pytest.raises(ValueError, match="resume needs the path of a checkpoint"):
+        fit(small, resume=True)

@@ -1,9 +1,7 @@
-"""The demo in a real browser: draw a digit with the mouse, upload a photo, read the answer."""
+"""The demo in a real browser: a digit drawn with the mouse, an uploaded photo, and the prediction."""
 
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -18,13 +16,13 @@ try:
     import gradio
     from playwright.sync_api import expect, sync_playwright
 
-    lacking = ""
+    missing = ""
 except ImportError as error:
-    lacking = f'needs {error.name}: pip install -e ".[demo,browser]"'
+    missing = f'requires {error.name}: pip install -e ".[demo,browser]"'
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_gradio = pytest.mark.skipif("gradio" in lacking, reason=lacking)
-needs_browser = pytest.mark.skipif(bool(lacking) or CHROMIUM is None, reason=lacking or "needs Chromium")
+requires_gradio = pytest.mark.skipif("gradio" in missing, reason=missing)
+requires_browser = pytest.mark.skipif(bool(missing) or CHROMIUM is None, reason=missing or "requires Chromium")
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 STROKES = {
     7: [[(-50, -70), (50, -70), (-10, 80)]],
@@ -52,14 +50,14 @@ def browser():
 @pytest.fixture
 def page(browser, address):
     page = browser.new_page(viewport={"width": 1200, "height": 1250})
-    asked = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested = []
+    page.on("request", lambda request: requested.append(request.url))
     page.goto(address)
     page.wait_for_selector('#sketch button[aria-label="Brush"]')
-    page.wait_for_timeout(1500)  # the canvas takes strokes only when the editor has been drawn
+    page.wait_for_timeout(1500)  # the canvas accepts strokes only after the editor is rendered
     yield page
-    others = [url for url in asked if url.startswith("http") and not url.startswith(address)]
-    assert not others, "nothing is fetched from anywhere else"
+    others = [url for url in requested if url.startswith("http") and not url.startswith(address)]
+    assert not others, "requests to other servers"
     page.close()
 
 
@@ -69,67 +67,76 @@ def draw_with_the_mouse(page, digit: int) -> None:
     for stroke in STROKES[digit]:
         page.mouse.move(x + stroke[0][0], y + stroke[0][1])
         page.mouse.down()
-        for across, down in stroke[1:]:
-            page.mouse.move(x + across, y + down, steps=15)
+        for right, down in stroke[1:]:
+            page.mouse.move(x + right, y + down, steps=15)
         page.mouse.up()
 
 
-@needs_browser
+@requires_browser
 @pytest.mark.parametrize("digit", STROKES)
-def test_a_drawn_digit_is_read(page, digit, tmp_path):
+def test_drawn_digit(page, digit, tmp_path):
     draw_with_the_mouse(page, digit)
-    expect(page.locator("#said")).to_contain_text(f"{digit}, with a probability of", timeout=60_000)
-    assert len(page.query_selector_all("#answer dt")) == 10
-    expect(page.locator("#seen img")).to_be_visible()
+    expect(page.locator("#prediction")).to_contain_text(f"{digit}, with a probability of", timeout=60_000)
+    assert len(page.query_selector_all("#probabilities dt")) == 10
+    expect(page.locator("#prepared img")).to_be_visible()
     expect(page.locator("#maps img")).to_be_visible()
     page.screenshot(path=tmp_path / f"{digit}.png")
 
 
-@needs_browser
+@requires_browser
 @pytest.mark.parametrize(
-    ("image", "words"),
-    [(draw_digit(4), "4, with a probability of"), (Image.new("L", (80, 80), 255), "Not read: there is no ink")],
-    ids=["photo", "empty"],
+    ("image", "text"),
+    [(draw_digit(4), "4, with a probability of"), (Image.new("L", (80, 80), 255), "No digit read: no ink")],
+    ids=["digit", "empty"],
 )
-def test_a_photo_is_read_or_told_why_not(page, image, words, tmp_path):
+def test_uploaded_photo(page, image, text, tmp_path):
     image.save(tmp_path / "photo.png")
     page.get_by_role("tab", name="Photo").click()
     page.set_input_files("#photo input[type=file]", tmp_path / "photo.png")
-    expect(page.locator("#said")).to_contain_text(words, timeout=60_000)
+    expect(page.locator("#prediction")).to_contain_text(text, timeout=60_000)
 
 
-@needs_gradio
-def test_it_listens_on_this_machine_only(address):
+@requires_gradio
+def test_listens_on_this_machine_only(address):
     assert address.startswith("http://127.0.0.1:")
 
 
-@needs_gradio
-def test_a_port_that_cannot_be_had_is_told(address, capsys):
+@requires_gradio
+def test_unavailable_ports_are_reported(address, capsys):
     for port in ("99999", address.rstrip("/").rsplit(":", 1)[1]):
         assert demo.main(["--port", port]) == 1
-        assert f"demo.py: cannot listen on 127.0.0.1, port {port}: taken, or no such" in capsys.readouterr().err
+        assert f"demo: cannot listen on 127.0.0.1, port {port}: in use or invalid" in capsys.readouterr().err
 
 
-def test_what_the_page_shows():
-    model = load_weights(helpers.build(), WEIGHTS)
-    words, probabilities, seen, maps = demo.look(model, {"composite": draw_digit(7)})
-    assert words.startswith("## 7, with")
+@pytest.fixture(scope="module")
+def model():
+    return load_weights(helpers.build(), WEIGHTS)
+
+
+def test_outputs_for_a_drawing(model):
+    text, probabilities, prepared, maps = demo.read_digit(model, {"composite": draw_digit(7)})
+    assert text.startswith("## 7, with")
     assert max(probabilities, key=probabilities.get) == "7"
-    assert seen.size == (224, 224)
+    assert prepared.size == (224, 224)
     assert min(maps.size) > 200
-    for nothing in (None, {"composite": None}, {"composite": Image.new("RGBA", (280, 280), (0, 0, 0, 0))}):
-        assert demo.look(model, nothing) == (demo.EMPTY, None, None, None)
+    for empty in (None, {"composite": None}, {"composite": Image.new("RGBA", (280, 280), (0, 0, 0, 0))}):
+        assert demo.read_digit(model, empty) == (demo.EMPTY, None, None, None)
 
 
-def test_lacking_packages_and_bad_weights_are_told(tmp_path, capsys, monkeypatch):
-    if not lacking:
-        assert demo.main(["--weights", str(tmp_path / "none.safetensors")]) == 1
-        assert "cannot read weights" in capsys.readouterr().err
+def test_outputs_for_an_empty_photo(model, tmp_path):
+    Image.new("L", (80, 80), 255).save(tmp_path / "photo.png")
+    text, *others = demo.read_digit(model, str(tmp_path / "photo.png"))
+    assert text.startswith("No digit read: no ink")
+    assert others == [None, None, None]
+
+
+@requires_gradio
+def test_missing_weights_are_reported(tmp_path, capsys):
+    assert demo.main(["--weights", str(tmp_path / "none.safetensors")]) == 1
+    assert "demo: cannot read weights" in capsys.readouterr().err
+
+
+def test_missing_gradio_is_reported(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert demo.main([]) == 1
     assert 'pip install -e ".[demo]"' in capsys.readouterr().err
-
-
-def test_help_is_quick_and_imports_neither_torch_nor_gradio():
-    code = "import sys, demo; sys.exit(bool({'torch', 'gradio'} & set(sys.modules)))"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(demo.__file__).parent)

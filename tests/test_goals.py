@@ -1,4 +1,4 @@
-"""Goals are reached or missed by what the ledger holds, and by nothing else."""
+"""Whether a goal is reached follows from the trials in the ledger."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 
 from analysis.inspection import count_parameters
 from experiments.candidates import KNOWN
-from experiments.goals import GOALS, claims, goals_table
+from experiments.goals import GOALS, claims_table, find_claims, goals_table
 from experiments.ledger import read_ledger
 from tests.utils import make_trial
 
@@ -22,7 +22,7 @@ GOOD = [99.5, 99.52, 99.55, 99.48, 99.51, 99.53, 99.5, 99.49, 99.54, 99.52]
 
 
 @pytest.mark.parametrize("goal", GOALS, ids=str)
-def test_a_claim_keeps_to_its_budget(goal):
+def test_claims_are_within_their_budgets(goal):
     if goal.variant:
         claim = KNOWN[goal.variant]
         assert count_parameters(claim.build()) < goal.parameters
@@ -33,7 +33,7 @@ def test_a_claim_keeps_to_its_budget(goal):
     ("accuracies", "changes", "faults"),
     [
         (GOOD, {}, []),
-        (GOOD[:9], {}, ["1 seeds lacking"]),
+        (GOOD[:9], {}, ["1 seeds missing"]),
         ([a - 0.05 for a in GOOD], {}, ["0.036 short"]),
         ([*GOOD[:9], 99.34], {}, ["0.004 short", "a seed below 99.35%"]),
         ([99.2, 99.8] * 5, {}, ["p = ", "a seed below 99.35%"]),
@@ -41,11 +41,11 @@ def test_a_claim_keeps_to_its_budget(goal):
         (GOOD, {"parameters": 18_215}, ["over its budget"]),
     ],
 )
-def test_what_is_missed_is_said(accuracies, changes, faults):
-    missed = NET.missed(scored(accuracies, **changes))
-    assert len(missed) == len(faults)
+def test_shortfalls(accuracies, changes, faults):
+    shortfalls = NET.shortfalls(scored(accuracies, **changes))
+    assert len(shortfalls) == len(faults)
     for fault in faults:
-        assert any(words.startswith(fault) for words in missed)
+        assert any(text.startswith(fault) for text in shortfalls)
 
 
 def test_only_the_claimed_recipe_on_the_full_test_set_counts():
@@ -55,13 +55,21 @@ def test_only_the_claimed_recipe_on_the_full_test_set_counts():
         *scored(GOOD, data="sample"),
         *scored(GOOD, recipe=replace(KNOWN["s5"].recipe, rotation=1.0).as_dict()),
     ]
-    assert claims(NET, [*others, *good]) == good
-    assert claims(replace(NET, variant=""), good) == []
+    assert find_claims(NET, [*others, *good]) == good
+    assert find_claims(replace(NET, variant=""), good) == []
 
 
-def test_one_row_a_goal():
-    table = goals_table(scored(GOOD)).set_index("Parameters")
+def test_one_row_per_goal():
+    table = goals_table(scored(GOOD)).set_index("Budget")
     assert list(table["Reached"]) == ["yes"] + ["not claimed yet"] * (len(GOALS) - 1)
     assert table.loc[NET.budget, "Mean"] == "99.514"
-    assert goals_table(scored([99.5])).loc[0, "95%"] == "–"
+    assert goals_table(scored([99.5])).loc[0, "95% interval"] == "–"
     assert len(goals_table(read_ledger())) == len(GOALS)
+
+
+def test_claims_table_shows_means_and_the_median_duration():
+    trials = scored(GOOD)
+    for trial in trials:
+        trial["seconds"] = 300.0
+    (row,) = claims_table(trials).itertuples(index=False)
+    assert list(row)[1:] == ["18,214", "99.51 ± 0.02%", 10, 20, "5"]

@@ -1,7 +1,6 @@
-"""The model report against numbers worked out by hand, and receptive fields against gradients as well."""
+"""Reports on a network, compared with numbers worked out by hand; receptive fields also with gradients."""
 
 import random
-import re
 
 import pytest
 import torch
@@ -17,10 +16,12 @@ from analysis.inspection import (
     receptive_field_table,
     summary,
 )
+from experiments.candidates import CLAIMS, KNOWN
+from experiments.variants import VARIANTS
 from helpers import Net
 
-# The seed document's table, row by row.
-SEED_TABLE = [
+# The layer table of the original document.
+ORIGINAL_TABLE = [
     ("conv1.0 (Conv2d)", 36, "1→4 channels, kernel 3×3, no bias"),
     ("conv1.1 (BatchNorm2d)", 8, "4 features, affine"),
     ("conv1.3 (Conv2d)", 288, "4→8 channels, kernel 3×3, no bias"),
@@ -40,7 +41,7 @@ SEED_TABLE = [
 
 
 class Forward(nn.Module):
-    """Layers by name, and any function of them and the images as the forward pass."""
+    """Named layers, and a function of the module and the images as the forward pass."""
 
     def __init__(self, forward, **layers):
         super().__init__()
@@ -60,15 +61,19 @@ def rows(table):
     return [tuple(row) for row in table.itertuples(index=False)]
 
 
-def fields(*layers, size=28):
-    return receptive_field_table(nn.Sequential(*layers), (1, 1, size, size))["Receptive field"].tolist()
+def same(kernel):
+    return conv(kernel, padding="same")
 
 
-# --- layers, parameters, multiply-adds ---
+def pool_with_indices(kernel, stride):
+    return nn.MaxPool2d(kernel, stride, return_indices=True)
 
 
-def test_layer_table_is_the_seeds():
-    assert rows(layer_table(Net())) == SEED_TABLE
+# --- Layers, parameters, multiply-adds --------------------------------------------------------------------------------
+
+
+def test_layer_table_is_the_original_one():
+    assert rows(layer_table(Net())) == ORIGINAL_TABLE
 
 
 @pytest.mark.parametrize(
@@ -86,11 +91,11 @@ def test_layer_table_is_the_seeds():
         (nn.Dropout(0.05), "p 0.05"),
     ],
 )
-def test_details_name_what_is_unusual(layer, details):
+def test_layer_details_mention_unusual_settings(layer, details):
     assert layer_table(nn.Sequential(layer))["Details"][0] == details
 
 
-def test_rows_add_up_with_shared_frozen_and_bare_parameters():
+def test_layer_table_adds_up_with_shared_frozen_and_bare_parameters():
     model = nn.Sequential(nn.Linear(4, 4), nn.PReLU(), nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU())
     model[2].weight = model[0].weight
     model[3].bias.requires_grad_(False)
@@ -115,7 +120,7 @@ def test_macs_of_net_by_hand():
     ("layer", "input_size", "macs"),
     [
         (nn.Conv2d(8, 16, 3, padding=1), (1, 8, 10, 10), 100 * 16 * 8 * 9),
-        (nn.Conv2d(8, 8, 3, padding=1, groups=8), (1, 8, 10, 10), 100 * 8 * 9),  # depthwise: one channel each
+        (nn.Conv2d(8, 8, 3, padding=1, groups=8), (1, 8, 10, 10), 100 * 8 * 9),  # depthwise
         (nn.Conv2d(8, 16, (3, 1), stride=2, groups=4), (1, 8, 9, 9), 4 * 5 * 16 * 2 * 3),
         (nn.Linear(40, 10), (1, 40), 400),
         (nn.Linear(40, 10, bias=False), (3, 40), 1200),
@@ -125,7 +130,7 @@ def test_macs_by_hand(layer, input_size, macs):
     assert count_macs(layer, input_size) == macs
 
 
-def test_summary_agrees_and_reads_alike_on_every_python():
+def test_summary_of_net():
     statistics = summary(Net())
     assert statistics.total_params == statistics.trainable_params == 18_214
     text = str(statistics)
@@ -134,10 +139,10 @@ def test_summary_agrees_and_reads_alike_on_every_python():
     assert "Total mult-adds (M): 1.95" in text
 
 
-# --- checks ---
+# --- Checks -----------------------------------------------------------------------------------------------------------
 
 
-def test_net_passes_its_checks():
+def test_net_passes_the_checks():
     table = check_model(Net())
     assert set(table["Result"]) == {"pass"}
     assert rows(table) == [
@@ -150,32 +155,32 @@ def test_net_passes_its_checks():
     ]
 
 
-def test_a_broken_net_fails_where_it_is_broken():
+def test_modified_net_fails_the_checks_it_violates():
     model = Net()
     model.conv1[1] = nn.Dropout2d(0.1)  # 8 parameters fewer
     model.gap = nn.AdaptiveAvgPool2d((1, 2))
-    model.fc = nn.Linear(80, 30)  # 2,430 parameters for 410
+    model.fc = nn.Linear(80, 30)  # 2,430 parameters instead of 410
     table = check_model(model)
     assert "FAIL" in set(table["Result"])
     assert table["Result"].tolist() == ["FAIL", "FAIL", "FAIL", "FAIL", "pass", "FAIL"]
     assert table["Found"].tolist() == ["20,226", "20,226", "4", "1", "1", "0"]
 
 
-def test_budget_is_a_strict_bound_and_the_exact_number_optional():
+def test_budget_is_a_strict_bound_and_the_exact_number_is_optional():
     assert list(check_model(Net(), parameters=None, counts={}, budget=18_214)["Result"]) == ["FAIL"]
     assert list(check_model(Net(), parameters=None, counts={}, budget=18_215)["Result"]) == ["pass"]
     with pytest.raises(KeyError):
         check_model(Net(), counts={"Conv2d": 5})
 
 
-def test_every_sort_of_dropout_and_only_global_pooling_count():
+def test_layer_counts_include_all_dropout_types_but_only_global_pooling():
     model = nn.Sequential(
         nn.Dropout(), nn.Dropout2d(), nn.AlphaDropout(), nn.AdaptiveAvgPool2d((1, 1)), nn.AdaptiveAvgPool2d(2)
     )
     assert count_layers(model) == {"BatchNorm2d": 0, "Dropout": 3, "Linear": 0, "GAP": 1}
 
 
-# --- receptive fields by hand ---
+# --- Receptive fields worked out by hand ------------------------------------------------------------------------------
 
 
 def test_receptive_field_of_net():
@@ -187,24 +192,19 @@ def test_receptive_field_of_net():
         ("conv2.3 (Conv2d)", 3, 1, 1, "14×14×32", 2, 14),
         ("conv2.6 (MaxPool2d)", 2, 2, 0, "7×7×32", 4, 16),
         ("conv3.0 (Conv2d)", 3, 1, 1, "7×7×40", 4, 24),
-        ("gap (AdaptiveAvgPool2d)", 7, 7, 0, "1×1×40", 28, 48),
+        ("gap (AdaptiveAvgPool2d)", 7, 7, 0, "1×1×40", 28, 28),  # the whole image
     ]
 
 
-def test_resnets_stem():
+def test_receptive_field_of_resnet_stem():
     stem = nn.Sequential(nn.Conv2d(3, 64, 7, stride=2, padding=3), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1))
-    assert rows(receptive_field_table(stem, (1, 3, 224, 224))) == [
-        ("0 (Conv2d)", 7, 2, 3, "112×112×64", 2, 7),
-        ("2 (MaxPool2d)", 3, 2, 1, "56×56×64", 4, 11),
+    assert rows(receptive_field_table(stem, (1, 3, 32, 32))) == [
+        ("0 (Conv2d)", 7, 2, 3, "16×16×64", 2, 7),
+        ("2 (MaxPool2d)", 3, 2, 1, "8×8×64", 4, 11),
     ]
 
 
-def test_stride_and_dilation():
-    # 3; then 5 wide by dilation on jump 2: 3 + 4·2; then 2 more on jump 2; then 2 on jump 2
-    assert fields(conv(3, stride=2), conv(3, dilation=2), conv(3), nn.AvgPool2d(2)) == [3, 11, 15, 17]
-
-
-def test_rectangular_layers_tell_height_from_width():
+def test_asymmetric_kernels():
     model = nn.Sequential(conv((3, 1), stride=(2, 1), padding=(1, 0)), conv((1, 5)), nn.MaxPool2d((3, 2)))
     assert rows(receptive_field_table(model, (1, 1, 28, 20))) == [
         ("0 (Conv2d)", "3×1", "2×1", "1×0", "14×20×1", "2×1", "3×1"),
@@ -214,89 +214,144 @@ def test_rectangular_layers_tell_height_from_width():
 
 
 @pytest.mark.parametrize(("ceil_mode", "size"), [(False, "3×3×1"), (True, "4×4×1")])
-def test_ceil_mode_changes_the_size_only(ceil_mode, size):
+def test_ceil_mode_changes_only_the_size(ceil_mode, size):
     model = nn.Sequential(nn.MaxPool2d(2, ceil_mode=ceil_mode), conv(1))
     table = receptive_field_table(model, (1, 1, 7, 7))
     assert table["Output size"].tolist() == [size, size]
     assert table["Receptive field"].tolist() == [2, 2]
 
 
-@pytest.mark.parametrize(("padding", "shown"), [("same", 2), ("valid", 0)])
-def test_padding_by_name(padding, shown):
+@pytest.mark.parametrize(("padding", "pixels"), [("same", 2), ("valid", 0)])
+def test_padding_by_name(padding, pixels):
     table = receptive_field_table(nn.Sequential(conv(3, dilation=2, padding=padding)))
-    assert table[["Padding", "Receptive field"]].values.tolist() == [[shown, 5]]
+    assert table[["Padding", "Receptive field"]].values.tolist() == [[pixels, 5]]
 
 
-def test_adaptive_pooling_takes_its_window_from_the_sizes():
+def test_adaptive_pooling_has_the_window_that_the_sizes_imply():
     assert rows(receptive_field_table(nn.Sequential(conv(2), nn.AdaptiveMaxPool2d(3)), (1, 1, 8, 13))) == [
         ("0 (Conv2d)", 2, 1, 0, "7×12×1", 1, 2),
         ("1 (AdaptiveMaxPool2d)", "3×4", "2×4", 0, "3×3×1", "2×4", "4×5"),
     ]
 
 
-def test_a_layer_used_twice_is_two_rows_in_the_order_of_execution():
+def test_adaptive_pooling_with_unequal_windows():
+    # 28 into 5: windows of 6 and 7 values that start at 0, 5, 11, 16 and 22; the middle one holds 11 to 16
+    assert rows(receptive_field_table(nn.Sequential(nn.AdaptiveAvgPool2d(5)))) == [
+        ("0 (AdaptiveAvgPool2d)", 7, 5.5, 0, "5×5×1", 5.5, 6)
+    ]
+
+
+def test_shared_layer_has_one_row_per_call_in_the_order_of_execution():
     model = Forward(lambda m, x: m.a(m.pool(m.a(m.b(x)))), a=conv(3), b=conv(5), pool=nn.MaxPool2d(2))
     table = receptive_field_table(model)
     assert table["Layer"].tolist() == ["b (Conv2d)", "a (Conv2d)", "pool (MaxPool2d)", "a (Conv2d)"]
     assert table["Receptive field"].tolist() == [5, 7, 8, 12]
+    assert table["Jump"].tolist() == [1, 1, 2, 2]
 
 
-# --- receptive fields where the forward pass is no chain ---
-
-
-def test_a_residual_branch_counts_by_its_longer_way():
-    model = Forward(lambda m, x: m.c(m.a(x) + m.b(x)), a=conv(3, padding=1), b=conv(7, padding=3), c=conv(3))
-    assert receptive_field_table(model)["Receptive field"].tolist() == [3, 7, 9]
+def squeeze_and_excite(m, x):
+    return m.c(x * m.fc(x.mean((2, 3))).view(-1, 1, 1, 1))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-def test_branches_that_look_different_ways_join_to_their_span():
-    # "same" with kernel 2 looks one pixel ahead, twice makes 0 … 2; the other branch sees -1 … 1: together 4 pixels
-    model = Forward(
-        lambda m, x: m.d(torch.cat([m.b(m.a(x)), m.c(x)], 1)),
-        a=conv(2, padding="same"),
-        b=conv(2, padding="same"),
-        c=conv(3, padding=1),
-        d=nn.Conv2d(2, 1, 1),
-    )
-    assert receptive_field_table(model)["Receptive field"].tolist() == [2, 3, 3, 4]
-    assert gradient_extent(model, size=11) == (4, 4)
-
-
 @pytest.mark.parametrize(
-    ("place", "model"),
+    ("fields", "jumps", "model"),
     [
-        ("0 (ConvTranspose2d)", nn.Sequential(nn.ConvTranspose2d(1, 1, 3, padding=1))),  # keeps the size
-        ("1 (Upsample)", nn.Sequential(conv(3), nn.Upsample(scale_factor=2))),
-        ("0 (ZeroPad2d)", nn.Sequential(nn.ZeroPad2d(1), conv(3))),
-        ("0 (AdaptiveAvgPool2d)", nn.Sequential(nn.AdaptiveAvgPool2d(5))),  # 28 into 5: windows of 6 and 7
-        ("0 (AdaptiveAvgPool2d)", nn.Sequential(nn.AdaptiveAvgPool2d(56))),
-        ("max_pool2d", Forward(lambda m, x: F.max_pool2d(x, 3, 1, 1))),
-        ("conv2d", Forward(lambda m, x: torch.conv2d(x, m.a.weight, padding=1), a=conv(3))),
-        ("getitem", Forward(lambda m, x: m.a(x[:, :, ::2]), a=conv(3))),
-        ("add", Forward(lambda m, x: m.a(x) + m.b(x), a=conv(3, stride=28), b=nn.AdaptiveAvgPool2d((1, 28)))),
-        ("mul", Forward(lambda m, x: x * m.fc(x.mean((2, 3))).view(1, 1, 1, 1), fc=nn.Linear(1, 1))),
-        ("view", Forward(lambda m, x: m.fc(x.flatten(1)).view(1, 1, 28, 28), fc=nn.Linear(784, 784))),
-        ("symbolically traced", Forward(lambda m, x: m.a(x) if x.sum() > 0 else x, a=conv(3))),
+        # The second convolution's dilation adds 4 steps of 2 pixels: 3 + 8 = 11.
+        (
+            [3, 11, 15, 17],
+            [2, 2, 2, 4],
+            nn.Sequential(conv(3, stride=2), conv(3, dilation=2), conv(3), nn.AvgPool2d(2)),
+        ),
+        ([3, 5], [1, 1], nn.Sequential(conv(3, channels=4, groups=4), conv(3, channels=4, groups=2))),
+        ([3, 3, 5], [1, 1, 1], nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 3))),
+        ([5, 7], [1, 1], nn.Sequential(nn.MaxPool2d(3, 1, dilation=2), conv(3))),
+        ([3, 6], [1, 2], Forward(lambda m, x: m.b(m.a(x)[0])[0], a=pool_with_indices(3, 1), b=pool_with_indices(4, 2))),
+        # Branches: a sum or a concatenation depends on all that one of them depends on.
+        ([3, 7, 9], [1] * 3, Forward(lambda m, x: m.c(m.a(x) + m.b(x)), a=same(3), b=same(7), c=conv(3))),
+        # An even "same" kernel looks one pixel ahead, twice 0 to 2; the other branch sees -1 to 1: together 4 pixels.
+        (
+            [2, 3, 3, 4],
+            [1] * 4,
+            Forward(
+                lambda m, x: m.d(torch.cat([m.b(m.a(x)), m.c(x)], 1)),
+                a=same(2),
+                b=same(2),
+                c=same(3),
+                d=nn.Conv2d(2, 1, 1),
+            ),
+        ),
+        # Steps that are not layers, or not of the kinds with a row.
+        ([3], [1], nn.Sequential(nn.ZeroPad2d(1), conv(3))),
+        ([3, 4], [1, 2], nn.Sequential(nn.ZeroPad2d(-2), nn.BatchNorm2d(1), conv(3), nn.Dropout(), nn.MaxPool2d(2))),
+        ([5], [1], nn.Sequential(nn.ConvTranspose2d(1, 1, 3, padding=1), conv(3))),
+        # Upsampling: here both kernels cover two of the values that are doubled.
+        ([3, 4], [1, 0.5], nn.Sequential(conv(3, padding=1), nn.Upsample(scale_factor=2), conv(3))),
+        ([2, 4], [2, 1], nn.Sequential(nn.MaxPool2d(2), nn.Upsample(scale_factor=2), conv(2))),
+        ([5], [1], Forward(lambda m, x: m.a(F.relu(F.max_pool2d(x, 3, 1, 1))), a=conv(3))),
+        ([3, 8], [1, 2], Forward(lambda m, x: m.b(F.avg_pool2d(m.a(x), 2)), a=same(3), b=same(3))),
+        ([5], [1], Forward(lambda m, x: m.a(torch.conv2d(x, m.a.weight, padding=1)), a=conv(3))),
+        (["5×3"], ["2×1"], Forward(lambda m, x: m.a(x[:, :, ::2]), a=conv(3))),
+        ([3, 5], [1, 1], Forward(lambda m, x: m.a(m.a(x) if x.shape[2] > 20 else x), a=conv(3))),
+        (
+            [3, "28×1", "28×16"],  # columns 0–2 by the one and 13–15 by the other
+            [28, "28×1", "28×1"],
+            Forward(
+                lambda m, x: m.c(m.a(x) + m.b(x)), a=conv(3, stride=28), b=nn.AdaptiveAvgPool2d((1, 28)), c=same(3)
+            ),
+        ),
+        # What depends on the mean or on all values of a map depends on the whole image.
+        ([28], [1], Forward(squeeze_and_excite, fc=nn.Linear(1, 1), c=conv(3))),
+        ([28], [1], Forward(lambda m, x: m.a(m.fc(x.flatten(1)).view(x.shape)), a=conv(3), fc=nn.Linear(784, 784))),
+        ([28], [1], nn.Sequential(nn.GroupNorm(1, 1), conv(3))),
+        ([3, 28, 28], [1, 28, 28], nn.Sequential(same(3), nn.AdaptiveAvgPool2d(1), conv(1), nn.Flatten())),
+        ([28], [1], nn.Sequential(conv(28), nn.Flatten(), nn.Linear(1, 10))),
+        ([], [], nn.Sequential(nn.Flatten(), nn.Linear(784, 10))),
     ],
 )
-def test_an_error_names_the_place_rather_than_a_wrong_number(place, model):
-    with pytest.raises(ValueError, match="^" + re.escape(place)):
-        receptive_field_table(model)
+def test_receptive_field_and_jump(fields, jumps, model):
+    channels = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 1)
+    table = receptive_field_table(model, (1, channels, 28, 28))
+    assert table["Receptive field"].tolist() == fields
+    assert table["Jump"].tolist() == jumps
 
 
-def test_an_input_size_without_a_batch_is_refused():
+def test_input_size_without_a_batch_dimension():
     with pytest.raises(ValueError, match="input_size"):
         receptive_field_table(Net(), (1, 28, 28))
 
 
-# --- receptive fields by gradients ---
+# --- Receptive fields of all networks, and by gradients ---------------------------------------------------------------
+
+
+NAMES = [*VARIANTS, *CLAIMS, "dense_2k", "strided", "radial_bias", "shared_24_1k_separable"]
+DIFFERENT = list({KNOWN[name].build: name for name in NAMES}.values())  # several train the same network
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_receptive_field_of_experiments(name):
+    table = receptive_field_table(KNOWN[name].build())
+    fields, jumps = table["Receptive field"].tolist(), table["Jump"].tolist()
+    assert fields == sorted(fields)  # they are chains of layers, or sums and concatenations of all that came before
+    assert jumps == sorted(jumps)
+    assert all(1 <= field <= 28 for field in fields)
+    if name in CLAIMS:
+        assert fields[0] == 3
+        assert fields[-1] == (24 if "24" in CLAIMS[name].parent else 28)  # some are cropped to 24×24 pixels
+
+
+def test_receptive_field_of_shared_convolutions_on_a_crop():
+    table = receptive_field_table(CLAIMS["below_2k"].build())
+    assert set(table["Layer"]) == {"stem.1 (Conv2d)", "conv (Conv2d)", "pool (MaxPool2d)", "end.0 (Conv2d)"}
+    assert table["Jump"].tolist() == [1, 1, 2, 2, 2, 4, 4, 4, 8, 8, 8, 8]
+    # 22 is what 24 pixels around the middle unit, of six, have in common with the 24×24 crop.
+    assert table["Receptive field"].tolist() == [3, 5, 6, 10, 14, 16, 22, 24, 24, 24, 24, 24]
 
 
 def gradient_extent(model, size):
-    """Height and width of the input region on which the pixel in the middle of the output depends."""
+    """Height and width of the region of the image on which the unit in the middle of the output depends."""
     for parameter in model.parameters():
-        parameter.data.fill_(1.0)  # all positive, so that no two paths cancel
+        parameter.data.fill_(1.0)  # positive, so that no two paths cancel
     image = torch.ones(1, 1, size, size, requires_grad=True)
     output = model(image)
     output[0, 0, output.shape[2] // 2, output.shape[3] // 2].backward()
@@ -305,29 +360,29 @@ def gradient_extent(model, size):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_receptive_field_is_where_gradients_reach(seed):
+def test_receptive_field_agrees_with_gradients(seed):
     draw = random.Random(seed)
 
     def layer():
-        kernel, stride = [(draw.randint(1, 4), draw.randint(1, 4)) for _ in range(2)]
+        kernel, stride = [(draw.randint(1, 3), draw.randint(1, 3)) for _ in range(2)]
         stride = tuple(min(s, k, 2) for s, k in zip(stride, kernel, strict=True))
         if draw.random() < 0.3:
             return nn.AvgPool2d(kernel, stride)
         return conv(kernel, stride=stride, dilation=(draw.randint(1, 3), draw.randint(1, 3)))
 
-    model = nn.Sequential(*[layer() for _ in range(4)])
-    table = receptive_field_table(model, (1, 1, 200, 200))
-    field = table["Receptive field"].iloc[-1]
-    assert (field if isinstance(field, str) else f"{field}×{field}") == "{}×{}".format(*gradient_extent(model, 200))
+    model = nn.Sequential(*[layer() for _ in range(3)])
+    field = receptive_field_table(model, (1, 1, 48, 48))["Receptive field"].iloc[-1]
+    assert (field if isinstance(field, str) else f"{field}×{field}") == "{}×{}".format(*gradient_extent(model, 48))
 
 
-# --- no traces ---
+# --- Side effects -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("report", [summary, count_macs, layer_table, check_model, receptive_field_table])
-def test_a_report_leaves_no_trace(report):
+def test_report_has_no_side_effects(report):
     model = Net().train()
-    model.conv2.eval()  # frozen in part, as in fine-tuning
+    model.conv2.eval()  # partly frozen, as in fine-tuning
+    model.fc.bias.grad = torch.ones(10)
     modes = [module.training for module in model.modules()]
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random_state = torch.get_rng_state()
@@ -338,19 +393,20 @@ def test_a_report_leaves_no_trace(report):
     assert torch.equal(torch.get_rng_state(), random_state)
     assert model.state_dict().keys() == state.keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model.fc.bias.grad.eq(1).all()
+    assert sum(parameter.grad is not None for parameter in model.parameters()) == 1
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_a_failing_report_restores_the_modes():
+def test_failing_report_restores_the_modes():
     model = nn.Sequential(conv(3, channels=2)).train()
     with pytest.raises(RuntimeError):
-        count_macs(model)  # one channel where two are needed
+        count_macs(model)  # one channel instead of two
     assert model.training
     assert model[0].training
 
 
-def test_reports_follow_the_models_dtype():
+def test_reports_use_the_dtype_of_the_model():
     model = Net().double()
     assert count_macs(model) == 1_947_856
     assert summary(model).total_params == 18_214

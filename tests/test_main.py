@@ -1,4 +1,4 @@
-"""`python main.py`: what it prints, saves and returns, and what it says when something is wrong."""
+"""`python main.py`: output, results, exit codes and error messages."""
 
 import json
 import os
@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 
 import helpers
 import main
+import training.mnist
+from tests.utils import ROOT
 from training.checkpoint import load_checkpoint, load_weights
 from training.mnist import load_sample
 from training.recipe import Recipe
 
-ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-u", str(ROOT / "main.py")]
 DEFAULT = Recipe()
 FILES = {"weights.safetensors", "history.json", "curves.png", "checkpoint.pt"}
@@ -33,7 +34,7 @@ load_sample = cache(load_sample)  # it takes more than a second
 
 @pytest.fixture(autouse=True)
 def _load_the_sample_once(monkeypatch):
-    monkeypatch.setattr(helpers, "load_sample", load_sample)
+    monkeypatch.setattr(training.mnist, "load_sample", load_sample)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -43,11 +44,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 # --- Help and bad command lines ---------------------------------------------------------------------------------------
 
 
-def test_help_reads_well_and_does_not_wait_for_torch():
+def test_help_is_readable_and_does_not_import_torch():
     whole = [sys.executable, "-X", "importtime", str(ROOT / "main.py"), "--help"]
     process = subprocess.run(whole, capture_output=True, text=True, timeout=60)
     assert process.returncode == 0
-    options = "epochs batch-size learning-rate lr seed device data output resume smoke"
+    options = "epochs batch-size learning-rate lr rotation no-nesterov seed device data output resume smoke"
     for option in options.split():
         assert f"--{option}" in process.stdout
     assert "python main.py --smoke" in process.stdout
@@ -59,7 +60,7 @@ def test_help_reads_well_and_does_not_wait_for_torch():
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty current folder, with a file, a folder and something like a run in it."""
+    """The current folder: empty but for a file, a folder and a finished run."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
@@ -83,16 +84,18 @@ BAD = {
     "--data file": "--data file: this is a file, not a folder",
     "--data empty --smoke": "--smoke: not allowed with argument --data",
     "--output file": "--output file: this is a file, not a folder",
-    "--output run": "--output run holds a run already: --resume it, or choose another folder",
+    "--output run": "--output run already holds a run: --resume it, or choose another folder",
     "--output other --resume run": "--resume: not allowed with argument --output",
     "--resume empty": "--resume empty: there is no checkpoint.pt in it",
     "--resume missing": "--resume missing: there is no checkpoint.pt in it",
+    "--optimizer lion": "--optimizer: invalid choice: 'lion'",
+    "--shear 90": "shear must be at least 0 and less than 90 degrees, not 90.0",
     "--epoch-count 3": "unrecognized arguments: --epoch-count 3",
 }
 
 
 @pytest.mark.parametrize("arguments", BAD)
-def test_a_bad_command_line_is_one_clear_line_and_code_2(arguments, here, capsys):
+def test_wrong_options_give_one_line_and_exit_code_2(arguments, here, capsys):
     before = sorted(here.rglob("*"))
     with pytest.raises(SystemExit) as exit_:
         main.main(arguments.split())
@@ -104,23 +107,23 @@ def test_a_bad_command_line_is_one_clear_line_and_code_2(arguments, here, capsys
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_cuda_where_there_is_none_is_one_clear_line_and_code_2():
+def test_missing_cuda_gives_one_line_and_exit_code_2():
     process = subprocess.run([*COMMAND, "--device", "cuda"], capture_output=True, text=True, timeout=120)
     assert process.returncode == 2
-    assert re.fullmatch("main.py: device 'cuda' .* no CUDA on this machine .*\n", process.stderr)
+    assert re.fullmatch("main.py: device 'cuda' .* no CUDA device on this machine .*\n", process.stderr)
 
 
-def test_the_process_too_ends_with_code_2():
+def test_exit_code_of_the_process():
     process = subprocess.run([*COMMAND, "--epochs", "0"], capture_output=True, text=True, timeout=60)
     assert process.returncode == 2
     assert process.stderr == "main.py: epochs must be a whole number, 1 or more, not 0 (see --help)\n"
 
 
 @pytest.mark.parametrize("folder", ["file/below", "locked/below", "locked"])
-def test_an_output_folder_that_cannot_be_written_is_found_before_training(folder, here, capsys):
+def test_unwritable_output_folder_is_reported_before_training(folder, here, capsys):
     (here / "locked").mkdir(mode=0o555)
     if folder != "file/below" and os.access(here / "locked", os.W_OK):
-        pytest.skip("this user may write everywhere")
+        pytest.skip("this user can write everywhere")
     assert main.main(["--smoke", "--output", folder]) == 1
     output = capsys.readouterr()
     assert re.fullmatch(f"main.py: cannot write into {folder}: .*\n", output.err)
@@ -132,7 +135,7 @@ def test_an_output_folder_that_cannot_be_written_is_found_before_training(folder
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One run of the command in a folder of its own, and where its results are."""
+    """The output of one run of the command in a folder of its own, and its results folder."""
     folder = tmp_path_factory.mktemp("somewhere else")
     whole = [*COMMAND, "--smoke", "--seed", "1"]
     process = subprocess.run(whole, cwd=folder, capture_output=True, text=True, timeout=300)
@@ -143,13 +146,13 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """A copy of that run, to do things to."""
+    """A copy of that run that a test may change."""
     return Path(shutil.copytree(finished[1], tmp_path / "run"))
 
 
-def test_a_run_prints_the_model_first_then_the_log_then_the_result(finished):
+def test_a_run_prints_the_model_the_log_and_the_result(finished):
     printed, run = finished
-    wanted = (
+    expected = (
         r"Total params: 18,214\n(.*\n)*"
         r"MNIST SAMPLE \(not the full data set\): 4,000 training and 1,000 test images\n"
         r"Device \w+, seed 1, .*epochs=2.*\n\n"
@@ -158,12 +161,12 @@ def test_a_run_prints_the_model_first_then_the_log_then_the_result(finished):
         r"\d+\.\d\d% on the SAMPLE's test images \(\2/1000, 95% interval .*\)\n"
         rf"Saved in runs/{run.name}: weights.safetensors, history.json, curves.png, checkpoint.pt\n"
     )
-    assert re.search(wanted + r"\Z", printed)
+    assert re.search(expected + r"\Z", printed)
     assert printed.index("Total params") < printed.index("Epoch")
     assert re.fullmatch(r"\d{8}-\d{6}-seed1", run.name)
 
 
-def test_what_a_run_saves_belongs_together(finished):
+def test_saved_files_agree_with_each_other(finished):
     printed, run = finished
     assert {path.name for path in run.iterdir()} == FILES
     record = json.loads((run / "history.json").read_text(encoding="utf-8"))
@@ -181,20 +184,21 @@ def test_what_a_run_saves_belongs_together(finished):
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_weights_say_what_they_are_made_from(finished):
+def test_weights_carry_their_data_and_result(finished):
     with safe_open(finished[1] / "weights.safetensors", "pt") as file:
-        assert file.metadata()["data"] == "sample"
-        assert "SAMPLE" in file.metadata()["result"]
+        metadata = json.loads(file.metadata()["training"])
+    assert metadata["data"] == "sample"
+    assert "SAMPLE" in metadata["result"]
 
 
-# --- Going on ---------------------------------------------------------------------------------------------------------
+# --- Resuming ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "also", [[], ["--smoke", "--epochs", "2", "--seed", "1", "--batch-size", str(DEFAULT.for_smoke().batch_size)]]
 )
 def test_a_complete_run_can_be_resumed(finished, run, also, capsys):
-    """It is on the sample because the run was; to repeat what it was started with does no harm."""
+    """On the sample, as the run was; repeating its options is allowed."""
     before = contents(run)
     assert main.main(["--resume", str(run), *also]) == 0
     after = contents(run)
@@ -220,14 +224,14 @@ def test_a_complete_run_can_be_resumed(finished, run, also, capsys):
         ("--seed 2", "seed: 1 there, 2 here"),
     ],
 )
-def test_a_run_is_not_resumed_as_another(run, arguments, difference, capsys):
+def test_resume_with_other_options_is_refused(run, arguments, difference, capsys):
     before = contents(run)
     assert main.main(["--resume", str(run), *arguments.split()]) == 1
     assert capsys.readouterr().err == f"main.py: {run}/checkpoint.pt belongs to another run:\n  {difference}\n"
     assert contents(run) == before
 
 
-def test_a_run_on_mnist_is_not_resumed_on_the_sample(run, capsys):
+def test_a_run_on_mnist_cannot_be_resumed_on_the_sample(run, capsys):
     change(run, data="MNIST: 60,000 training and 10,000 test images")
     assert main.main(["--resume", str(run), "--smoke"]) == 1
     error = capsys.readouterr().err
@@ -240,7 +244,7 @@ def change(run: Path, **changes) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:1000], lambda data: b"", lambda data: data[::-1]])
-def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(run, damage, capsys):
+def test_a_damaged_checkpoint_is_named_and_kept(run, damage, capsys):
     checkpoint = run / "checkpoint.pt"
     checkpoint.write_bytes(damage(checkpoint.read_bytes()))
     before = contents(run)
@@ -256,20 +260,21 @@ def test_a_checkpoint_of_another_version_is_refused(run, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_a_run_on_a_device_that_is_not_here_is_refused(run, capsys):
+def test_a_run_on_a_missing_device_is_refused(run, capsys):
     change(run, device="cuda")
     assert main.main(["--resume", str(run)]) == 1
-    assert re.fullmatch("main.py: .* cannot be resumed here: .* no CUDA on this machine\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        "main.py: .* cannot be resumed here: .* no CUDA device on this machine\n", capsys.readouterr().err
+    )
 
 
-def test_divergence_is_one_clear_line(here, capsys, monkeypatch):
-    monkeypatch.setattr(main, "Recipe", lambda: Recipe(optimizer="sgd"))
-    assert main.main(["--smoke", "--lr", "1e30", "--output", "run2"]) == 1
+def test_divergence_gives_one_line(here, capsys):
+    assert main.main(["--smoke", "--optimizer", "sgd", "--lr", "1e30", "--output", "run2"]) == 1
     assert re.search(r"main.py: the loss stopped being finite in epoch 1.*\n\Z", capsys.readouterr().err)
     assert not Path("run2/weights.safetensors").exists()
 
 
-def test_ctrl_c_keeps_what_was_reached_and_tells_how_to_go_on(here, interruptible, monkeypatch, capsys):
+def test_ctrl_c_saves_complete_epochs_and_prints_how_to_resume(here, interruptible, monkeypatch, capsys):
     whole = [*COMMAND, "--smoke", "--epochs", "3", "--output", "my run"]
     process = subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
@@ -286,7 +291,7 @@ def test_ctrl_c_keeps_what_was_reached_and_tells_how_to_go_on(here, interruptibl
     assert f"After {reached} of 3 epochs: {record['result']}" in printed
     assert {path.name for path in Path("my run").iterdir()} == FILES
 
-    (hint,) = re.findall("To go on: python main.py (.*)", printed)
+    (hint,) = re.findall("To continue: python main.py (.*)", printed)
     assert main.main(shlex.split(hint)) == 0
     after = json.loads(Path("my run/history.json").read_text(encoding="utf-8"))
     assert after["history"][:reached] == record["history"]

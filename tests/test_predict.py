@@ -1,4 +1,4 @@
-"""The command that reads image files."""
+"""The command that reads digits from image files."""
 
 import io
 import json
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from inference import predict
-from tests.utils import draw_digit, to_bytes
+from tests.utils import ROOT, draw_digit, to_bytes
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def folder(tmp_path):
     return folder
 
 
-def test_a_table(folder, capsys):
+def test_table_of_a_folder(folder, capsys):
     assert predict.main([str(folder)]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split() == ["image", "digit", "probability", "next", "best"]
@@ -33,14 +33,14 @@ def test_a_table(folder, capsys):
 
 def test_json(folder, capsys):
     assert predict.main(["--json", "--show", str(folder / "seven.png")]) == 0
-    (answer,) = json.loads(capsys.readouterr().out)
-    assert answer["digit"] == 7
-    assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-4)
-    assert answer["probabilities"][7] == max(answer["probabilities"])
-    assert len(answer["prepared"]) == len(answer["prepared"][0]) == 28
+    (result,) = json.loads(capsys.readouterr().out)
+    assert result["digit"] == 7
+    assert sum(result["probabilities"]) == pytest.approx(1, abs=1e-4)
+    assert result["probabilities"][7] == max(result["probabilities"])
+    assert len(result["prepared"]) == len(result["prepared"][0]) == 28
 
 
-def test_bad_images_are_named_and_the_others_still_read(folder, capsys):
+def test_bad_images_are_reported_and_the_others_are_read(folder, capsys):
     (folder / "broken.png").write_bytes(to_bytes(draw_digit())[:200])
     Image.new("L", (50, 50), 255).save(folder / "empty.png")
     assert predict.main([str(folder), str(folder / "none.png")]) == 1
@@ -53,12 +53,17 @@ def test_bad_images_are_named_and_the_others_still_read(folder, capsys):
     assert "no ink" in json.loads(capsys.readouterr().out)[0]["error"]
 
 
-def test_what_the_network_was_given(folder, tmp_path, capsys):
-    seen = tmp_path / "seen"
-    assert predict.main(["--show", "--prepared", str(seen), str(folder)]) == 0
+def test_network_input_is_shown_and_written(folder, tmp_path, capsys):
+    prepared = tmp_path / "prepared"
+    assert predict.main(["--show", "--prepared", str(prepared), str(folder)]) == 0
     assert capsys.readouterr().out.count("█") > 50
-    assert sorted(path.name for path in seen.iterdir()) == ["000-four.png", "001-seven.png"]
-    assert Image.open(seen / "000-four.png").size == (28, 28)
+    assert sorted(path.name for path in prepared.iterdir()) == ["000-four.png", "001-seven.png"]
+    assert Image.open(prepared / "000-four.png").size == (28, 28)
+
+
+def test_unwritable_folder_is_reported(folder, capsys):
+    assert predict.main(["--prepared", str(folder / "notes.txt"), str(folder / "seven.png")]) == 1
+    assert "predict: cannot write to" in capsys.readouterr().err
 
 
 def test_standard_input(monkeypatch, capsys):
@@ -67,24 +72,39 @@ def test_standard_input(monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["-", "7"]
 
 
-def test_wrong_commands(tmp_path, capsys):
-    for arguments in ([], [str(tmp_path)]):
+def test_wrong_arguments_are_reported_in_one_line(tmp_path, capsys):
+    for arguments, complaint in (([], "required: IMAGE"), ([str(tmp_path)], "no image in")):
         with pytest.raises(SystemExit) as exit:
             predict.main(arguments)
         assert exit.value.code == 2
-    assert "no image in" in capsys.readouterr().err
-    draw_digit().save(tmp_path / "digit.png")
-    assert predict.main([str(tmp_path), "--weights", str(tmp_path / "none.safetensors")]) == 1
-    assert "cannot read weights" in capsys.readouterr().err
+        message = capsys.readouterr().err
+        assert message.startswith("predict: ")
+        assert complaint in message
+        assert message.count("\n") == 1
 
 
-def test_help_is_quick_and_imports_no_torch():
-    code = "import sys, predict; predict.parse_arguments(['x']); sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(predict.__file__).parent)
+def test_missing_weights_are_reported(capsys):
+    assert predict.main(["digit.png", "--weights", "none.safetensors"]) == 1
+    assert "predict: cannot read weights" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_a_pipe_is_not_waited_for(tmp_path, capsys):
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_named_pipe_is_refused_without_blocking(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
     assert predict.main([str(tmp_path / "pipe")]) == 1
-    assert "a pipe goes to standard input" in capsys.readouterr().err
+    assert "pipe the image to standard input" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["predict", "demo", "export"])
+def test_help_does_not_load_slow_packages(command):
+    code = f"""
+import runpy, sys
+sys.argv[1:] = ["--help"]
+try:
+    runpy.run_module("inference.{command}", run_name="__main__")
+finally:
+    assert not {{"torch", "numpy", "gradio"}} & set(sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith(f"usage: {command} [options]")
+    assert f"python -m inference.{command}" in result.stdout

@@ -1,4 +1,4 @@
-"""Changed images, calibration, and declining."""
+"""Accuracy on changed images, calibration, and the reject option."""
 
 import numpy as np
 import pytest
@@ -15,26 +15,31 @@ def model():
     return load_weights(helpers.build(), WEIGHTS)
 
 
-def test_every_change_changes_what_it_says(sample):
+@pytest.mark.parametrize("name", robustness.CHANGES)
+def test_only_the_neutral_amount_leaves_images_unchanged(sample, name):
     images = sample.eval_images[:20]
-    for name, (_, amounts, change) in robustness.CHANGES.items():
-        neutral = 1 if name == "scale" else 0
-        assert neutral in amounts
-        assert (change(images, neutral).int() - images.int()).abs().max() <= 1, name
-        for amount in set(amounts) - {neutral}:
-            changed = change(images, amount)
-            assert changed.dtype == torch.uint8
-            assert not torch.equal(changed, images), (name, amount)
-    moved = robustness.CHANGES["shift"][2](images, 3)
-    assert torch.equal(moved[:, :, 3:], images[:, :, :-3])
-    turned = robustness.CHANGES["rotation"][2](images, 90).int()
-    assert (turned - torch.rot90(images, -1, (1, 2)).int()).abs().max() <= 1  # clockwise, as one sees it
-    inks = [float(robustness.CHANGES["thickness"][2](images, by).float().mean()) for by in (-1, 0, 1, 2)]
+    _, amounts, change = robustness.CHANGES[name]
+    neutral = 1 if name == "scale" else 0
+    assert neutral in amounts
+    assert (change(images, neutral).int() - images.int()).abs().max() <= 1
+    for amount in set(amounts) - {neutral}:
+        changed = change(images, amount)
+        assert changed.dtype == torch.uint8
+        assert not torch.equal(changed, images), amount
+
+
+def test_directions_of_shift_rotation_and_thickness(sample):
+    images = sample.eval_images[:20]
+    shifted = robustness.CHANGES["shift"][2](images, 3)
+    assert torch.equal(shifted[:, :, 3:], images[:, :, :-3])
+    rotated = robustness.CHANGES["rotation"][2](images, 90).int()
+    assert (rotated - torch.rot90(images, -1, (1, 2)).int()).abs().max() <= 1  # clockwise
+    inks = [float(robustness.CHANGES["thickness"][2](images, pixels).float().mean()) for pixels in (-1, 0, 1, 2)]
     assert inks == sorted(inks)
 
 
-def test_preparation_helps_against_inversion_noise_and_size(model, sample):
-    table = robustness.accuracy_under_changes(model, sample.eval_images[:120], sample.eval_labels[:120])
+def test_preprocessing_helps_against_inversion_noise_and_size(model, sample):
+    table = robustness.accuracy_under_changes(model, sample.eval_images[:40], sample.eval_labels[:40])
     table = table.set_index(["change", "amount"])
     assert table.loc[("shift", 0), "accuracy"] > 96
     assert table.loc[("shift", 0), "prepared"] > 94
@@ -44,26 +49,34 @@ def test_preparation_helps_against_inversion_noise_and_size(model, sample):
     assert len(figure.axes) == len(robustness.CHANGES)
 
 
-def test_calibration_of_known_answers():
+def test_images_that_cannot_be_prepared_are_mistakes(model, sample, monkeypatch):
+    monkeypatch.setattr(robustness, "CHANGES", {"none": ("", (0,), lambda images, amount: images)})
+    images = torch.cat([sample.eval_images[:2], torch.zeros(2, 28, 28, dtype=torch.uint8)])
+    labels = helpers.predict(model, images).argmax(1)
+    assert robustness.accuracy_under_changes(model, images, labels)["prepared"].to_list() == [50]
+    assert robustness.accuracy_under_changes(model, images[2:], labels[2:])["prepared"].to_list() == [0]
+
+
+def test_calibration_error_of_known_probabilities():
     labels = torch.zeros(10, dtype=torch.long)
     probabilities = torch.zeros(10, 10)
-    probabilities[:8, 0], probabilities[:8, 1] = 0.8, 0.2  # right, and sure by 80%
-    probabilities[8:, 0], probabilities[8:, 1] = 0.2, 0.8  # wrong, as sure
+    probabilities[:8, 0], probabilities[:8, 1] = 0.8, 0.2  # correct, with a confidence of 0.8
+    probabilities[8:, 0], probabilities[8:, 1] = 0.2, 0.8  # wrong, with the same confidence
     table = robustness.reliability(labels, probabilities)
     assert list(table["count"]) == [10]
     assert table["accuracy"][0] == pytest.approx(0.8)
     assert robustness.calibration_error(table) == pytest.approx(0, abs=1e-6)
-    sure = torch.eye(10)[[0] * 5 + [1] * 5]
-    assert robustness.calibration_error(robustness.reliability(labels, sure)) == pytest.approx(0.5)
+    certain = torch.eye(10)[[0] * 5 + [1] * 5]
+    assert robustness.calibration_error(robustness.reliability(labels, certain)) == pytest.approx(0.5)
     assert len(robustness.plot_reliability(labels, probabilities).axes) == 2
 
 
-def test_declining_drops_the_least_sure():
+def test_images_of_lowest_confidence_are_rejected_first():
     labels = torch.zeros(100, dtype=torch.long)
     probabilities = torch.full((100, 10), 0.01)
     probabilities[:, 0] = torch.linspace(0.3, 0.9, 100)
-    probabilities[0] = torch.tensor([0.2, 0.25] + 8 * [0.06])  # the one mistake, and the least sure
-    table = robustness.declining_table(labels, probabilities, (0, 1, 10))
-    assert list(table["Answered"]) == [100, 99, 90]
+    probabilities[0] = torch.tensor([0.2, 0.25] + 8 * [0.06])  # the only mistake, with the lowest confidence
+    table = robustness.rejection_table(labels, probabilities, (0, 1, 10))
+    assert list(table["Accepted"]) == [100, 99, 90]
     assert list(table["Mistakes"]) == [1, 0, 0]
     np.testing.assert_allclose(table["Accuracy (%)"], [99, 100, 100])

@@ -1,4 +1,4 @@
-"""Statistics against values known from elsewhere or worked out by hand."""
+"""Statistics, compared with values worked out by hand or by other functions."""
 
 import math
 
@@ -25,17 +25,17 @@ def test_wilson_interval_by_hand():
 
 
 def test_mcnemar_by_hand():
-    ours = {str(index): 0 for index in range(10)}  # wrong on 0 to 9
-    theirs = {str(index): 1 for index in range(8, 11)}  # wrong on 8 to 10: 8 against 1 alone
+    first = {str(index): 0 for index in range(10)}  # wrong on 0 to 9
+    second = {str(index): 1 for index in range(8, 11)}  # wrong on 8 to 10: the first alone on 8, the second on 1
     by_hand = 2 * (math.comb(9, 0) + math.comb(9, 1)) / 2**9
-    assert statistics.mcnemar(ours, theirs) == pytest.approx(by_hand)
-    assert statistics.mcnemar(ours, dict(ours)) == 1.0
+    assert statistics.mcnemar(first, second) == pytest.approx(by_hand)
+    assert statistics.mcnemar(first, dict(first)) == 1.0
 
 
 def test_paired_difference_by_hand():
-    ours = [trial(seed, accuracy) for seed, accuracy in ((1, 99.4), (2, 99.5), (3, 99.6), (9, 50.0))]
-    theirs = [trial(seed, accuracy) for seed, accuracy in ((3, 99.4), (2, 99.4), (1, 99.3))]
-    result = statistics.paired_difference(ours, theirs)
+    trials = [trial(seed, accuracy) for seed, accuracy in ((1, 99.4), (2, 99.5), (3, 99.6), (9, 50.0))]
+    other_trials = [trial(seed, accuracy) for seed, accuracy in ((3, 99.4), (2, 99.4), (1, 99.3))]
+    result = statistics.paired_difference(trials, other_trials)
     spread = math.sqrt(((0.1 - 0.4 / 3) ** 2 * 2 + (0.2 - 0.4 / 3) ** 2) / 2) / math.sqrt(3)
     assert result["n"] == 3
     assert result["mean"] == pytest.approx(0.4 / 3)
@@ -43,7 +43,7 @@ def test_paired_difference_by_hand():
     assert result["low"] == pytest.approx(0.4 / 3 - 4.302652729911275 * spread)
 
 
-def test_paired_difference_needs_common_seeds():
+def test_paired_difference_requires_common_seeds():
     with pytest.raises(ValueError, match=r"\[1\] and \[2\]"):
         statistics.paired_difference([trial(1, 99.4)], [trial(2, 99.4)])
     single = statistics.paired_difference([trial(1, 99.5)], [trial(1, 99.4)])
@@ -51,14 +51,14 @@ def test_paired_difference_needs_common_seeds():
     assert math.isnan(single["p"])
 
 
-def test_one_sided_test_has_a_direction():
+def test_t_test_is_one_sided():
     accuracies = [99.45, 99.47, 99.44, 99.46]
     assert statistics.p_mean_above(accuracies, 99.4) < 0.01
     assert statistics.p_mean_above(accuracies, 99.5) > 0.99
     assert math.isnan(statistics.p_mean_above([99.5], 99.4))
 
 
-def test_seeds_in_words():
+def test_description_of_seeds():
     text = statistics.describe_seeds([trial(0, 99.40), trial(1, 99.44), trial(2, 99.48)])
     assert text.startswith("mean 99.44% over 3 seeds (standard deviation 0.04, minimum 99.40%, ")
     assert text.endswith("a mean above 99.4%: p = 0.11)")
@@ -71,7 +71,7 @@ def test_holm_by_hand():
     assert statistics.holm([]) == []
 
 
-def test_holm_leaves_out_what_could_not_be_tested():
+def test_holm_ignores_nan():
     corrected = statistics.holm([0.02, math.nan, 0.04])
     assert corrected[::2] == pytest.approx([0.04, 0.04])
     assert math.isnan(corrected[1])
@@ -83,7 +83,7 @@ def test_mean_interval_by_hand():
     assert all(map(math.isnan, statistics.mean_interval([99.4])))
 
 
-def test_pooled_deviation_weighs_by_freedom():
+def test_pooled_deviation_is_weighted_by_degrees_of_freedom():
     groups = [[99.0, 99.2], [99.0, 99.1, 99.2, 99.3], [50.0]]
     by_hand = math.sqrt((1 * stats.tvar(groups[0]) + 3 * stats.tvar(groups[1])) / 4)
     assert statistics.pooled_deviation(groups) == (pytest.approx(by_hand), 4)
@@ -92,15 +92,17 @@ def test_pooled_deviation_weighs_by_freedom():
     assert freedom == 0
 
 
-def test_pooled_difference_without_any_noise():
+def test_pooled_difference_without_noise():
     assert statistics.pooled_difference(0.1, 3, 0.0, 4)["p"] == 0
     assert statistics.pooled_difference(0.0, 3, 0.0, 4)["p"] == 1
 
 
-def test_pooled_difference_is_the_two_sample_t_test_where_only_two_are_pooled():
-    ours, theirs = [99.3, 99.4, 99.5], [99.1, 99.2, 99.35]
-    mean = sum(ours) / 3 - sum(theirs) / 3
-    result = statistics.pooled_difference(mean, 3, *statistics.pooled_deviation([ours, theirs]))
-    known = stats.ttest_ind(ours, theirs)
-    interval = known.confidence_interval()
-    assert [result[key] for key in ("p", "low", "high")] == pytest.approx([known.pvalue, interval.low, interval.high])
+def test_pooled_difference_of_two_groups_is_the_two_sample_t_test():
+    first, second = [99.3, 99.4, 99.5], [99.1, 99.2, 99.35]
+    mean = sum(first) / 3 - sum(second) / 3
+    actual = statistics.pooled_difference(mean, 3, *statistics.pooled_deviation([first, second]))
+    expected = stats.ttest_ind(first, second)
+    interval = expected.confidence_interval()
+    assert [actual[key] for key in ("p", "low", "high")] == pytest.approx(
+        [expected.pvalue, interval.low, interval.high]
+    )

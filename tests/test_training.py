@@ -13,12 +13,12 @@ from torch import nn
 import helpers
 from helpers import Net
 from tests.utils import SHORT, assert_same_weights, devices, fit, without_seconds
+from training import checkpoint
 from training.augmentation import MEAN, STD, normalize
 from training.checkpoint import load_checkpoint
 from training.device import pick_device
 from training.fused import can_fuse
 from training.mnist import load_mnist
-from training.optimizers import make_optimizer
 from training.recipe import NO_AUGMENTATION, Recipe
 
 # --- Model ------------------------------------------------------------------------------------------------------------
@@ -67,14 +67,16 @@ def test_train_and_eval_mode(small):
     before = model.conv1[1].running_mean.clone()
     model.train()
     model(images)
-    assert not torch.equal(before, model.conv1[1].running_mean), "training must move BatchNorm's statistics"
+    assert not torch.equal(before, model.conv1[1].running_mean), "training must update BatchNorm's statistics"
 
     after = model.conv1[1].running_mean.clone()
     helpers.evaluate(model, small.eval_images, small.eval_labels)
     assert not model.training
-    assert torch.equal(after, model.conv1[1].running_mean), "testing must not"
+    assert torch.equal(after, model.conv1[1].running_mean), "evaluation must not"
     alone, together = model(images[:1]), model(images)[:1]
-    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)  # no image's answer depends on its neighbours
+    torch.testing.assert_close(
+        alone, together, rtol=1e-4, atol=1e-5
+    )  # a prediction does not depend on the other images
 
 
 def test_overfits_64_images(small):
@@ -97,7 +99,7 @@ def test_overfits_64_images(small):
     assert history[-1]["eval_correct"] == 64
 
 
-def test_build_depends_on_the_seed_alone():
+def test_initial_weights_depend_on_the_seed_alone():
     first = helpers.build(seed=3)
     torch.rand(100)
     assert_same_weights(first, helpers.build(seed=3))
@@ -111,8 +113,8 @@ def test_unknown_device(device):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_absent_cuda():
-    with pytest.raises(ValueError, match="finds no CUDA"):
+def test_missing_cuda():
+    with pytest.raises(ValueError, match="finds no CUDA device"):
         pick_device("cuda")
 
 
@@ -120,7 +122,7 @@ def test_absent_cuda():
 
 
 class Frozen(nn.Module):
-    """Logits that are known by hand: the image's first pixel, as a number, chooses the digit that gets `confidence`."""
+    """Known logits: the image's first pixel is the class that gets `confidence`, all others get 0."""
 
     def __init__(self, confidence: float = 2.0):
         super().__init__()
@@ -135,34 +137,34 @@ def test_loss_is_the_mean_per_image_even_with_a_partial_last_batch():
     labels = torch.arange(7) % 10
     images = torch.zeros(7, 28, 28, dtype=torch.uint8)
     images[:, 0, 0] = labels
-    images[5:, 0, 0] = 9  # the last two are answered wrongly
-    right = math.log(math.exp(2) + 9) - 2
-    wrong = math.log(math.exp(2) + 9)
-    by_hand = (5 * right + 2 * wrong) / 7
+    images[5:, 0, 0] = 9  # the last two are wrong
+    correct_loss = math.log(math.exp(2) + 9) - 2
+    wrong_loss = math.log(math.exp(2) + 9)
+    expected = (5 * correct_loss + 2 * wrong_loss) / 7
 
     loss, correct = helpers.evaluate(Frozen(), images, labels, batch_size=3)
     assert correct == 5
-    assert loss == pytest.approx(by_hand, rel=1e-6)
+    assert loss == pytest.approx(expected, rel=1e-6)
 
     model = Frozen()
     recipe = Recipe(batch_size=3, ema_decay=0.0, **NO_AUGMENTATION)
-    still = torch.optim.SGD(model.parameters(), lr=0.0)
-    loss, accuracy = helpers.train(model, images, labels, still, recipe, torch.Generator(), progress=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    loss, accuracy = helpers.train(model, images, labels, optimizer, recipe, torch.Generator(), progress=False)
     assert accuracy == pytest.approx(100 * 5 / 7)
-    assert loss == pytest.approx(by_hand, rel=1e-6)
+    assert loss == pytest.approx(expected, rel=1e-6)
 
 
 def test_every_image_is_seen_once_an_epoch():
     seen = []
 
-    class Watcher(Frozen):
+    class Recorder(Frozen):
         def forward(self, images):
             seen.extend(((images[:, 0, 0, 1] * STD + MEAN) * 255).round().long().tolist())
             return super().forward(images)
 
     images = torch.zeros(101, 28, 28, dtype=torch.uint8)
     images[:, 0, 1] = torch.arange(101)
-    model = Watcher()
+    model = Recorder()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     recipe = Recipe(batch_size=10, **NO_AUGMENTATION)
     generator = torch.Generator().manual_seed(0)
@@ -201,7 +203,7 @@ def test_schedule_once_a_batch_warms_up_and_ends_near_zero():
     assert [stepped.learning_rate_factor(step, 10) for step in (0, 19, 20, 39)] == pytest.approx([1, 1, 0.1, 0.1])
 
 
-def test_history_says_what_the_model_holds(small):
+def test_history_ends_with_the_weights_that_the_model_holds(small):
     model, history = fit(small)
     loss, correct = helpers.evaluate(model, small.eval_images, small.eval_labels)
     assert [epoch["epoch"] for epoch in history] == [1, 2]
@@ -213,30 +215,31 @@ def test_history_says_what_the_model_holds(small):
     assert all(int(small.eval_labels[int(index)]) != digit for index, digit in wrong.items())
 
 
-def test_scoring_now_and_then_changes_nothing_else(small, capsys):
+def test_rare_evaluation_changes_nothing_else(small, capsys):
     recipe = replace(SHORT, epochs=3)
-    often, every = fit(small, recipe)
-    seldom = helpers.build()
-    some = helpers.fit(seldom, small, recipe, device="cpu", eval_every=2)
-    assert [line["eval_loss"] is None for line in some] == [True, False, False]
-    assert "sample test not scored" in capsys.readouterr().out.splitlines()[0]
-    assert without_seconds(every)[1:] == without_seconds(some)[1:]
-    assert_same_weights(often, seldom)
+    model, history = fit(small, recipe)
+    rarely_evaluated = helpers.build()
+    rare_history = helpers.fit(rarely_evaluated, small, recipe, device="cpu", eval_every=2)
+    assert [line["eval_loss"] is None for line in rare_history] == [True, False, False]
+    assert "sample test not evaluated" in capsys.readouterr().out.splitlines()[0]
+    assert without_seconds(history)[1:] == without_seconds(rare_history)[1:]
+    assert_same_weights(model, rarely_evaluated)
     with pytest.raises(ValueError, match="eval_every must be 1 or more epochs, not 0"):
         fit(small, recipe, eval_every=0)
 
 
-@pytest.mark.skipif(not can_fuse(), reason="torch.compile wants Linux, a C++ compiler and Python's headers")
-def test_the_compiled_path_gives_the_plain_paths_losses(small):
-    (_, plain), (_, compiled) = (fit(small, compile=compiled) for compiled in (False, True))
-    for ours, theirs in zip(compiled, plain, strict=True):
-        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.02)
-        assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=0.02)
+@pytest.mark.skipif(not can_fuse(), reason="torch.compile requires Linux, a C++ compiler and Python's headers")
+def test_compiled_training_has_the_same_losses(small):
+    (_, eager), (_, compiled) = (fit(small, compile=compile) for compile in (False, True))
+    for epoch, expected in zip(compiled, eager, strict=True):
+        assert epoch["train_loss"] == pytest.approx(expected["train_loss"], rel=0.02)
+        assert epoch["eval_loss"] == pytest.approx(expected["eval_loss"], rel=0.02)
 
 
-def test_the_last_epochs_can_do_without_augmentation(small):
-    never, plain = replace(SHORT, **NO_AUGMENTATION), replace(SHORT, epochs_without_augmentation=SHORT.epochs)
-    assert_same_weights(fit(small, never)[0], fit(small, plain)[0])
+def test_last_epochs_without_augmentation(small):
+    never = replace(SHORT, **NO_AUGMENTATION)
+    in_no_epoch = replace(SHORT, epochs_without_augmentation=SHORT.epochs)
+    assert_same_weights(fit(small, never)[0], fit(small, in_no_epoch)[0])
     some = replace(SHORT, epochs_without_augmentation=1)
     assert [some.in_epoch(number).augments for number in (1, 2)] == [True, False]
     assert some.in_epoch(1) == some
@@ -244,7 +247,7 @@ def test_the_last_epochs_can_do_without_augmentation(small):
     assert first[0] == first[1]
 
 
-def test_averaged_weights_are_the_moving_average(small):
+def test_averaged_weights_are_the_moving_average(small, monkeypatch):
     recipe = replace(SHORT, epochs=1, ema_decay=0.9, batch_size=300)
     model = helpers.build()
     weights = []
@@ -254,18 +257,14 @@ def test_averaged_weights_are_the_moving_average(small):
             super().step(closure)
             weights.append(model.fc.weight.detach().clone())
 
-    make = make_optimizer
-    make_optimizer = lambda parameters, recipe: Recorder(parameters, lr=recipe.learning_rate)
-    try:
-        helpers.fit(model, small, recipe, device="cpu", progress=False)
-    finally:
-        make_optimizer = make
-    early_decay = 2 / 11  # it grows up to 0.9
+    monkeypatch.setattr(checkpoint, "make_optimizer", lambda parameters, recipe: Recorder(parameters, lr=0.05))
+    helpers.fit(model, small, recipe, device="cpu", progress=False)
+    early_decay = 2 / 11  # the decay grows up to 0.9
     torch.testing.assert_close(model.fc.weight, early_decay * weights[0] + (1 - early_decay) * weights[1])
 
 
 @pytest.mark.parametrize("device", devices())
-def test_one_seed_gives_identical_weights_and_another_does_not(small, device):
+def test_the_same_seed_gives_identical_weights(small, device):
     one, one_history = fit(small, seed=5, device=device)
     torch.rand(17)
     other, other_history = fit(small, seed=5, device=device)
@@ -274,7 +273,7 @@ def test_one_seed_gives_identical_weights_and_another_does_not(small, device):
     assert not torch.equal(one.fc.weight, fit(small, seed=6, device=device)[0].fc.weight)
 
 
-def test_log_has_one_line_an_epoch_and_names_the_sample(small, capsys):
+def test_log_has_one_line_per_epoch_and_names_the_sample(small, capsys):
     helpers.fit(helpers.build(), small, SHORT, device="cpu")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
@@ -284,7 +283,7 @@ def test_log_has_one_line_an_epoch_and_names_the_sample(small, capsys):
     assert lines[0].endswith(" s")
 
 
-def test_divergence_stops_and_keeps_the_last_good_state(small, tmp_path):
+def test_divergence_restores_the_last_complete_epoch(small, tmp_path):
     class Breaks(Net):
         steps = 0
 
@@ -302,14 +301,14 @@ def test_divergence_stops_and_keeps_the_last_good_state(small, tmp_path):
         assert torch.equal(tensor, kept["model"][name]), name
 
 
-def test_a_wildly_large_learning_rate_is_a_clear_error(small):
-    wild = replace(SHORT, optimizer="sgd", learning_rate=1e30, warmup=0.0)
+def test_a_huge_learning_rate_raises_divergence(small):
+    huge = replace(SHORT, optimizer="sgd", learning_rate=1e30, warmup=0.0)
     with pytest.raises(helpers.DivergenceError, match=r"epoch 1.*1e\+30"):
-        fit(small, wild)
+        fit(small, huge)
 
 
-def test_weights_that_cannot_be_tested_are_no_good_state(small):
-    """Training loss is measured before each step: what the last step broke shows only in the test."""
+def test_a_non_finite_evaluation_is_divergence(small):
+    """The training loss is measured before each step, so only the evaluation shows what the last step broke."""
 
     class BreaksAtTheEnd(Net):
         def forward(self, images):
@@ -319,7 +318,7 @@ def test_weights_that_cannot_be_tested_are_no_good_state(small):
         fit(small, architecture=BreaksAtTheEnd)
 
 
-def test_ctrl_c_keeps_the_complete_epochs(small, capsys):
+def test_ctrl_c_keeps_complete_epochs(small, capsys):
     class Interrupts(Net):
         steps = 0
 
@@ -331,7 +330,7 @@ def test_ctrl_c_keeps_the_complete_epochs(small, capsys):
 
     model, history = fit(small, replace(SHORT, epochs=5), architecture=Interrupts)
     assert len(history) == 1
-    assert "1 complete epochs are kept" in capsys.readouterr().out
+    assert "complete epochs that are kept: 1." in capsys.readouterr().out
     _, correct = helpers.evaluate(model, small.eval_images, small.eval_labels)
     assert history[-1]["eval_correct"] == correct
 
@@ -360,7 +359,7 @@ def test_a_bad_recipe_names_the_field(field, value):
         Recipe(**{field: value})
 
 
-# --- The real thing ---------------------------------------------------------------------------------------------------
+# --- Full MNIST -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif("MNIST_ROOT" not in os.environ, reason="set MNIST_ROOT to train on the full MNIST")
@@ -372,24 +371,24 @@ def test_two_epochs_of_real_mnist_reach_98_percent():
     assert history[-1]["eval_accuracy"] >= 98.0
 
 
-def test_bfloat16_is_for_the_passes_alone(small):
+def test_bfloat16_is_used_in_training_passes_only(small):
     dtypes = []
 
-    class Watched(Net):
+    class Recorder(Net):
         def forward(self, images):
             outputs = self.conv1(images)
             dtypes.append((images.dtype, outputs.dtype) if self.training else outputs.dtype)
             return super().forward(images)
 
-    model, coarse = fit(small, replace(SHORT, precision="bfloat16"), architecture=Watched)
-    assert set(dtypes) == {(torch.float32, torch.bfloat16), torch.float32}  # in training, in testing
+    model, history = fit(small, replace(SHORT, precision="bfloat16"), architecture=Recorder)
+    assert set(dtypes) == {(torch.float32, torch.bfloat16), torch.float32}  # in training, in evaluation
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    _, fine = fit(small, SHORT)
-    assert coarse[-1]["train_loss"] != fine[-1]["train_loss"]
-    assert coarse[-1]["train_loss"] == pytest.approx(fine[-1]["train_loss"], rel=0.05)
+    _, reference = fit(small, SHORT)
+    assert history[-1]["train_loss"] != reference[-1]["train_loss"]
+    assert history[-1]["train_loss"] == pytest.approx(reference[-1]["train_loss"], rel=0.05)
 
 
 @pytest.mark.parametrize("images", ["photo.jpg", torch.zeros(28, 28, dtype=torch.uint8), torch.zeros(1, 28, 28)])
-def test_predict_says_what_images_it_wants(images):
-    with pytest.raises(ValueError, match=r"a uint8 tensor \(N, 28, 28\), not (str|torch)"):
+def test_predict_rejects_other_inputs(images):
+    with pytest.raises(ValueError, match=r"images must be uint8 \(N, 28, 28\), not (str|torch)"):
         helpers.predict(helpers.build(), images)

@@ -17,7 +17,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from training.files import atomic_path
-from training.recipe import recipe_difference
+from training.mnist import MnistData
+from training.optimizers import make_optimizer, make_scheduler, moving_average
+from training.recipe import Recipe, recipe_difference
 
 FORMAT = "mnist-s5-checkpoint-2"
 
@@ -37,6 +39,19 @@ class TrainingState:
     average: AveragedModel | None
     generator: torch.Generator  # of the order of the images and their augmentation
     history: list[dict] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, model: nn.Module, data: MnistData, recipe: Recipe, seed: int, device: torch.device) -> TrainingState:
+        """The state before the first epoch."""
+        optimizer = make_optimizer(model.parameters(), recipe)
+        return cls(
+            run={"recipe": recipe.as_dict(), "seed": seed, "data": str(data), "device": device.type},
+            model=model,
+            optimizer=optimizer,
+            scheduler=make_scheduler(optimizer, recipe, len(data.train_images)),
+            average=moving_average(model, recipe.ema_decay) if recipe.ema_decay else None,
+            generator=torch.Generator(device).manual_seed(seed),
+        )
 
     def capture(self) -> dict:
         """A deep copy of the state after the last epoch; training can go on from it."""

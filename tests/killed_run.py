@@ -1,11 +1,11 @@
-"""A short training run for the test that kills it. Imported once, by a fork server, so that a start takes no time."""
+"""A short training run for the test that kills it. A fork server imports it once, so that every start is quick."""
 
 from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import torch
-import torch._dynamo  # optimisers import it at their first use, which takes seconds
+import torch._dynamo  # imported by optimisers at their first use, which takes seconds
 
 import helpers
 from training.checkpoint import save_weights
@@ -16,18 +16,18 @@ torch.set_num_threads(1)
 SAMPLE = load_sample()
 FEW = replace(
     SAMPLE,
-    train_images=SAMPLE.train_images[:300],
-    train_labels=SAMPLE.train_labels[:300],
-    eval_images=SAMPLE.eval_images[:100],
-    eval_labels=SAMPLE.eval_labels[:100],
+    train_images=SAMPLE.train_images[:150],
+    train_labels=SAMPLE.train_labels[:150],
+    eval_images=SAMPLE.eval_images[:50],
+    eval_labels=SAMPLE.eval_labels[:50],
 )
 RECIPE = Recipe(epochs=60, batch_size=50)
 
 
 def train(folder: Path, started: Event) -> None:
-    """Start the run in `folder`, or go on with it where a checkpoint is."""
+    """Start the run in `folder`, or resume it if there is a checkpoint."""
     started.set()
     checkpoint = folder / "checkpoint.pt"
     model = helpers.build()
-    helpers.fit(model, FEW, RECIPE, 0, "cpu", checkpoint, resume=checkpoint.exists(), progress=False)
+    helpers.fit(model, FEW, RECIPE, device="cpu", checkpoint=checkpoint, resume=checkpoint.exists(), progress=False)
     save_weights(model, folder / "weights.safetensors")

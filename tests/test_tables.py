@@ -1,14 +1,17 @@
-"""Tables and words against ledgers made by hand."""
+"""Tables over hand-made ledgers."""
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from experiments import report
-from experiments.candidates import FAST
+from analysis.statistics import mcnemar, paired_difference, pooled_difference, wilson_interval
+from experiments import pages, tables
+from experiments.candidates import MILD
 from experiments.variants import SGD
+from training.files import PEERS
 from training.recipe import Recipe
 
 
@@ -38,17 +41,17 @@ def test_current_trials_leave_out_samples_other_splits_and_old_recipes():
         trial(3, 99.4, recipe=Recipe(learning_rate=0.3).as_dict()),
         trial(4, 99.4, variant="forgotten"),
     ]
-    assert report.current_trials("test", [good, *others]) == [good]
+    assert tables.current_trials("test", [good, *others]) == [good]
 
 
 def test_summary_table():
-    table = report.summary_table([trial(0, 99.40), trial(1, 99.44), trial(0, 99.1, variant="original")])
+    table = tables.summary_table([trial(0, 99.40), trial(1, 99.44), trial(0, 99.1, variant="original")])
     assert list(table["Variant"]) == ["original", "s5"]
     row = table.iloc[1]
     assert (row["Seeds"], row["Mean"], row["Std"], row["Minimum"]) == (2, "99.420", "0.028", "99.40")
-    assert row["Best epoch would add"] == "0.050"
-    assert row["Seconds an epoch"] == "15.0"
-    low, high = report.wilson_interval(9942, 10_000)
+    assert row["Best-epoch bias"] == "0.050"
+    assert row["Seconds per epoch"] == "15.0"
+    low, high = wilson_interval(9942, 10_000)
     assert row["Wilson 95%"] == f"{low:.2f}–{high:.2f}"
     assert table.iloc[0]["Std"] == "–"
 
@@ -64,15 +67,15 @@ def test_comparison_table():
         *several("dropout", 99.40, 99.30, 99.45),
         *several("separable", 99.30),
     ]
-    table = report.comparison_table(trials).set_index("Variant")
+    table = tables.comparison_table(trials).set_index("Variant")
     assert list(table.index) == ["sgd", "dropout", "separable"]  # without a parent in the ledger there is no row
     assert list(table["Against"]) == ["original", "sgd", "sgd"]
-    assert list(table["Beyond seed noise"]) == ["yes", "no", "not tested"]  # of one seed nothing is said
-    ours = report.paired_difference(trials[3:6], trials[:3])
+    assert list(table["Beyond seed noise"]) == ["yes", "no", "not tested"]  # a single seed is not tested
+    paired = paired_difference(trials[3:6], trials[:3])
     assert table.loc["sgd", "Points"] == "+0.200"
-    assert table.loc["sgd", "p, Holm"] == f"{2 * ours['p']:.2g}"  # two of the three could be tested
+    assert table.loc["sgd", "p, Holm"] == f"{2 * paired['p']:.2g}"  # two of the three could be tested
     assert table.loc["separable", "p, Holm"] == table.loc["separable", "Paired 95%"] == "–"
-    (chosen,) = report.comparison_table(trials, [("dropout", "original")]).itertuples(index=False)
+    (chosen,) = tables.comparison_table(trials, [("dropout", "original")]).itertuples(index=False)
     assert (chosen.Variant, chosen.Against, chosen.Points) == ("dropout", "original", "+0.160")
 
 
@@ -81,9 +84,9 @@ def test_pooled_noise_decides_where_three_seeds_alone_cannot():
         return several(variant, *(100 - error * factor for factor in (0.9, 1.0, 1 / 0.9)))
 
     trials = [*near("original", 0.8), *near("no_augmentation", 0.8), *near("sgd", 0.48), *several("dropout", 99.04)]
-    deviation, freedom = report.seed_noise(trials)
+    deviation, freedom = tables.seed_noise(trials)
     assert (deviation, freedom) == (pytest.approx(-math.log(0.9)), 6)
-    table = report.comparison_table(trials).set_index("Variant")
+    table = tables.comparison_table(trials).set_index("Variant")
     half = 2.446911851144969 * deviation * math.sqrt(2 / 3)
     low, high = (100 * (0.48 / 0.8 * math.exp(sign * half) - 1) for sign in (-1, 1))
     assert table.loc["sgd", "Errors"] == "-40%"
@@ -92,43 +95,39 @@ def test_pooled_noise_decides_where_three_seeds_alone_cannot():
     assert table.loc["no_augmentation", "Errors"] == "+67%"
     assert list(table.loc["dropout", ["Seeds", "Errors", "Pooled 95%", "p, pooled, Holm"]]) == [1, "+122%", "–", "–"]
     first, second = (
-        report.pooled_difference(math.log(ratio), 3, deviation, freedom)["p"] for ratio in (0.48 / 0.8, 0.8 / 0.48)
+        pooled_difference(math.log(ratio), 3, deviation, freedom)["p"] for ratio in (0.48 / 0.8, 0.8 / 0.48)
     )
     assert table.loc["sgd", "p, pooled, Holm"] == f"{2 * max(first, second):.2g}"  # two rows are tested
-    few = report.comparison_table([trial(0, 99.1, "dropout"), trial(0, 99.4, "sgd")])
+    few = tables.comparison_table([trial(0, 99.1, "dropout"), trial(0, 99.4, "sgd")])
     assert list(few.iloc[0])[4:] == ["–", "–", "+50%", "–", "–", "not tested"]
 
 
 def test_image_table():
     plain = trial(0, 99.4, "sgd", mistakes={str(index): 0 for index in range(10)})
     dropout = trial(0, 99.4, "dropout", mistakes={str(index): 1 for index in range(9, 40)})
-    table = report.image_table([plain, dropout, trial(1, 99.4, "separable")], 0)
+    table = tables.image_table([plain, dropout, trial(1, 99.4, "separable")], 0)
     assert list(table["Variant"]) == ["dropout"]
-    assert list(table.iloc[0][["Wrong alone", "The other alone", "Both"]]) == [30, 9, 1]
-    assert (
-        table.iloc[0]["p"]
-        == table.iloc[0]["p, Holm"]
-        == f"{report.mcnemar(plain['mistakes'], dropout['mistakes']):.2g}"
-    )
+    assert list(table.iloc[0][["Only this wrong", "Only parent wrong", "Both wrong"]]) == [30, 9, 1]
+    assert table.iloc[0]["p"] == table.iloc[0]["p, Holm"] == f"{mcnemar(plain['mistakes'], dropout['mistakes']):.2g}"
 
 
-def test_nothing_to_report_is_said_and_no_traceback():
-    assert report.comparison_table([]).empty
-    assert report.frontier_points([]).empty
+def test_empty_ledgers():
+    assert tables.comparison_table([]).empty
+    assert tables.frontier_points([]).empty
     with pytest.raises(ValueError, match="no validation runs"):
-        report.readme_sections([trial(0, 99.4)])
+        pages.sections([trial(0, 99.4)])
 
 
-def test_noise_in_words():
+def test_noise_as_text():
     trials = [*several("s5", 99.3, 99.4), *several("budget_1k", 96.5, 97.0), *several("separable", 99.5)]
-    text = report.describe_noise(trials)
+    text = tables.describe_noise(trials)
     assert "a standard deviation of 11% of their errors (2 variants, 4 runs): at 99.3%, 0.08 points" in text
-    assert "anywhere from 99.12% to 99.45%" in text
+    assert "is 99.12–99.45% at 99.3%" in text
 
 
 def test_frontier_points():
     trials = [*several("s5", 99.3, 99.5), *several("s5", 99.4, split="validation")]
-    tested, validated = report.frontier_points(trials).itertuples(index=False)
+    tested, validated = tables.frontier_points(trials).itertuples(index=False)
     assert (tested.split, tested.seeds, tested.parameters) == ("test", 2, 18_214)
     assert tested.mean == pytest.approx(99.4)
     assert tested.low < 99.4 < tested.high
@@ -136,8 +135,8 @@ def test_frontier_points():
     assert validated.low != validated.low  # NaN: one seed has no interval
 
 
-def test_peers_are_marked_as_what_they_are():
-    peers = pd.read_csv(report.PEERS)
+def test_peers_say_how_they_were_made():
+    peers = pd.read_csv(PEERS)
     assert list(peers) == ["name", "parameters", "epochs", "best", "last", "made"]
     assert peers["made"].notna().all()
     assert (peers["last"].isna() <= peers["best"].notna()).all()
@@ -146,7 +145,7 @@ def test_peers_are_marked_as_what_they_are():
 
 def test_markdown_tables_align_numbers_to_the_right():
     table = pd.DataFrame({"Name": ["a", "b"], "Count": ["1,000", "2"], "Share": ["99.4%", "1%"], "Mixed": ["1", "–"]})
-    assert report.to_markdown(table).splitlines() == [
+    assert pages.to_markdown(table).splitlines() == [
         "| Name | Count | Share | Mixed |",
         "| --- | ---: | ---: | --- |",
         "| a | 1,000 | 99.4% | 1 |",
@@ -154,19 +153,21 @@ def test_markdown_tables_align_numbers_to_the_right():
     ]
 
 
-def test_fill_markers():
+def test_fill_replaces_text_between_markers():
     text = "a\n<!-- x -->\nold\n<!-- /x -->\nb <!-- y -->\n<!-- /y -->"
-    assert report.fill_markers(text, {"x": r"new \1"}) == text.replace("old", r"new \1")
-    with pytest.raises(ValueError, match="no markers <!-- z -->"):
-        report.fill_markers(text, {"z": ""})
+    page = Path("page.md")
+    filled = pages.fill({page: text}, {"x": r"new \1", "y": "z"})[page]
+    assert filled == text.replace("old", r"new \1").replace("<!-- y -->\n", "<!-- y -->\nz\n")
+    with pytest.raises(ValueError, match=r"markers of page.md do not match: y, z"):
+        pages.fill({page: text}, {"x": "", "z": ""})
 
 
-def test_the_shown_run_must_be_in_the_ledger():
-    with pytest.raises(ValueError, match="python sweep.py --variants s5 --seeds 0 --split test"):
-        report.shown_trial([trial(1, 99.9)])
+def test_a_missing_shown_run_names_the_command():
+    with pytest.raises(ValueError, match="python -m experiments.sweep --variants s5 --seeds 0 --split test"):
+        pages.shown_trial([trial(1, 99.9)])
 
 
-def test_tried_table_holds_what_is_no_variant_of_today():
+def test_tried_table_leaves_out_current_trials():
     usual = Recipe()
     quick = replace(usual, epochs=8)
 
@@ -180,17 +181,17 @@ def test_tried_table_holds_what_is_no_variant_of_today():
         tried(0, 99.2),
         tried(1, 99.3),
         tried(0, 99.5, "gdconv", 0.01, replace(SGD, rotation=8, teacher="wide")),
-        tried(0, 99.0, "shared_24_5k", recipe=replace(FAST, epochs=15, scale=0.1), parameters=4490),
-        tried(0, 99.6, "wide", recipe=FAST, parameters=141_946),
+        tried(0, 99.0, "shared_24_5k", recipe=replace(MILD, epochs=15, scale=0.1), parameters=4490),
+        tried(0, 99.6, "wide", recipe=MILD, parameters=141_946),
         tried(0, 99.9, data="sample"),
         tried(0, 99.9, split="test"),
     ]
-    table = report.tried_table(trials)
+    table = tables.tried_table(trials)
     assert list(table["Budget"]) == ["none", "< 20,000", "< 20,000", "< 5,000"]
     assert list(table["Network"]) == ["wide", "gdconv", "s5", "shared_24_5k"]
     assert list(table["Epochs"]) == [20, 20, 8, 15]
     assert list(table["Seeds"]) == [1, 1, 2, 1]
     assert list(table["Mean"]) == ["99.600", "99.500", "99.250", "99.000"]
-    recipes = ["FAST", "sgd, teacher none → wide, rotation 10.0 → 8.0", "s5", "FAST, scale 0.06 → 0.1"]
+    recipes = ["mild", "sgd, teacher none → wide, rotation 10.0 → 8.0", "s5", "mild, scale 0.06 → 0.1"]
     assert list(table["Recipe"]) == recipes
-    assert report.tried_table([]).empty
+    assert tables.tried_table([]).empty

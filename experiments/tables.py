@@ -1,0 +1,225 @@
+"""Tables over the ledger: accuracies per variant, comparisons, what was tried, and size against accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pandas as pd
+
+from analysis.statistics import (
+    holm,
+    mcnemar,
+    mean_interval,
+    paired_difference,
+    pooled_deviation,
+    pooled_difference,
+    wilson_interval,
+)
+from experiments.candidates import MILD
+from experiments.goals import BUDGETS, GOALS, find_claims
+from experiments.ledger import read_ledger, select
+from experiments.variants import FINAL, SGD, VARIANTS, changes_in_words
+
+IMAGES = 10_000  # in either evaluation split of the full MNIST
+NOT_TESTED = dict.fromkeys(("low", "high", "p"), float("nan"))
+
+
+def current_trials(split: str, trials: list[dict] | None = None) -> list[dict]:
+    """The ledger's trials on the full MNIST with the recipes that `variants.py` has now."""
+    trials = read_ledger() if trials is None else trials
+    recipes = {name: variant.recipe.as_dict() for name, variant in VARIANTS.items()}
+    return [
+        trial for trial in select(trials, split=split, data="mnist") if trial["recipe"] == recipes.get(trial["variant"])
+    ]
+
+
+def summary_table(trials: list[dict]) -> pd.DataFrame:
+    """One row per variant, in the order of `variants.py`: size, cost, and accuracy over seeds in percent.
+
+    The Wilson interval is that of one network with the mean's accuracy on 10,000 images, excluding seed noise.
+    """
+    rows = []
+    for name in VARIANTS:
+        if not (group := select(trials, variant=name)):
+            continue
+        accuracies = pd.Series([trial["accuracy"] for trial in group])
+        low, high = wilson_interval(round(accuracies.mean() / 100 * IMAGES), IMAGES)
+        best_epoch_bias = pd.Series([trial["best_accuracy"] for trial in group]) - accuracies
+        rows.append(
+            {
+                "Variant": name,
+                "Parameters": f"{group[0]['parameters']:,}",
+                "Multiply-adds": f"{group[0]['macs']:,}",
+                "Epochs": group[0]["epochs"],
+                "Seeds": len(group),
+                "Mean": f"{accuracies.mean():.3f}",
+                "Std": f"{accuracies.std():.3f}" if len(group) > 1 else "–",
+                "Minimum": f"{accuracies.min():.2f}",
+                "Wilson 95%": f"{low:.2f}–{high:.2f}",
+                "Best-epoch bias": f"{best_epoch_bias.mean():.3f}",
+                "Seconds per epoch": f"{pd.Series([t['seconds'] / t['epochs'] for t in group]).median():.1f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def tried_table(trials: list[dict]) -> pd.DataFrame:
+    """One row for each network and recipe that was tried on the validation split, beside `current_trials`.
+
+    Grouped by parameter budget and sorted by loss (mean cross-entropy per image), which separates two good networks
+    better than their few mistakes do. "Recipe" is the closest of `s5`, `sgd` and `MILD`, with the changes to it.
+    """
+    bases = {"s5": FINAL.as_dict(), "sgd": SGD.as_dict(), "mild": MILD.as_dict()}
+    current = {id(trial) for trial in current_trials("validation", trials)}
+    groups: dict[tuple, list[dict]] = {}
+    for trial in select(trials, split="validation", data="mnist"):
+        if id(trial) not in current:
+            recipe = trial["recipe"] | {"epochs": FINAL.epochs}  # which have their own column
+            changes = {name: changes_in_words(recipe, base | {"epochs": FINAL.epochs}) for name, base in bases.items()}
+            nearest = min(changes, key=lambda name: changes[name].count("→"))
+            recipe = ", ".join(filter(None, (nearest, changes[nearest])))
+            groups.setdefault((trial["variant"], trial["epochs"], recipe), []).append(trial)
+    rows = []
+    for (variant, epochs, recipe), group in groups.items():
+        parameters = group[0]["parameters"]
+        budget = next((budget for budget in BUDGETS if parameters < budget), math.inf)
+        accuracies = pd.Series([trial["accuracy"] for trial in group])
+        losses = pd.Series([trial["curve"][-1]["eval_loss"] for trial in group])
+        row = {
+            "Budget": f"< {budget:,}" if budget < math.inf else "none",
+            "Network": variant,
+            "Parameters": f"{parameters:,}",
+            "Epochs": epochs,
+            "Seeds": len(group),
+            "Mean": f"{accuracies.mean():.3f}",
+            "Loss": f"{losses.mean():.4f}",
+            "Recipe": recipe,
+        }
+        rows.append((-budget, losses.mean(), row))
+    return pd.DataFrame([row for *_, row in sorted(rows, key=lambda item: item[:2])])
+
+
+def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = None) -> pd.DataFrame:
+    """One row per change, paired by seed: a variant's gain over its parent, and whether it is beyond seed noise.
+
+    `trials` are of one split; `pairs` replaces the (variant, parent) pairs. Pairs without a common seed are left out.
+    There are two tests: a t-test on the paired differences in points, and one on the logarithm of the errors with the
+    seed noise pooled over all variants (`seed_noise`), which decides. A single common seed is not tested. p-values are
+    corrected over the tested rows (Holm).
+    """
+    pairs = pairs or [(variant.name, variant.parent) for variant in VARIANTS.values() if variant.parent]
+    deviation, freedom = seed_noise(trials)
+    compared, pooled = {}, {}
+    for pair in pairs:
+        own, others = ([in_errors(trial) for trial in select(trials, variant=name)] for name in pair)
+        if {trial["seed"] for trial in own} & {trial["seed"] for trial in others}:
+            compared[pair] = paired_difference(own, others)
+            growth = paired_difference(own, others, "log_error")
+            tested = freedom and growth["n"] > 1  # one seed may be a lucky one
+            noise = pooled_difference(growth["mean"], growth["n"], deviation, freedom) if tested else NOT_TESTED
+            pooled[pair] = growth | noise
+    holms = {
+        name: dict(zip(tests, holm([test["p"] for test in tests.values()]), strict=True))
+        for name, tests in (("paired", compared), ("pooled", pooled))
+    }
+    rows = []
+    for pair, paired in compared.items():
+        p, p_pooled = holms["paired"][pair], holms["pooled"][pair]
+        rows.append(
+            {
+                "Variant": pair[0],
+                "Against": pair[1],
+                "Seeds": paired["n"],
+                "Points": f"{paired['mean']:+.3f}",
+                "Paired 95%": _interval(paired, "{:+.2f}"),
+                "p, Holm": _p_value(p),
+                "Errors": f"{100 * math.expm1(pooled[pair]['mean']):+.0f}%",
+                "Pooled 95%": _interval(
+                    {key: 100 * math.expm1(pooled[pair][key]) for key in ("low", "high")}, "{:+.0f}%"
+                ),
+                "p, pooled, Holm": _p_value(p_pooled),
+                "Beyond seed noise": "not tested" if math.isnan(p_pooled) else "yes" if p_pooled < 0.05 else "no",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def in_errors(trial: dict) -> dict:
+    """The trial with `log_error`, the logarithm of its error rate in percent; no error counts as half an error.
+
+    On this scale, unlike in points, the spread between seeds is about the same for good and poor variants.
+    """
+    return trial | {"log_error": math.log(max(100 - trial["accuracy"], 50 / IMAGES))}
+
+
+def seed_noise(trials: list[dict]) -> tuple[float, int]:
+    """Standard deviation of `log_error` between seeds, pooled over all variants, and its degrees of freedom."""
+    groups = {}
+    for trial in map(in_errors, trials):
+        groups.setdefault(trial["variant"], []).append(trial["log_error"])
+    return pooled_deviation(list(groups.values()))
+
+
+def _interval(difference: dict, form: str) -> str:
+    low, high = difference["low"], difference["high"]
+    return "–" if math.isnan(low) else f"{form.format(low)} to {form.format(high)}"
+
+
+def _p_value(p: float) -> str:
+    return "–" if math.isnan(p) else f"{p:.2g}"
+
+
+def image_table(trials: list[dict], seed: int) -> pd.DataFrame:
+    """One row per change, for the networks of one seed: images that only one of them gets wrong, and McNemar's test.
+
+    `trials` are of one split. p-values are corrected over the rows (Holm).
+    """
+    of_seed = {trial["variant"]: trial["mistakes"].keys() for trial in select(trials, seed=seed)}
+    rows, p_values = [], []
+    for name, variant in VARIANTS.items():
+        if name not in of_seed or variant.parent not in of_seed:
+            continue
+        wrong, parent_wrong = of_seed[name], of_seed[variant.parent]
+        p_values.append(mcnemar(wrong, parent_wrong))
+        counts = {"Only this wrong": len(wrong - parent_wrong), "Only parent wrong": len(parent_wrong - wrong)}
+        counts["Both wrong"] = len(wrong & parent_wrong)
+        rows.append({"Variant": name, "Against": variant.parent, **counts, "p": f"{p_values[-1]:.2g}"})
+    for row, p in zip(rows, holm(p_values), strict=True):
+        row["p, Holm"] = f"{p:.2g}"
+    return pd.DataFrame(rows)
+
+
+def describe_noise(trials: list[dict], seeds: int = 3, accuracy: float = 99.3) -> str:
+    """The noise between seeds (`seed_noise`) and between test sets at an `accuracy`, as text."""
+    deviation, freedom = seed_noise(trials)
+    half = pooled_difference(0.0, seeds, deviation, freedom)["high"]
+    low, high = wilson_interval(round(accuracy / 100 * IMAGES), IMAGES)
+    error = 100 - accuracy
+    runs = Counter(trial["variant"] for trial in trials)
+    several = [count for count in runs.values() if count > 1]
+    return (
+        f"Seeds of one variant differ by a standard deviation of {100 * deviation:.0f}% of their errors "
+        f"({len(several)} variants, {sum(several)} runs): at {accuracy:g}%, {error * deviation:.2f} points.\n"
+        f"The 95% interval of a difference between two means of {seeds} seeds is then ±{100 * half:.0f}% of the "
+        f"errors: at {accuracy:g}%, ±{error * half:.2f} points.\n"
+        f"The 95% interval of one network's accuracy on {IMAGES:,} images is {low:.2f}–{high:.2f}% at {accuracy:g}%."
+    )
+
+
+def frontier_trials(trials: list[dict]) -> list[dict]:
+    """The trials of the frontier figure: the current variants on both splits, and the claims on the test set."""
+    claimed = [trial for goal in GOALS if goal.variant not in VARIANTS for trial in find_claims(goal, trials)]
+    return [*current_trials("validation", trials), *current_trials("test", trials), *claimed]
+
+
+def frontier_points(trials: list[dict]) -> pd.DataFrame:
+    """Size against accuracy, a row per variant and split: name, split, parameters, seeds, mean, low, high (95%)."""
+    columns, rows = ["name", "split", "parameters", "seeds", "mean", "low", "high"], []
+    if not trials:
+        return pd.DataFrame(rows, columns=columns)
+    for (name, split), group in pd.DataFrame(trials).groupby(["variant", "split"], sort=False):
+        low, high = mean_interval(list(group["accuracy"]))
+        size = {"name": name, "split": split, "parameters": group["parameters"].iloc[0], "seeds": len(group)}
+        rows.append(size | {"mean": group["accuracy"].mean(), "low": low, "high": high})
+    return pd.DataFrame(rows, columns=columns)
