@@ -161,7 +161,7 @@ def fit(
     loss: Loss | None = None,
     progress: bool = True,
 ) -> list[dict]:
-    """Train `model` by `recipe` and return its history, one dict an epoch.
+    """Train `model` by `recipe` and return its history, one dict per epoch.
 
     Keys: epoch (from 1), learning_rate (after the last batch), train_loss, train_accuracy, eval_loss, eval_accuracy
     (losses per image, accuracies in percent), eval_correct (images), seconds. Evaluated are `data.eval_images`, every
@@ -252,7 +252,7 @@ def fit(
 
 
 def epoch_line(epoch: dict, epochs: int, data: MnistData) -> str:
-    """One line of the training log: an entry of `fit`'s history in words."""
+    """One line of the training log: an entry of `fit`'s history as text."""
     split = data.split if data.source == "mnist" else f"{data.source} {data.split}"
     trained = f"train loss {epoch['train_loss']:.4f} accuracy {epoch['train_accuracy']:.2f}%"
     evaluated = f"{split} not evaluated"

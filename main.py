@@ -20,7 +20,7 @@ from training.command_line import INTERRUPTED, Parser, add_recipe_options, recip
 from training.files import atomic_path
 from training.recipe import Recipe
 
-# Torch takes seconds to load, so what needs it is imported inside functions: --help and a typing error answer at once.
+# Torch takes seconds to load, so what needs it is imported inside functions: --help and errors in options are immediate.
 
 CHECKPOINT, RESULTS = "checkpoint.pt", ("weights.safetensors", "history.json", "curves.png")
 DISTILLATION = ("teacher", "teachers", "teacher_weight", "temperature")  # experiments.sweep trains teachers
@@ -92,7 +92,7 @@ def restore_options(options: argparse.Namespace) -> None:
     try:
         options.recipe = replace(Recipe(**stored["recipe"]), **recipe_changes(options))
         options.device = pick_device(stored["device"] if options.device == "auto" else options.device)
-    except (TypeError, ValueError) as error:  # a recipe of another version; a device that this machine lacks
+    except (TypeError, ValueError) as error:  # a recipe of another version; a device that is missing here
         raise CheckpointError(f"{options.resume} cannot be resumed here: {error}") from error
     if options.seed is None:
         options.seed = stored["seed"]
@@ -153,7 +153,7 @@ def run(options: argparse.Namespace, data) -> int:
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8")  # on Windows a redirected stream may lack └ and –
+        stream.reconfigure(encoding="utf-8")  # on Windows a redirected stream may not encode └ and –
     try:
         sys.exit(main())
     except KeyboardInterrupt:  # while loading or saving; `fit` handles its own

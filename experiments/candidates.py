@@ -1,4 +1,4 @@
-"""Networks that were tried on the validation split, and the claims that came of them."""
+"""Networks that were tried on the validation split, and the claims."""
 
 from __future__ import annotations
 

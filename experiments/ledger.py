@@ -46,7 +46,7 @@ def trial_key(trial: dict) -> tuple:
 def read_ledger(path: str | Path = LEDGER) -> list[dict]:
     """All trials of the ledger in order; a missing file is an empty ledger.
 
-    Lines of earlier versions get today's names and the recipe fields they lack (`legacy.py`); the file is not changed.
+    Lines of earlier versions get today's names and the missing recipe fields (`legacy.py`); the file is not changed.
     A LedgerWarning names each line that is torn or no trial (left out), that repeats an earlier trial (the earlier one
     counts), or that has unknown keys (kept).
     """

@@ -57,7 +57,7 @@ def rename(trial: dict) -> dict:
 
 
 def modernize(trial: dict) -> dict:
-    """The trial with today's names, and with `DEFAULTS` for the recipe fields that it lacks."""
+    """The trial with today's names, and with `DEFAULTS` for the missing recipe fields."""
     trial = rename(trial)
     if isinstance(trial.get("recipe"), dict):
         trial["recipe"] = DEFAULTS | trial["recipe"]

@@ -1,4 +1,4 @@
-"""What stands between the markers of README.md and RESULTS.md, and the figures on these pages."""
+"""The text between the markers of README.md and RESULTS.md, and the figures on these pages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MARKER = re.compile(r"(<!-- ([\w-]+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 def sections(trials: list[dict]) -> dict[str, str]:
     """The text of every section, by the name of its markers, from all trials of the ledger.
 
-    Raises ValueError if the ledger or a file of measurements has not what a section shows.
+    Raises ValueError if the ledger or a file of measurements does not have what a section shows.
     """
     tested, validated = current_trials("test", trials), current_trials("validation", trials)
     if not validated:

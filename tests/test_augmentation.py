@@ -1,11 +1,10 @@
-"""Augmentation against a slow reference in float64, and its chance."""
+"""Augmentation against a slow float64 reference, and its random numbers."""
 
 import math
 
 import numpy as np
 import torch
 
-import helpers
 from training.augmentation import (
     KNOTS,
     MEAN,
@@ -20,11 +19,13 @@ from training.augmentation import (
 )
 from training.recipe import NO_AUGMENTATION, Recipe
 
+ELASTIC = Recipe(**NO_AUGMENTATION | {"elastic": 2.0})
+
 
 def reference_warp(image: np.ndarray, angle: float, shear: float, scale: float, shift: np.ndarray) -> np.ndarray:
-    """Enlarge, shear, rotate and shift about the centre, bilinear, black outside; float64, one pixel at a time.
+    """Scale, shear, rotate and shift an image about its centre, one pixel at a time: bilinear, black outside.
 
-    `shift` in fractions of the side, (x, y).
+    Takes and returns float64 (side, side); angles in radians, `shift` (x, y) as fractions of the side.
     """
     side = image.shape[0]
     rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
@@ -33,8 +34,8 @@ def reference_warp(image: np.ndarray, angle: float, shear: float, scale: float, 
     result = np.zeros((side, side))
     for y in range(side):
         for x in range(side):
-            there = np.array([x - centre, y - centre]) - shift * side
-            source_x, source_y = np.linalg.solve(forward, there) + centre
+            target = np.array([x - centre, y - centre]) - shift * side
+            source_x, source_y = np.linalg.solve(forward, target) + centre
             left, top = math.floor(source_x), math.floor(source_y)
             for row in (top, top + 1):
                 for column in (left, left + 1):
@@ -47,7 +48,7 @@ def reference_warp(image: np.ndarray, angle: float, shear: float, scale: float, 
 def test_augmentation_matches_a_float64_reference(sample):
     recipe = Recipe(rotation=25.0, translation=0.15, scale=0.2, shear=15.0)
     images = sample.train_images[:6]
-    ours = augment(images, recipe, torch.Generator().manual_seed(5)) * STD + MEAN
+    augmented = augment(images, recipe, torch.Generator().manual_seed(5)) * STD + MEAN
 
     draws = torch.rand(5, 6, generator=torch.Generator().manual_seed(5)).double().numpy() * 2 - 1
     for index in range(6):
@@ -58,10 +59,10 @@ def test_augmentation_matches_a_float64_reference(sample):
             scale=1 + 0.2 * draws[2, index],
             shift=0.15 * draws[3:, index],
         )
-        np.testing.assert_allclose(ours[index, 0].numpy(), expected, atol=2e-4)
+        np.testing.assert_allclose(augmented[index, 0].numpy(), expected, atol=2e-4)
 
 
-def test_augmentation_draws_within_its_ranges_and_for_each_image():
+def test_every_image_has_random_amounts_within_the_ranges():
     recipe = Recipe(rotation=10.0, translation=0.1, scale=0.0, shear=0.0)
     affine = random_affine(20_000, recipe, torch.Generator().manual_seed(0))
     angles = torch.rad2deg(torch.atan2(affine[:, 0, 1], affine[:, 0, 0]))
@@ -72,59 +73,62 @@ def test_augmentation_draws_within_its_ranges_and_for_each_image():
     assert 0.099 < shift.abs().max() <= 0.1001
     assert len(angles.unique()) > 19_000
 
-    scales = random_affine(20_000, Recipe(scale=0.1, shear=0.0), torch.Generator().manual_seed(0))
-    sizes = 1 / torch.linalg.det(scales[:, :, :2]).sqrt()
-    assert 0.9 <= sizes.min() < 0.901
-    assert 1.099 < sizes.max() <= 1.1001
+    affine = random_affine(20_000, Recipe(scale=0.1, shear=0.0), torch.Generator().manual_seed(0))
+    scales = 1 / torch.linalg.det(affine[:, :, :2]).sqrt()
+    assert 0.9 <= scales.min() < 0.901
+    assert 1.099 < scales.max() <= 1.1001
 
 
-def test_elastic_distortion_moves_places_by_what_was_drawn(sample):
-    recipe = Recipe(elastic=2.0, **{name: 0.0 for name in NO_AUGMENTATION if name != "elastic"})
-    draws = draw(50, recipe, torch.Generator().manual_seed(0))
-    shifts = elastic_shifts(draws, recipe) * 28 / 2  # pixels
+def test_elastic_shifts_interpolate_the_shifts_of_the_knots():
+    draws = draw(50, ELASTIC, torch.Generator().manual_seed(0))
+    shifts = elastic_shifts(draws, ELASTIC) * 28 / 2  # pixels
     assert shifts.shape == (50, 28, 28, 2)
-    corner = (draws[[5, 5 + KNOTS**2]] * 2 - 1).T * 2.0  # x and y of the first knot
-    torch.testing.assert_close(shifts[:, 0, 0], corner)
+    first_knot = (draws[[5, 5 + KNOTS**2]] * 2 - 1).T * 2.0  # x and y
+    torch.testing.assert_close(shifts[:, 0, 0], first_knot)
     assert 1.9 < shifts.abs().max() < 3.0
     assert shifts.diff(dim=1).abs().max() < 1.0  # smooth: neighbours move together
 
+
+def test_elastic_distortion_with_equal_knots_is_a_translation(sample):
+    draws = draw(50, ELASTIC, torch.Generator().manual_seed(0))
     draws[5:] = torch.rand(2, generator=torch.Generator().manual_seed(1)).repeat_interleave(KNOTS**2)[:, None]
-    pixels = (draws[[5, -1], 0] * 2 - 1) * 2.0  # the same for every place: a plain shift
-    bent = augment_by(draws, sample.train_images[:50], recipe)
-    shifted = augment_by(draw(50, Recipe(), torch.Generator()), sample.train_images[:50], Recipe(**NO_AUGMENTATION))
-    grid_shift = torch.zeros(50, 2, 3) + torch.eye(2, 3)
-    grid_shift[:, :, 2] = pixels * 2 / 28
-    wanted = warp(shifted - shifted.min(), grid_shift) + shifted.min()
-    torch.testing.assert_close(bent, wanted, atol=1e-4, rtol=1e-4)
+    distorted = augment_by(draws, sample.train_images[:50], ELASTIC)
+
+    translation = torch.zeros(50, 2, 3) + torch.eye(2, 3)
+    translation[:, :, 2] = (draws[[5, -1], 0] * 2 - 1) * 2.0 * 2 / 28  # 2 pixels at most; the image is 2 wide
+    images = normalize(sample.train_images[:50])
+    black = images.min()
+    expected = warp(images - black, translation) + black
+    torch.testing.assert_close(distorted, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_recipes_without_elastic_distortion_draw_as_before():
-    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
-    assert torch.equal(draw(7, Recipe(), generators[0]), torch.rand(5, 7, generator=generators[1]))
+def test_without_elastic_distortion_five_numbers_are_drawn_per_image():
+    """More would change the results of recorded trials."""
+    first, second = (torch.Generator().manual_seed(3) for _ in range(2))
+    assert torch.equal(draw(7, Recipe(), first), torch.rand(5, 7, generator=second))
 
 
-def test_no_augmentation_is_plain_normalisation(sample):
+def test_without_augmentation_images_are_only_normalised(sample):
     images = sample.train_images[:10]
     generator = torch.Generator().manual_seed(0)
-    ours = augment(images, Recipe(**NO_AUGMENTATION), generator)
-    assert torch.equal(ours, normalize(images))
+    assert torch.equal(augment(images, Recipe(**NO_AUGMENTATION), generator), normalize(images))
     assert abs(normalize(sample.train_images).mean()) < 0.05
     assert abs(normalize(sample.train_images).std() - 1) < 0.05
 
 
-def test_border_is_black():
+def test_pixels_from_outside_the_image_are_black():
     white = torch.full((50, 28, 28), 255, dtype=torch.uint8)
     shifted = augment(white, Recipe(translation=0.3), torch.Generator().manual_seed(0))
     black = (0 - MEAN) / STD
     assert torch.isclose(shifted, torch.tensor(black)).float().mean() > 0.1
 
 
-def test_augmentation_is_seeded_by_its_generator_alone(sample):
+def test_augmentation_depends_on_its_generator_alone(sample):
     images = sample.train_images[:20]
     torch.manual_seed(1)
-    one = augment(images, Recipe(), torch.Generator().manual_seed(9))
+    first = augment(images, Recipe(), torch.Generator().manual_seed(9))
     torch.manual_seed(2)
-    before = torch.get_rng_state()
-    other = augment(images, Recipe(), torch.Generator().manual_seed(9))
-    assert torch.equal(one, other)
-    assert torch.equal(before, torch.get_rng_state())
+    state = torch.get_rng_state()
+    second = augment(images, Recipe(), torch.Generator().manual_seed(9))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,4 +1,4 @@
-"""Muon against linear algebra and against torch's own SGD."""
+"""Muon against linear algebra and against torch's SGD."""
 
 import pytest
 import torch
@@ -10,24 +10,27 @@ from training.recipe import Recipe
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (40, 288), (9, 4), (8, 8)])
-def test_orthogonal_levels_all_directions(shape):
+def test_orthogonal_sets_all_singular_values_to_about_one(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    level = orthogonal(matrix)
-    assert level.shape == shape
-    left, singular, right = torch.linalg.svd(matrix, full_matrices=False)
-    ours = left.T @ level @ right.T  # same directions, other lengths
-    assert torch.allclose(ours, ours.diagonal().diag(), atol=1e-3)
-    assert (ours.diagonal()[singular > 0.1 * singular.max()] - 1).abs().max() < 0.35
+    result = orthogonal(matrix)
+    assert result.shape == shape
+    left, singular_values, right = torch.linalg.svd(matrix, full_matrices=False)
+    new_values = left.T @ result @ right.T  # diagonal if the singular vectors are the same
+    assert torch.allclose(new_values, new_values.diagonal().diag(), atol=1e-3)
+    assert (new_values.diagonal()[singular_values > 0.1 * singular_values.max()] - 1).abs().max() < 0.35
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (40, 288), (9, 4), (8, 8)])
+def test_orthogonal_of_zero_is_zero(shape):
     assert torch.equal(orthogonal(torch.zeros(shape)), torch.zeros(shape))
 
 
-def test_a_stack_is_levelled_one_by_one():
-    stack = torch.randn(3, 6, 2, 3, 3, generator=torch.Generator().manual_seed(0))
-    together = orthogonal(stack.flatten(-3))
-    assert torch.allclose(together, torch.stack([orthogonal(each.flatten(-3)) for each in stack]), atol=1e-5)
+def test_orthogonal_treats_each_matrix_of_a_stack_alone():
+    stack = torch.randn(3, 6, 2, 3, 3, generator=torch.Generator().manual_seed(0)).flatten(-3)
+    assert torch.allclose(orthogonal(stack), torch.stack([orthogonal(matrix) for matrix in stack]), atol=1e-5)
 
 
-def test_convolutions_keep_their_norm_and_move_by_the_rate():
+def test_convolutions_keep_their_norm_and_change_by_the_learning_rate():
     model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Flatten(), nn.Linear(6, 3))
     before = model[0].weight.detach().clone()
     optimizer = Muon(model.parameters(), lr=0.1, sgd_lr=0.1, momentum=0.9)
@@ -38,32 +41,33 @@ def test_convolutions_keep_their_norm_and_move_by_the_rate():
     assert (after - before).norm() == pytest.approx(0.1 * before.norm().item(), rel=0.1)
 
 
-def test_a_dead_layer_stays_a_number():
+@pytest.mark.parametrize("weight", [torch.ones(6, 2, 3, 3), torch.zeros(6, 2, 3, 3)], ids=["ones", "zeros"])
+def test_a_zero_gradient_leaves_the_weights_unchanged(weight):
     model = nn.Conv2d(2, 6, 3)
-    for weight in (torch.ones(6, 2, 3, 3), torch.zeros(6, 2, 3, 3)):
-        model.weight.data = weight
-        model.weight.grad = torch.zeros_like(weight)
-        Muon(model.parameters(), lr=0.1, sgd_lr=0.1, momentum=0.9).step()
-        assert torch.equal(model.weight.detach(), weight)
+    model.weight.data = weight.clone()
+    model.weight.grad = torch.zeros_like(weight)
+    Muon(model.parameters(), lr=0.1, sgd_lr=0.1, momentum=0.9).step()
+    assert torch.equal(model.weight.detach(), weight)  # and not NaN
 
 
-def test_everything_else_is_torchs_sgd():
-    def steps(model, optimizer):
+def test_other_parameters_are_updated_as_by_torchs_sgd():
+    def state_after_steps(optimizer_class, **options) -> dict:
+        model = helpers.build(lambda: nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3)), 0)
+        optimizer = optimizer_class(model.parameters(), momentum=0.9, weight_decay=0.01, **options)
         for index in range(3):
             optimizer.zero_grad()
             model(torch.full((4, 5), index + 1.0)).square().sum().backward()
             optimizer.step()
         return model.state_dict()
 
-    ours, theirs = (helpers.build(lambda: nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3)), 0) for _ in range(2))
-    settings = {"momentum": 0.9, "weight_decay": 0.01}
-    ours = steps(ours, Muon(ours.parameters(), lr=1.0, sgd_lr=0.01, **settings))
-    theirs = steps(theirs, torch.optim.SGD(theirs.parameters(), lr=0.01, nesterov=True, **settings))
-    for name in ours:
-        assert torch.allclose(ours[name], theirs[name], atol=1e-6), name
+    actual = state_after_steps(Muon, lr=1.0, sgd_lr=0.01)
+    expected = state_after_steps(torch.optim.SGD, lr=0.01, nesterov=True)
+    for name in expected:
+        assert torch.allclose(actual[name], expected[name], atol=1e-6), name
 
 
-def test_a_recipe_can_ask_for_it():
-    optimizer = make_optimizer(helpers.Net().parameters(), Recipe(learning_rate=0.1, sgd_learning_rate=0.02))
+def test_muon_of_a_recipe_trains_convolutions_apart_from_the_rest():
+    parameters = list(helpers.Net().parameters())
+    optimizer = make_optimizer(parameters, Recipe(learning_rate=0.1, sgd_learning_rate=0.02))
     assert [(len(group["params"]), group["lr"]) for group in optimizer.param_groups] == [(5, 0.1), (12, 0.02)]
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(helpers.Net().parameters()))
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(parameters)

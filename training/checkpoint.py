@@ -54,7 +54,7 @@ class TrainingState:
         )
 
     def capture(self) -> dict:
-        """A deep copy of the state after the last epoch; training can go on from it."""
+        """A deep copy of the state after the last epoch, from which training can continue."""
         parts = {
             name: None if part is None else part.state_dict()
             for name, part in (
@@ -117,9 +117,9 @@ def load_checkpoint(path: str | Path, run: dict | None = None, model: nn.Module 
     except PermissionError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # damage raises a dozen different types
-        raise CheckpointError(f"{path} is damaged or no checkpoint ({error}); delete it and start anew") from error
+        raise CheckpointError(f"{path} is damaged or no checkpoint ({error}); delete it and start a new run") from error
     if damaged:
-        raise CheckpointError(f"{path} is damaged (checksum of {damaged}); delete it and start anew")
+        raise CheckpointError(f"{path} is damaged (checksum of {damaged}); delete it and start a new run")
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of this project's format ({FORMAT})")
 

@@ -1,6 +1,6 @@
 """What the command lines share: one-line errors, exit codes, and an option for every field of a recipe.
 
-No torch here, so that `--help` answers at once.
+No torch here, so that `--help` is immediate.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def add_recipe_options(
 ) -> None:
     """Give `parser` a group with an option for every field of `Recipe` except those in `skip`.
 
-    The help names the values of `defaults`; an option that is not given is absent from the parsed namespace.
+    The help names the values of `defaults`; an option that is not used is absent from the parsed namespace.
     """
     group = parser.add_argument_group(title)
     for field in fields(Recipe):

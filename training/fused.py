@@ -1,8 +1,8 @@
-"""Training on a CPU with batch normalisation, ReLU and 2×2 max-pooling fused into one pass over memory.
+"""Batch normalisation, ReLU and 2×2 max-pooling as one pass over memory, for training on a CPU.
 
-Torch runs them one after the other, each over all activations. Here `torch.compile` makes one C++ loop of them, and
-one of their gradient. It is written with channels last and with the gradient by hand, because what the compiler derives
-from the layers themselves does not keep to one memory layout.
+Torch runs the three layers one after the other, each over all activations. Here `torch.compile` turns them into one C++
+loop, and their gradient into another. The gradient is written by hand and everything is channels last, because code
+that the compiler derives from the layers themselves mixes memory layouts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 
 def can_fuse() -> bool:
-    """True where torch can compile for the CPU: on Linux with a C++ compiler and Python's headers."""
+    """True if torch can compile for the CPU: on Linux with a C++ compiler and Python's headers."""
     headers = Path(sysconfig.get_path("include"), "Python.h")
     compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
     return sys.platform == "linux" and headers.exists() and any(map(shutil.which, compilers))
@@ -28,7 +28,7 @@ def can_fuse() -> bool:
 
 @cache
 def compiles() -> bool:
-    """Does it work here? Tried on a small example, once: a compiler without OpenMP, say, fails only then."""
+    """True if compiling works. Tries a small example, once: a compiler without OpenMP, say, fails only then."""
     if not can_fuse():
         return False
     example = fuse(nn.Sequential(nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2)))
@@ -40,44 +40,45 @@ def compiles() -> bool:
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """The same network for training, its weights shared; what follows each other as named above becomes one `Fused`.
+    """The same network for training, sharing its weights, with every BatchNorm2d → ReLU (→ MaxPool2d(2)) as a `Fused`.
 
-    What does not fit the pattern stays as it is, and so does a network whose forward pass cannot be traced. Raises
-    ValueError where torch cannot compile (`can_fuse`).
+    Other layers stay as they are, and so does a network whose forward pass cannot be traced. Raises ValueError if
+    torch cannot compile here (`can_fuse`).
     """
     if not can_fuse():
-        raise ValueError("to compile for a CPU, torch wants Linux, a C++ compiler and Python's headers (python3-dev)")
+        raise ValueError("compiling for a CPU requires Linux, a C++ compiler and Python's headers (python3-dev)")
     try:
         traced = fx.symbolic_trace(model)
-    except Exception:  # whatever a forward pass does with a tensor that has no values
+    except Exception:  # any kind: the forward pass runs on a stand-in without values
         return model
     for node in list(traced.graph.nodes):
         norm, relu = _layer(traced, node), _only_user(node)
         if not isinstance(norm, nn.BatchNorm2d) or not isinstance(_layer(traced, relu), nn.ReLU):
             continue
         pool = _only_user(relu)
-        pools = _halves(_layer(traced, pool))
+        pools = _is_2x2_max_pooling(_layer(traced, pool))
         last = pool if pools else relu
         name = f"fused_{node.name}"
         traced.add_submodule(name, Fused(norm, pools))
         with traced.graph.inserting_after(last):
             last.replace_all_uses_with(traced.graph.call_module(name, node.args))
-        for each in [pool, relu, node] if pools else [relu, node]:
-            traced.graph.erase_node(each)
+        for replaced in [pool, relu, node] if pools else [relu, node]:
+            traced.graph.erase_node(replaced)
     traced.recompile()
     return traced
 
 
 def _layer(traced: fx.GraphModule, node: fx.Node | None) -> nn.Module | None:
+    """The layer that the node calls; None if it calls something else."""
     return traced.get_submodule(node.target) if node is not None and node.op == "call_module" else None
 
 
 def _only_user(node: fx.Node | None) -> fx.Node | None:
+    """The node that uses this node's output; None if there are several."""
     return next(iter(node.users)) if node is not None and len(node.users) == 1 else None
 
 
-def _halves(layer: nn.Module | None) -> bool:
-    """Is it a max-pooling of 2×2 blocks?"""
+def _is_2x2_max_pooling(layer: nn.Module | None) -> bool:
     if not isinstance(layer, nn.MaxPool2d) or layer.ceil_mode or layer.return_indices:
         return False
     sizes = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
@@ -85,22 +86,22 @@ def _halves(layer: nn.Module | None) -> bool:
 
 
 class Fused(nn.Module):
-    """A BatchNorm2d, a ReLU and, where `pools`, a 2×2 max-pooling: (N, C, H, W) → (N, C, H, W) or half the sides.
+    """BatchNorm2d, ReLU and, if `pools`, 2×2 max-pooling: (N, C, H, W) → (N, C, H, W) or (N, C, H/2, W/2).
 
-    Compiled for the size of the first batch in training; batches of another size, such as an epoch's last, run layer
-    by layer, and so does evaluation.
+    Compiled for the shape of the first training batch. Batches of another shape, such as an epoch's last, and
+    evaluation run layer by layer.
     """
 
     def __init__(self, norm: nn.BatchNorm2d, pools: bool):
         super().__init__()
         self.norm, self.pools = norm, pools
-        self.size: torch.Size | None = None
+        self.shape: torch.Size | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         norm = self.norm
         if norm.training and norm.affine and norm.track_running_stats and norm.momentum is not None:
-            self.size = self.size or images.shape
-            if images.shape == self.size and not (self.pools and (images.shape[2] | images.shape[3]) % 2):
+            self.shape = self.shape or images.shape
+            if images.shape == self.shape and not (self.pools and (images.shape[2] | images.shape[3]) % 2):
                 outputs, mean, variance = _Fused.apply(images, norm.weight, norm.bias, norm.eps, self.pools)
                 count = images.numel() // images.shape[1]
                 with torch.no_grad():
@@ -125,54 +126,55 @@ class _Fused(torch.autograd.Function):
     def backward(ctx, gradient: Tensor, *_):
         gradient = gradient.permute(0, 2, 3, 1).contiguous()
         inputs, outputs, mean, scale, gain, shift = ctx.saved_tensors
-        greatest = None
+        block_max = None
         if outputs.shape != inputs.shape:
-            greatest, gradient = _compiled(_share)(gradient, inputs, outputs, gain, shift)
-        of_inputs, of_weight, of_bias = _compiled(_backward)(
-            gradient, greatest, inputs, outputs, mean, scale, gain, shift
+            block_max, gradient = _compiled(_max_pool_backward)(gradient, inputs, outputs, gain, shift)
+        input_gradient, weight_gradient, bias_gradient = _compiled(_norm_backward)(
+            gradient, block_max, inputs, outputs, mean, scale, gain, shift
         )
-        return of_inputs.permute(0, 3, 1, 2), of_weight, of_bias, None, None
+        return input_gradient.permute(0, 3, 1, 2), weight_gradient, bias_gradient, None, None
 
 
 @cache
 def _compiled(function):
-    torch._dynamo.config.cache_size_limit = 256  # a network has more layers than the eight shapes that are the default
+    torch._dynamo.config.cache_size_limit = 256  # the default, 8 shapes, is fewer than a network has layers
     return torch.compile(function, dynamic=False)
 
 
 def _forward(inputs: Tensor, weight: Tensor, bias: Tensor, eps: float, pools: bool):
-    """(N, H, W, C) → outputs and, a number a channel, mean, variance, 1 / deviation, gain and shift.
+    """(N, H, W, C) → outputs, and per channel, float (C,): mean, variance, 1 / standard deviation, gain and shift.
 
+    The normalised inputs are `inputs * gain + shift`.
     Ioffe and Szegedy, "Batch normalization", 2015: arxiv.org/abs/1502.03167.
     """
-    exact = inputs.float()
-    about = exact[0, 0, 0]  # near the mean, or the difference of two large numbers would be left for the variance
+    values = inputs.float()
+    offset = values[0, 0, 0]  # near the mean: E[x²] − E[x]² of values far from zero would lose most digits
     count = inputs.numel() // inputs.shape[3]
-    off = _total(exact - about) / count
-    mean = off + about
-    variance = _total((exact - about).square()) / count - off * off
+    shifted_mean = _channel_sum(values - offset) / count
+    mean = shifted_mean + offset
+    variance = _channel_sum((values - offset).square()) / count - shifted_mean * shifted_mean
     scale = torch.rsqrt(variance + eps)
     gain = weight * scale
     shift = bias - mean * gain
-    outputs = F.relu(exact * gain + shift).to(inputs.dtype)
+    outputs = F.relu(values * gain + shift).to(inputs.dtype)
     return (_blocks(outputs).amax((2, 4)) if pools else outputs), mean, variance, scale, gain, shift
 
 
-def _share(gradient: Tensor, inputs: Tensor, outputs: Tensor, gain: Tensor, shift: Tensor):
-    """Of each 2×2 block the maximum before ReLU, and the gradient that each pixel that equals it receives.
+def _max_pool_backward(gradient: Tensor, inputs: Tensor, outputs: Tensor, gain: Tensor, shift: Tensor):
+    """The maximum of each 2×2 block before ReLU, and the gradient of each pixel that equals it; both (N, H/2, W/2, C).
 
-    A background is made of equal pixels. Torch gives all of a block's gradient to the first of them; here they share.
+    Pixels of the background are equal. Torch gives a block's gradient to the first maximum; here all of them share it.
     """
-    before = _blocks(inputs.float() * gain + shift)
-    corners = [before[:, :, row, :, column] for row in (0, 1) for column in (0, 1)]
-    greatest = torch.maximum(torch.maximum(*corners[:2]), torch.maximum(*corners[2:]))
-    equals = sum((corner == greatest).float() for corner in corners)
-    return greatest, torch.where(outputs > 0, gradient.float(), 0.0) / equals
+    blocks = _blocks(inputs.float() * gain + shift)
+    corners = [blocks[:, :, row, :, column] for row in (0, 1) for column in (0, 1)]
+    block_max = torch.maximum(torch.maximum(*corners[:2]), torch.maximum(*corners[2:]))
+    maxima = sum((corner == block_max).float() for corner in corners)
+    return block_max, torch.where(outputs > 0, gradient.float(), 0.0) / maxima
 
 
-def _backward(
+def _norm_backward(
     gradient: Tensor,
-    greatest: Tensor | None,
+    block_max: Tensor | None,
     inputs: Tensor,
     outputs: Tensor,
     mean: Tensor,
@@ -180,23 +182,26 @@ def _backward(
     gain: Tensor,
     shift: Tensor,
 ):
-    """Gradients of inputs, weight and bias; for blocks, from what `_share` gives."""
-    exact = inputs.float()
-    if greatest is None:
+    """Gradients of inputs (N, H, W, C), weight and bias (C,).
+
+    With pooling, `block_max` and `gradient` are the results of `_max_pool_backward`; without, `block_max` is None.
+    """
+    values = inputs.float()
+    if block_max is None:
         gradient = torch.where(outputs > 0, gradient.float(), 0.0)
-    else:  # computed again and not stored, as compiled code need not round it to bfloat16 both times
-        passes = _blocks(exact * gain + shift) == greatest[:, :, None, :, None]
-        gradient = torch.where(passes, gradient[:, :, None, :, None], 0.0).view(inputs.shape)
-    standard = (exact - mean) * scale
-    of_bias = _total(gradient)
-    of_weight = _total(gradient * standard)
+    else:  # computed again, not stored: compiled code may round to bfloat16 in one place and not in the other
+        is_max = _blocks(values * gain + shift) == block_max[:, :, None, :, None]
+        gradient = torch.where(is_max, gradient[:, :, None, :, None], 0.0).view(inputs.shape)
+    normalized = (values - mean) * scale
+    bias_gradient = _channel_sum(gradient)
+    weight_gradient = _channel_sum(gradient * normalized)
     count = inputs.numel() // inputs.shape[3]
-    of_inputs = gain * (gradient - (of_bias + standard * of_weight) / count)
-    return of_inputs.to(inputs.dtype), of_weight, of_bias
+    input_gradient = gain * (gradient - (bias_gradient + normalized * weight_gradient) / count)
+    return input_gradient.to(inputs.dtype), weight_gradient, bias_gradient
 
 
-def _total(values: Tensor) -> Tensor:
-    """The sum over all pixels, a number a channel; image by image first, for the sake of the last digits."""
+def _channel_sum(values: Tensor) -> Tensor:
+    """The sum per channel, (N, H, W, C) → (C,); over each image first, which rounds less."""
     return values.sum((1, 2)).sum(0)
 
 

@@ -34,7 +34,7 @@ FILES = {
     "t10k-labels-idx1-ubyte": (10_008, "27ae3e4e09519cfbb04c329615203637"),
 }
 IMAGES_HEADER, LABELS_HEADER = 16, 8  # bytes before the first pixel, before the first label
-NETWORK_TIMEOUT = 5  # seconds without an answer
+NETWORK_TIMEOUT = 5  # seconds without a response
 
 VALIDATION_SEED = 50_000  # changing it would make old and new validation scores incomparable
 SAMPLE_SEED = 5_000
@@ -201,7 +201,7 @@ def _read_verified(path: Path) -> bytes:
     elif (actual := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
         problem = f"its MD5 is {actual}, not {md5}"
     if problem:
-        raise DataError(f"{path} is damaged: {problem}. Delete it and run again: it will be downloaded anew.")
+        raise DataError(f"{path} is damaged: {problem}. Delete it and run again to download it.")
     return content
 
 
@@ -237,7 +237,7 @@ def _fetch(folder: str) -> None:
     from torchvision import datasets
 
     class Download(datasets.MNIST):
-        # The old home of MNIST has answered 404 for years, and some releases of torchvision ask it first.
+        # MNIST's first site has returned 404 for years, and some releases of torchvision try it first.
         mirrors = sorted(datasets.MNIST.mirrors, key=lambda url: "yann.lecun.com" in url)
         raw_folder = folder
 

@@ -34,7 +34,7 @@ class Recipe:
     epochs: int = _setting(20, "passes over the training images")
     batch_size: int = _setting(128, "images a step")
 
-    optimizer: str = _setting("muon", "muon trains convolutions by Muon and the rest by SGD")
+    optimizer: str = _setting("muon", "muon: Muon for convolutions, SGD for everything else")
     learning_rate: float = _setting(0.05, "peak rate; for muon, as a fraction of each convolution's norm")
     sgd_learning_rate: float = _setting(0.1, "muon: peak rate of SGD for what is not a convolution")
     momentum: float = _setting(0.85, "of sgd and muon")

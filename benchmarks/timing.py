@@ -1,0 +1,60 @@
+"""Repeated timings and their summary, and the machine that they were measured on."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from experiments.local_runner import cores
+from training.provenance import provenance
+
+
+def summarize(values: list[float]) -> dict:
+    """Median and range of repeated timings, and the timings themselves."""
+    rounded = [round(value, 5) for value in values]
+    return {"median": statistics.median(rounded), "low": min(rounded), "high": max(rounded), "all": rounded}
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    """Seconds that one call takes, including the accelerator's work."""
+    start = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure_interleaved(functions: dict[str, Callable[[], float]], repeats: int) -> dict[str, dict]:
+    """Summaries of functions that return seconds, each called `repeats` times, in turns.
+
+    A slow minute of the machine then affects all of them.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            seconds[name].append(function())
+            print(f"    {name}: {seconds[name][-1]:.3g} s", flush=True)
+    return {name: summarize(values) for name, values in seconds.items()}
+
+
+def environment() -> dict:
+    """The machine, the versions and the commit that the results belong to."""
+    processor = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        processor = names[0] if names else processor
+    return {
+        "processor": processor,
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **provenance(torch.device("cpu")),
+    }

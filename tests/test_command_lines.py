@@ -1,0 +1,167 @@
+"""Every command line's help and errors, and the options that they share (`training/command_line.py`)."""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import pytest
+
+from tests.utils import ROOT
+from training.command_line import Parser, add_recipe_options, recipe_changes
+from training.recipe import CHOICES, Recipe
+
+RECIPE_OPTIONS = {"--" + field.name.replace("_", "-") for field in fields(Recipe)}
+DISTILLATION = {"--teacher", "--teachers", "--teacher-weight", "--temperature"}
+SWEEP = {"--variants", "--seeds", "--split", "--sample", "--ledger", "--dry-run", "--device", "--workers", "--ray"}
+OPTIONS = {
+    "main": {"--seed", "--device", "--data", "--smoke", "--output", "--resume", *(RECIPE_OPTIONS - DISTILLATION)},
+    "experiments.sweep": {*SWEEP, "--gpus-per-trial", "--retries", "--limit", *RECIPE_OPTIONS},
+    "experiments.report": {"--check", "--figures"},
+    "inference.predict": {"IMAGE", "--json", "--show", "--prepared", "--weights"},
+    "inference.demo": {"--host", "--port", "--weights"},
+    "inference.export": {"--output", "--weights", "--repeats", "--record", "--smoke"},
+    "benchmarks.bench": {"--only", "--repeats", "--smoke", "--output", "--seeds", "--first-seed", "--device"},
+}
+HELP, BAD_OPTION = "--help", "--no-such-option"
+
+# In one process, since starting Python is most of the time: each command as `python -m COMMAND ARGUMENT` runs it.
+RUN_COMMANDS = """
+import contextlib, io, json, runpy, sys, time
+
+results = []
+for command, argument in json.loads(sys.argv[1]):
+    sys.argv = [command, argument]
+    output, errors, code = io.TextIOWrapper(io.BytesIO()), io.TextIOWrapper(io.BytesIO()), 0
+    before, start = set(sys.modules), time.perf_counter()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            runpy.run_module(command, run_name="__main__", alter_sys=True)
+        except SystemExit as stopped:
+            code = stopped.code
+    result = {"code": code, "seconds": time.perf_counter() - start}
+    result["modules"] = sorted({name.partition(".")[0] for name in set(sys.modules) - before})
+    for name, stream in (("output", output), ("errors", errors)):
+        stream.seek(0)
+        result[name] = stream.read()
+    results.append(result)
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def results():
+    """{(command, argument): exit code, seconds, output, errors, modules that were imported}."""
+    runs = [(command, argument) for command in OPTIONS for argument in (HELP, BAD_OPTION)]
+    command = [sys.executable, "-c", RUN_COMMANDS, json.dumps(runs)]
+    environment = {**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": "utf-8", "PYTHONUTF8": "1"}
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8")
+    assert process.returncode == 0, process.stderr
+    return dict(zip(runs, json.loads(process.stdout), strict=True))
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_lists_every_option(results, command):
+    result = results[command, HELP]
+    assert (result["code"], result["errors"]) == (0, "")
+    assert result["output"].startswith("usage:")
+    assert set(re.findall(r"^  (--[\w-]+|[A-Z]+)", result["output"], re.MULTILINE)) == OPTIONS[command]
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_is_printed_without_loading_torch(results, command):
+    result = results[command, HELP]
+    assert not {"torch", "torchvision", "pandas", "matplotlib", "scipy", "ray"} & set(result["modules"])
+    assert result["seconds"] < 5
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_an_unknown_option_is_an_error_in_one_line(results, command):
+    result = results[command, BAD_OPTION]
+    assert (result["code"], result["output"]) == (2, "")
+    assert result["errors"].count("\n") == 1
+    assert "(see --help)" in result["errors"]
+    assert "torch" not in result["modules"]
+
+
+# --- Options of a recipe ----------------------------------------------------------------------------------------------
+
+
+def make_parser(**options) -> Parser:
+    parser = Parser("command", "What it does.")
+    add_recipe_options(parser, "recipe", **options)
+    return parser
+
+
+def other_value(field) -> object:
+    """A value of a recipe's field that differs from its default."""
+    if field.name in CHOICES:
+        return next(choice for choice in CHOICES[field.name] if choice != field.default)
+    return {"int": 7, "float": 0.25, "str": "s5", "bool": not field.default}[field.type]
+
+
+@pytest.mark.parametrize("field", fields(Recipe), ids=lambda field: field.name)
+def test_every_field_of_a_recipe_has_an_option(field):
+    option, value = "--" + field.name.replace("_", "-"), other_value(field)
+    arguments = [option, str(value)]
+    if field.type == "bool":
+        arguments = [option if value else option.replace("--", "--no-")]
+    changes = recipe_changes(make_parser().parse_args(arguments))
+    assert changes == {field.name: value}
+    assert type(changes[field.name]) is type(value)
+    assert replace(Recipe(), **changes) != Recipe()
+
+
+def test_only_options_on_the_command_line_are_changes():
+    parser = make_parser(defaults=Recipe())
+    parser.add_argument("--seed", type=int, default=0)
+    assert recipe_changes(parser.parse_args(["--seed", "3"])) == {}
+    options = parser.parse_args(["--epochs", "20", "--nesterov", "--lr", "0.1"])  # two of them repeat a default
+    assert recipe_changes(options) == {"epochs": 20, "nesterov": True, "learning_rate": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+        (["--momentum", "much"], "argument --momentum: invalid float value: 'much'"),
+        (["--schedule", "zigzag"], "argument --schedule: invalid choice: 'zigzag'"),
+        (["--nesterov", "yes"], "unrecognized arguments: yes"),
+        (["--epochs"], "argument --epochs: expected one argument"),
+    ],
+)
+def test_bad_values_are_an_error_in_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        make_parser().parse_args(arguments)
+    out, err = capsys.readouterr()
+    assert (stopped.value.code, out) == (2, "")
+    assert err.startswith(f"command: {message}")
+    assert err.endswith("(see --help)\n")
+    assert err.count("\n") == 1
+
+
+def test_help_describes_every_field():
+    text = " ".join(make_parser().format_help().split())
+    for field in fields(Recipe):
+        assert field.metadata["help"] in text
+    for choices in CHOICES.values():
+        assert f"{{{','.join(choices)}}}" in text
+    assert "What it does." in text
+
+
+def test_help_shows_the_defaults_only_if_there_are_some():
+    assert "(default" not in make_parser().format_help()
+    text = " ".join(make_parser(defaults=Recipe(epochs=3)).format_help().split())
+    assert "passes over the training images (default 3)" in text
+    assert "images a step (default 128)" in text
+
+
+def test_skipped_fields_have_no_option(capsys):
+    parser = make_parser(skip=("teacher", "temperature"))
+    assert "--temperature" not in parser.format_help()
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--temperature", "2"])
+    assert recipe_changes(argparse.Namespace(seed=1)) == {}
