@@ -23,11 +23,14 @@ from training.files import TEACHERS
 from training.mnist import MnistData
 from training.recipe import SMOKE, Recipe
 
-FIRST_TEACHER_SEED = 200  # no student has it
+FIRST_TEACHER_SEED = 200  # no student has this seed or a higher one
 
 
 class Ensemble(nn.Module):
-    """Several trained networks as one: the mean of their logits, float (N, 10). Always in evaluation mode."""
+    """Trained networks as one module that returns the mean of their logits, float (N, 10).
+
+    Always in evaluation mode, without gradients of its parameters.
+    """
 
     def __init__(self, models: list[nn.Module]):
         super().__init__()
@@ -42,9 +45,10 @@ class Ensemble(nn.Module):
 
 
 def distillation_loss(teacher: nn.Module, recipe: Recipe) -> Loss:
-    """A loss for `fit`: the recipe's cross-entropy, mixed with the divergence from the teacher's logits.
+    """A loss for `fit`: the recipe's cross-entropy, mixed with the divergence from the teacher's predictions.
 
-    Teacher and student see the same augmented images. `recipe.teacher_weight` is the share of the divergence.
+    The teacher gets the same augmented images as the student. `recipe.teacher_weight` is the weight of the divergence,
+    1 minus that the weight of the cross-entropy.
     """
     label_loss = cross_entropy(recipe)
 
@@ -58,21 +62,26 @@ def distillation_loss(teacher: nn.Module, recipe: Recipe) -> Loss:
 
 
 def soft_divergence(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Mean Kullback-Leibler divergence between both sides' softened predictions, from logits (N, 10)."""
-    student, target = (F.log_softmax(each / temperature, dim=1) for each in (logits, teacher_logits))
-    return F.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
+    """Mean Kullback-Leibler divergence of the student's softened predictions from the teacher's; logits are (N, 10).
+
+    Softened: the logits are divided by `temperature`. The factor temperature² keeps the gradients' scale (section 2).
+    """
+    student = F.log_softmax(logits / temperature, dim=1)
+    teacher = F.log_softmax(teacher_logits / temperature, dim=1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
 def load_teacher(recipe: Recipe, data: MnistData, device: str = "auto", folder: Path = TEACHERS) -> Ensemble:
-    """The teachers that the recipe names, trained on `data`; kept in `folder` for the next time.
+    """The ensemble of `recipe.teachers` networks of the variant `recipe.teacher`, trained on `data`.
 
-    Raises KeyError for an unknown variant.
+    Each is trained once and stored in `folder`. Raises KeyError for an unknown variant.
     """
     seeds = range(FIRST_TEACHER_SEED, FIRST_TEACHER_SEED + recipe.teachers)
     return Ensemble([_trained(recipe.teacher, seed, data, device, folder) for seed in seeds])
 
 
 def _trained(variant: str, seed: int, data: MnistData, device: str, folder: Path) -> nn.Module:
+    """One teacher: loaded from `folder`, trained first if it is not there."""
     architecture, recipe = KNOWN[variant].build, KNOWN[variant].recipe
     if SMOKE or data.source == "sample":
         recipe = recipe.for_smoke()
@@ -80,7 +89,7 @@ def _trained(variant: str, seed: int, data: MnistData, device: str, folder: Path
     path = folder / f"{variant}-{data.split}-{seed}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     device = pick_device(device)
-    with FileLock(path.with_suffix(".lock")):  # several trials may need it at once
+    with FileLock(path.with_suffix(".lock")):  # several trials may need the same teacher at once
         if not path.exists():
             model = build(architecture, seed)
             fit(model, data, recipe, seed=seed, device=device, eval_every=recipe.epochs, progress=False)

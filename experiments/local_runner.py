@@ -1,4 +1,4 @@
-"""Trials in processes of this machine, several at a time, into a ledger."""
+"""Runs trials in processes of this machine, several at a time, and records them in a ledger."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ RERUN = "Finished trials are in the ledger; run the same command again for the o
 
 
 def run_locally(trials: list[dict], ledger: str | Path, run: Callable[..., dict], workers: int = 1) -> int:
-    """Call `run(**trial)` for each of `trials` in `workers` processes, results into the ledger; return the failures.
+    """Call `run(**trial)` for each of `trials` in `workers` processes and append the results to the ledger.
 
-    A trial that raises is reported and the others continue. If a worker process dies, all unfinished trials count as
-    failed, since it is unknown which of them killed it. Raises KeyboardInterrupt on Ctrl-C, with no process left.
+    Returns the number of failures. A trial that raises is reported and the others continue. If a worker process dies,
+    all unfinished trials count as failed, since it is unknown which of them killed it. Raises OSError if the ledger
+    cannot be written, and KeyboardInterrupt on Ctrl-C; no process is left running.
     """
     check_writable(ledger)
     failed = lost = 0
     context = get_context("spawn")  # torch's threads and CUDA do not survive a fork
     worker_end, parent_end = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, initializer=_exit_with_parent, initargs=(worker_end,))
-    # Leaving the pool waits for everything queued, so `parent_end` is closed first: that ends the workers at once.
+    # Leaving the pool waits for all queued trials; `parent_end` is closed before that, which ends the workers at once.
     with deferred_interrupt() as interrupted, pool, parent_end, tqdm(total=len(trials), unit="trial") as bar:
-        names = {pool.submit(run, **trial): f"{trial['variant']}, seed {trial['seed']}" for trial in trials}
+        names = {pool.submit(run, **trial): trial_name(trial) for trial in trials}
         running = set(names)
         while running and not interrupted.is_set():
             finished, running = futures.wait(running, timeout=0.2, return_when=futures.FIRST_COMPLETED)
@@ -54,40 +55,51 @@ def run_locally(trials: list[dict], ledger: str | Path, run: Callable[..., dict]
     if interrupted.is_set():
         raise KeyboardInterrupt
     if lost:
-        print(f"A worker process died (killed, or out of memory?): {lost} trials not done. {RERUN}", file=sys.stderr)
+        message = f"A worker process died (killed, or out of memory?): {plural(lost, 'trial')} not done. {RERUN}"
+        print(message, file=sys.stderr)
     return failed + lost
 
 
+def trial_name(trial: dict) -> str:
+    """How messages refer to a trial."""
+    return f"{trial['variant']}, seed {trial['seed']}"
+
+
+def plural(number: int, noun: str) -> str:
+    """ "1 trial", "2 trials" """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def cores() -> int:
-    """The CPU cores that this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def deferred_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of raising KeyboardInterrupt at an arbitrary place.
+    """Make Ctrl-C set the yielded event instead of raising KeyboardInterrupt at an arbitrary moment.
 
-    Raised inside the pool's own locking it would leave a lock taken, and leaving the pool would hang.
+    An exception inside the pool's own locking would leave a lock held, and leaving the pool would hang.
     """
     pressed = threading.Event()
     can_handle = threading.current_thread() is threading.main_thread()
     can_handle = can_handle and signal.getsignal(signal.SIGINT) != signal.SIG_IGN
-    before = signal.signal(signal.SIGINT, lambda *_: pressed.set()) if can_handle else None
+    previous = signal.signal(signal.SIGINT, lambda *_: pressed.set()) if can_handle else None
     try:
         yield pressed
     finally:
         if can_handle:
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, previous)
 
 
 def _exit_with_parent(connection: Connection) -> None:
-    """The workers' initializer: exit when the parent closes its end of the pipe or is killed.
+    """The workers' initializer: exit when the parent closes its end of the pipe or dies.
 
-    Otherwise the workers of a killed sweep would train on for hours. Ctrl-C reaches all processes; only the parent
-    reacts to it.
+    Otherwise the workers of a killed sweep would continue for hours. Ctrl-C is sent to all processes, but only the
+    parent handles it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    tqdm.set_lock(threading.RLock())  # tqdm's own lock is a semaphore, which os._exit would leave behind
+    tqdm.set_lock(threading.RLock())  # tqdm's default is a semaphore, which os._exit would leak
 
     def watch() -> None:
         wait([connection])

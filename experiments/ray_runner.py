@@ -1,4 +1,4 @@
-"""Trials on a Ray cluster, into a ledger on this machine.
+"""Runs trials on a Ray cluster and records them in a ledger on this machine.
 
 Requires Ray: `pip install -e ".[sweep]"`. The code is sent with the trials, the data is put into Ray's object store
 once, and only this process writes the ledger, so other hosts need neither a checkout nor a shared disk.
@@ -19,16 +19,20 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from filelock import FileLock
 from tqdm import tqdm
 
-from experiments.ledger import COMMIT, append_line, append_trial, check_writable, current_commit
-from experiments.local_runner import deferred_interrupt
+from experiments.ledger import append_line, append_trial, check_writable
+from experiments.local_runner import deferred_interrupt, plural, trial_name
 from training.files import ROOT
 
+if TYPE_CHECKING:  # it imports torch
+    from training.mnist import MnistData
+
 POLL = 0.3  # seconds
-PACKAGES = ("training", "analysis", "experiments")  # what a worker imports, beside helpers.py
+PACKAGES = ("training", "analysis", "experiments")  # that a worker imports, besides helpers.py
 TOKEN = (
     "A cluster with token authentication requires RAY_AUTH_MODE=token and the token: docs.ray.io/en/latest/ray-security"
 )
@@ -38,9 +42,20 @@ class ClusterError(RuntimeError):
     """Ray is not installed, or there is no usable cluster at the address."""
 
 
+class Attempt(NamedTuple):
+    """A trial and how often it has been started, counting this time."""
+
+    trial: dict
+    number: int
+
+    def key(self) -> str:
+        """The attempt's name in the record of start times."""
+        return f"{trial_name(self.trial)}, attempt {self.number}"
+
+
 def run_on_ray(
     trials: list[dict],
-    data,
+    data: MnistData,
     ledger: str | Path,
     run: Callable[..., dict],
     address: str = "auto",
@@ -50,14 +65,16 @@ def run_on_ray(
     limit: float | None = None,
     install: bool = True,
 ) -> int:
-    """Call `run(data=data, **trial)` for each of `trials` on a Ray cluster, results into the ledger.
+    """Call `run(data=data, **trial)` for each of `trials` on a Ray cluster and append the results to the ledger.
 
-    Returns the number of failures. `address` is a cluster's; "auto" is the one this machine belongs to, else one that
-    is started here and stopped at the end. Each trial takes a CPU and `gpus` (may be a fraction); at most `workers`
-    run at a time, None: as many as the cluster has room for. A trial that raises, takes longer than `limit` seconds,
-    runs out of memory, or whose worker or node dies, is retried `retries` times; then it is recorded, with the reason,
-    in `failures_path(ledger)`, and the others continue.
-    With `install`, hosts install this project's requirements. Raises ClusterError, and KeyboardInterrupt on Ctrl-C.
+    Returns the number of failures. `address` is a cluster's; "auto" is the one this machine belongs to, or else one
+    that is started here and stopped at the end. Each trial takes one CPU and `gpus` GPUs (may be a fraction). At most
+    `workers` trials run at a time; None: as many as the cluster has resources for. A trial that raises, takes longer
+    than `limit` seconds, runs out of memory, or loses its worker or node is retried `retries` times. After that it is
+    recorded in `failures_path(ledger)` with the reason, and the others continue. With `install`, hosts install this
+    project's requirements.
+
+    Raises ClusterError, OSError if the ledger cannot be written, and KeyboardInterrupt on Ctrl-C.
     """
     check_writable(ledger)
     failed = 0
@@ -65,30 +82,30 @@ def run_on_ray(
     with deferred_interrupt() as interrupted, progress as bar, connected(address, install) as ray:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        clock = ray.remote(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)(_Clock).remote()
+        this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        options = {"num_cpus": 0, "scheduling_strategy": this_node, "max_restarts": -1, "max_task_retries": -1}
+        clock = ray.remote(**options)(_Clock).remote()
         stored = ray.put(data)
-        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_one_trial)
-        waiting = deque((trial, 1) for trial in trials)
-        running: dict = {}
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_run_trial)
+        waiting = deque(Attempt(trial, 1) for trial in trials)
+        running: dict = {}  # Ray's reference to the result → the attempt
         best = 0.0
         while (waiting or running) and not interrupted.is_set():
             while waiting and (workers is None or len(running) < workers):
-                trial, attempt = waiting.popleft()
-                name = f"{trial['variant']}, seed {trial['seed']}"
-                key = f"{name}, attempt {attempt}"
-                running[task.remote(run, trial, stored, clock, key)] = (trial, attempt, name, key)
+                attempt = waiting.popleft()
+                running[task.remote(run, attempt.trial, stored, clock, attempt.key())] = attempt
             finished, _ = ray.wait(list(running), num_returns=len(running), timeout=POLL)
             started = _start_times(ray, clock)
             late = {
                 reference
-                for reference, (*_, key) in running.items()
-                if limit and reference not in finished and time.time() - started.get(key, time.time()) > limit
+                for reference, attempt in running.items()
+                if limit and reference not in finished and time.time() - started.get(attempt.key(), time.time()) > limit
             }
             for reference in late:
                 ray.cancel(reference, force=True)
             for reference in [*finished, *late]:
-                trial, attempt, name, key = running.pop(reference)
+                attempt = running.pop(reference)
+                trial, name, number = attempt.trial, trial_name(attempt.trial), attempt.number
                 try:
                     if reference in late:
                         raise TimeoutError(f"longer than {limit:g} seconds")
@@ -96,18 +113,18 @@ def run_on_ray(
                     append_trial(result, ledger)
                 except Exception as error:
                     reason = describe_failure(error)
-                    if attempt <= retries:
-                        tqdm.write(f"{name}: attempt {attempt} failed, {reason}; trying again")
-                        waiting.append((trial, attempt + 1))
+                    if number <= retries:
+                        tqdm.write(f"{name}: attempt {number} failed, {reason}; trying again")
+                        waiting.append(Attempt(trial, number + 1))
                         continue
                     failed += 1
-                    append_failure(trial, attempt, reason, ledger)
-                    tqdm.write(f"{name}: FAILED after {attempt} attempts, {reason}")
+                    append_failure(trial, number, reason, ledger)
+                    tqdm.write(f"{name}: FAILED after {plural(number, 'attempt')}, {reason}")
                 else:
                     best = max(best, result["accuracy"])
                     tqdm.write(f"{name}: {result['accuracy']:.2f}%, {result['seconds']:.0f} s")
                 bar.update()
-            count = sum(key in started for *_, key in running.values())
+            count = sum(attempt.key() in started for attempt in running.values())
             bar.set_postfix_str(f"{count} running, {failed} failed, best {best:.2f}%")
         if interrupted.is_set():
             for reference in running:
@@ -117,7 +134,7 @@ def run_on_ray(
 
 
 class _Clock:
-    """An actor that records when each trial starts, on whatever host."""
+    """An actor that records when each attempt starts, on whichever host."""
 
     def __init__(self):
         self.started: dict[str, float] = {}
@@ -129,14 +146,17 @@ class _Clock:
         return self.started
 
 
-def _one_trial(run: Callable[..., dict], trial: dict, data, clock, key: str) -> dict:
-    """Run one trial on a worker."""
+def _run_trial(run: Callable[..., dict], trial: dict, data: MnistData, clock, key: str) -> dict:
+    """The Ray task: one attempt at a trial."""
     clock.start.remote(key)
     return run(data=data, **trial)
 
 
 def _start_times(ray, clock) -> dict[str, float]:
-    """Start times of the trials; empty while the clock cannot be reached. ClusterError if a host cannot be prepared."""
+    """When each attempt started, by its key, in seconds since the epoch; empty while the clock cannot be reached.
+
+    Raises ClusterError if a host cannot be prepared for this project.
+    """
     try:
         return ray.get(clock.all.remote(), timeout=5)
     except ray.exceptions.RuntimeEnvSetupError as error:
@@ -147,11 +167,16 @@ def _start_times(ray, clock) -> dict[str, float]:
 
 @contextmanager
 def connected(address: str, install: bool = True) -> Iterator:
-    """Ray, connected to the cluster, with this project's code and settings; what is started here is stopped here."""
+    """Yield the `ray` module, connected to the cluster; a cluster that is started here is stopped at the end.
+
+    Workers get a copy of this project's code and settings. Raises ClusterError.
+    """
     try:
         import ray
     except ImportError:
         raise ClusterError('Ray is not installed: pip install -e ".[sweep]"') from None
+    from training.provenance import COMMIT, current_commit  # imports torch
+
     if address not in ("auto", "local"):
         _check_reachable(address)
     variables = {name: os.environ[name] for name in ("MNIST_ROOT", "MNIST_SMOKE") if name in os.environ}
@@ -187,7 +212,7 @@ def _check_reachable(address: str) -> None:
 
 
 def copy_code(folder: Path) -> None:
-    """Copy what a worker imports into `folder`."""
+    """Copy the modules that a worker imports into `folder`."""
     shutil.copy(ROOT / "helpers.py", folder)
     for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -200,7 +225,7 @@ def requirements() -> list[str]:
 
 
 def failures_path(ledger: str | Path) -> Path:
-    """The file of trials that failed for good, beside the ledger."""
+    """The file beside the ledger that records failed trials."""
     return Path(ledger).with_suffix(".failures.jsonl")
 
 

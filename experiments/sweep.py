@@ -1,7 +1,7 @@
 """Train variants from several seeds and record the trials in a ledger; recorded trials are skipped.
 
 python -m experiments.sweep --variants s5,original --seeds 0-2       on this machine, one trial per core
-python -m experiments.sweep --variants s5 --rotation 5 --epochs 8    with changes to the recipe
+python -m experiments.sweep --variants s5 --rotation 5 --epochs 8    with another recipe
 python -m experiments.sweep --ray auto                               on a Ray cluster
 """
 
@@ -13,11 +13,12 @@ import sys
 from pathlib import Path
 
 from experiments.ledger import read_ledger, select, trial_key
-from experiments.local_runner import RERUN, cores, run_locally
+from experiments.local_runner import RERUN, cores, plural, run_locally, trial_name
+from experiments.ray_runner import ClusterError, run_on_ray
 from training.command_line import INTERRUPTED, Parser, add_recipe_options, recipe_changes
 from training.files import LEDGER
 
-# Torch and pandas take seconds to load, so what needs them is imported inside functions: --help answers at once.
+# Modules that import torch or pandas, which takes seconds, are imported inside functions, so that --help is fast.
 
 MAX_SEEDS = 10_000
 
@@ -39,11 +40,13 @@ def sweep(
 ) -> int:
     """Run all trials that are not in the ledger, `workers` at a time; return the number of failures.
 
-    `changes` replaces fields of the recipes. By default there is one worker per CPU core with one thread each, which is
-    faster than one trial after another with all threads; on a GPU there is one. With `ray`, a cluster's address or
-    "auto", the trials run there: see `ray_runner.run_on_ray`, also for the three arguments after it. `dry_run` only
-    lists the trials. Raises DataError if MNIST cannot be loaded, OSError if the ledger cannot be written, ClusterError
-    without a cluster, and KeyboardInterrupt on Ctrl-C, with no process left behind.
+    `changes` replaces fields of the recipes. By default there is one worker per CPU core, with one thread each, which
+    is faster than one trial after another with all threads; on a GPU there is one worker. With `ray`, a cluster's
+    address or "auto", the trials run on a Ray cluster: see `ray_runner.run_on_ray`, which also explains
+    `gpus_per_trial`, `retries` and `limit`. `dry_run` only lists the trials.
+
+    Raises ValueError for a bad recipe, DataError if MNIST cannot be loaded, OSError if the ledger cannot be written,
+    ClusterError if there is no usable cluster, and KeyboardInterrupt on Ctrl-C; no process is left running.
     """
     from experiments.trial import load_data, planned_recipe, run_trial
 
@@ -59,33 +62,34 @@ def sweep(
     done = set(map(trial_key, recorded))
     todo = [trial for trial in requested if key(trial) not in done]
     skipped = f"{len(requested) - len(todo)} already in {Path(ledger).name}"
-    print(f"{len(requested)} trials, {source} {split}: {skipped}, {len(todo)} to run")
+    print(f"{plural(len(requested), 'trial')}, {source} {split}: {skipped}, {len(todo)} to run")
     at_once = min(workers or default_workers(device), len(todo) or 1)
     threads = max(1, cores() // at_once) if at_once > 1 else None  # None: torch's default
     if ray:
-        threads = 1  # the CPU that Ray gives each trial; this machine's cores say nothing of other hosts
+        threads = 1  # Ray gives each trial one CPU
     todo = [trial | {"threads": threads} for trial in todo]
     if dry_run:
-        print("\n".join(f"  {trial['variant']}, seed {trial['seed']}" for trial in todo))
+        print("\n".join(f"  {trial_name(trial)}" for trial in todo))
         work = [(trial["variant"], recipes[trial["variant"]].epochs) for trial in todo]
         print(estimate(work, recorded, workers if ray else at_once))
     if dry_run or not todo:
         return 0
     if ray:
-        from experiments.ray_runner import run_on_ray
-
         data = load_data(sample)
         failed = run_on_ray(todo, data, ledger, run_trial, ray, workers, gpus_per_trial, retries, limit)
     else:
         if not sample:
-            load_data(sample)  # one download, or one clear error, before all trials need it at once
+            load_data(sample)  # download once, or fail with one error, before several trials need it
         failed = run_locally(todo, ledger, run_trial, at_once)
     print(summary(list(map(key, requested)), ledger))
     return failed
 
 
 def estimate(work: list[tuple[str, int]], trials: list[dict], workers: int | None) -> str:
-    """The expected duration of (variant, epochs) trials in words, from the recorded trials' seconds per epoch."""
+    """Describe the expected duration of (variant, epochs) pairs, from the recorded trials' seconds per epoch.
+
+    `workers` is the number of trials at a time, None if it depends on the cluster.
+    """
     if not work:
         return "nothing to run"
     minutes, unknown = 0.0, set()
@@ -97,14 +101,14 @@ def estimate(work: list[tuple[str, int]], trials: list[dict], workers: int | Non
         minutes += statistics.median(known) * epochs / 60
     if unknown == {name for name, _ in work}:
         return f"no estimate: the ledger has no trial of {', '.join(sorted(unknown))}"
-    without = f", not counting {', '.join(sorted(unknown))}, which the ledger has no trial of" if unknown else ""
+    without = f", not counting {', '.join(sorted(unknown))}, of which the ledger has no trial" if unknown else ""
     if workers is None:
         return f"about {minutes:.0f} minutes of work, shared by the cluster's workers{without}"
     return f"about {minutes / workers:.0f} minutes with {workers} at a time{without}"
 
 
 def summary(keys: list[tuple], ledger: str | Path) -> str:
-    """The recorded trials with these keys, as a table with a line per variant."""
+    """A table of the recorded trials with these keys (see `ledger.trial_key`), one row per variant."""
     import pandas as pd
 
     variants = dict.fromkeys(key[0] for key in keys)
@@ -119,37 +123,37 @@ def summary(keys: list[tuple], ledger: str | Path) -> str:
 
 
 def default_workers(device: str) -> int:
-    """The number of trials to run at a time on the device."""
+    """How many trials to run at a time on the device: one per CPU core, or one on a GPU."""
     from training.device import pick_device
 
     return cores() if pick_device(device).type == "cpu" else 1
 
 
 def parse_seeds(text: str) -> list[int]:
-    """ "0-2,7" → [0, 1, 2, 7]. Raises ArgumentTypeError if the text is something else."""
+    """ "0-2,7" → [0, 1, 2, 7]. Raises ArgumentTypeError for any other text."""
     seeds: list[int] = []
     try:
         for part in text.split(","):
             first, dash, last = part.partition("-")
             numbers = range(int(first), int(last if dash else first) + 1)
             if not 0 < len(numbers) <= MAX_SEEDS:
-                raise ValueError("the first is larger than the last, or there are too many")
+                raise ValueError("an empty range, or too many seeds")
             seeds += numbers
     except ValueError:
-        form = f"seeds are written like 0-4 or 0,3,7, and are at most {MAX_SEEDS:,}, not {text!r}"
-        raise argparse.ArgumentTypeError(form) from None
+        message = f"seeds must be like 0-4 or 0,3,7, and at most {MAX_SEEDS:,}, not {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
     return list(dict.fromkeys(seeds))
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line, as arguments of `sweep`; exits with code 2 if it is wrong."""
-    parser = Parser("sweep", __doc__)
+def parse_arguments(arguments: list[str] | None = None) -> dict:
+    """Parse the command line into arguments of `sweep`; exits with code 2 if it is wrong."""
+    parser = Parser("sweep", __doc__, usage="python -m experiments.sweep [options]")
     add = parser.add_argument_group("trials").add_argument
     names = "comma-separated, from experiments/variants.py or candidates.py; all: those of variants.py (default: all)"
     add("--variants", default="all", metavar="NAMES", help=names)
     add("--seeds", type=parse_seeds, default=[100, 101, 102], help="e.g. 0-4 or 0,3,7 (default: 100-102)")
-    add("--split", choices=("validation", "test"), default="validation", help="to evaluate on (default: validation)")
-    add("--sample", action="store_true", help="use the small sample instead of MNIST, to try things out")
+    add("--split", choices=("validation", "test"), default="validation", help="evaluated images (default: validation)")
+    add("--sample", action="store_true", help="use the small sample instead of MNIST")
     add("--ledger", type=Path, default=LEDGER, metavar="FILE", help="default: results/ledger.jsonl")
     add("--dry-run", action="store_true", help="list the trials and the expected duration, and stop")
     add = parser.add_argument_group("machine").add_argument
@@ -157,16 +161,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--workers", type=int, metavar="N", help="trials at a time (default: one per core; GPU: 1; --ray: no limit)")
     add("--ray", metavar="ADDRESS", help="run on a Ray cluster; auto: this machine's, or one started for the sweep")
     add("--gpus-per-trial", type=float, default=0, metavar="F", help="with --ray: e.g. 0.25 (default: 0)")
-    add("--retries", type=int, default=2, metavar="N", help="with --ray: of a failed trial (default: 2)")
-    add("--limit", type=float, metavar="SECONDS", help="with --ray: a trial that takes longer has failed")
+    add("--retries", type=int, default=2, metavar="N", help="with --ray: retries of a failed trial (default: 2)")
+    add("--limit", type=float, metavar="SECONDS", help="with --ray: a trial that takes longer fails")
     add_recipe_options(parser, "changes to each variant's recipe")
     options = parser.parse_args(arguments)
-    if options.gpus_per_trial < 0 or options.retries < 0 or (options.limit or 1) <= 0:
-        parser.error("--gpus-per-trial and --retries must be 0 or more, --limit greater than 0")
+    if options.gpus_per_trial < 0 or options.retries < 0:
+        parser.error("--gpus-per-trial and --retries must be 0 or more")
+    if options.limit is not None and not options.limit > 0:
+        parser.error(f"--limit must be greater than 0, not {options.limit}")
     if options.workers is not None and options.workers < 1:
         parser.error(f"--workers must be 1 or more, not {options.workers}")
-    if options.ledger.suffix != LEDGER.suffix:  # a line must never be appended to another kind of file
-        parser.error(f"--ledger is a file of JSON lines, named {LEDGER.suffix}, not {options.ledger}")
+    if options.ledger.suffix != LEDGER.suffix:  # so that no other file is appended to by mistake
+        parser.error(f"--ledger must be a {LEDGER.suffix} file, not {options.ledger}")
 
     from experiments.candidates import KNOWN
     from experiments.trial import planned_recipe
@@ -176,31 +182,28 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     names = [name.strip() for name in options.variants.split(",") if name.strip()]
     options.variants = list(VARIANTS) if names == ["all"] else list(dict.fromkeys(names))
     if not names:
-        parser.error(f"--variants is empty; there are: {', '.join(KNOWN)}")
+        parser.error(f"--variants is empty; known: {', '.join(KNOWN)}")
     if unknown := [name for name in options.variants if name not in KNOWN]:
-        parser.error(f"unknown variant {', '.join(unknown)}; there are: {', '.join(KNOWN)}")
+        parser.error(f"unknown variant {', '.join(unknown)}; known: {', '.join(KNOWN)}")
     changes = recipe_changes(options)
     try:
         pick_device(options.device)
         for name in options.variants:
             planned_recipe(name, changes)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         parser.error(str(error))
-    for name in changes:
-        delattr(options, name)
-    options.changes = changes
-    return options
+    arguments = {name: value for name, value in vars(options).items() if name not in changes}
+    return arguments | {"changes": changes}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The whole command; returns its exit code: 0, 1 when something failed, 130 after Ctrl-C."""
+    """The command; returns its exit code: 0, 1 after a failure, 130 after Ctrl-C."""
     options = parse_arguments(arguments)
 
-    from experiments.ray_runner import ClusterError
     from training.mnist import DataError
 
     try:
-        return 1 if sweep(**vars(options)) else 0
+        return 1 if sweep(**options) else 0
     except KeyboardInterrupt:
         print(f"Interrupted. {RERUN}", file=sys.stderr)
         return INTERRUPTED

@@ -11,10 +11,10 @@ import torch
 from analysis import inspection
 from experiments.candidates import KNOWN
 from experiments.distillation import distillation_loss, load_teacher
-from experiments.ledger import provenance
 from helpers import build, fit, mistakes, predict
 from training.device import pick_device
 from training.mnist import MnistData, load_mnist, load_sample, validation_split
+from training.provenance import provenance
 from training.recipe import Recipe
 
 
@@ -30,17 +30,18 @@ def run_trial(
 ) -> dict:
     """Train one variant from one seed and return its line for the ledger (see `ledger.KEYS`).
 
-    The split "validation" trains on five sixths of the training images and evaluates on the rest; "test" trains on all
-    and evaluates on the test images. `changes` replaces fields of the recipe. All arguments and the result are plain
-    values, so that a trial can run in any process on any host; `data` saves loading MNIST. Raises ValueError for an
-    unknown split or a bad recipe, and KeyboardInterrupt if Ctrl-C cuts the trial short.
+    With the split "validation", trains on five sixths of the training images and evaluates on the others; with "test",
+    trains on all and evaluates on the test images. `changes` replaces fields of the recipe. All arguments and the
+    result can be pickled, so that a trial can run in any process on any host; `data` saves loading MNIST. Raises
+    ValueError for an unknown split or a bad recipe, DivergenceError, and KeyboardInterrupt if Ctrl-C ended the
+    training early.
     """
-    if split not in ("validation", "test"):  # a typing error must not end on the test images
+    if split not in ("validation", "test"):  # a typing error must not select the test images
         raise ValueError(f"split must be validation or test, not {split!r}")
     if threads:
         torch.set_num_threads(threads)
     recipe = planned_recipe(variant, changes)
-    origin = provenance(pick_device(device))
+    origin = provenance(pick_device(device))  # before training: the commit may change during it
     data = data or load_data(sample)
     if split == "validation":
         data = validation_split(data)

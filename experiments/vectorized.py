@@ -1,7 +1,7 @@
-"""Many seeds at once: one network from several seeds, trained side by side as a stack of tensors.
+"""Trains one architecture from several seeds at once, with the networks' tensors stacked and vectorised by `vmap`.
 
-A network this small leaves most of a GPU idle: stacked, many cost little more than one. Each seed sees the images in
-the order, and changed by the amounts, that `helpers.fit` would give it, so the results are the same up to rounding.
+A network this small leaves most of a GPU idle, so many at once take little longer than one. Each network gets the
+batches and the augmentation that `helpers.fit` would draw for its seed; the results are equal up to rounding.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from training.recipe import Recipe
 
 
 class Stack(nn.Module):
-    """Networks of one architecture as one module, whose tensors have a first dimension for the network.
+    """S networks of one architecture as one module; the first dimension of its tensors is the network.
 
     Takes images, float (S, N, 1, 28, 28); returns logits, float (S, N, 10).
     """
@@ -37,14 +38,14 @@ class Stack(nn.Module):
         for name, tensor in buffers.items():
             self.register_buffer(_flat(name), tensor)
         self.names = [*parameters, *buffers]
-        self.skeleton = (copy.deepcopy(models[0]).to("meta"),)  # in a tuple: no part of this module
+        self.skeleton = (copy.deepcopy(models[0]).to("meta"),)  # a tuple keeps it from being registered as a submodule
 
     def state(self) -> dict[str, Tensor]:
-        """The stacked tensors by their names in one network."""
+        """The stacked tensors, by their names in a single network."""
         return {name: getattr(self, _flat(name)) for name in self.names}
 
     def forward(self, images: Tensor) -> Tensor:
-        """All networks, each on its own images."""
+        """Apply each network to its own images."""
         (skeleton,) = self.skeleton
         skeleton.train(self.training)
 
@@ -54,28 +55,33 @@ class Stack(nn.Module):
         return vmap(one, randomness="different")(self.state(), images)
 
     def write_to(self, models: list[nn.Module]) -> None:
-        """Copy each network's tensors into a module of its own."""
+        """Copy each network's tensors into its own module."""
         for number, model in enumerate(models):
             model.load_state_dict({name: tensor[number].detach() for name, tensor in self.state().items()})
 
 
 def _flat(name: str) -> str:
-    return name.replace(".", "-")  # torch allows no dots in the name of a tensor
+    return name.replace(".", "-")  # names of registered tensors must not contain dots
 
 
 def fit_vectorized(
-    architecture, data: MnistData, recipe: Recipe, seeds: list[int], device: str = "auto", compile: bool = False
+    architecture: Callable[[], nn.Module],
+    data: MnistData,
+    recipe: Recipe,
+    seeds: list[int],
+    device: str = "auto",
+    compile: bool = False,
 ) -> tuple[list[nn.Module], list[list[dict]]]:
-    """Train `architecture` from each of `seeds`, all at once; return the models and their histories (see `fit`).
+    """Train `architecture` from all `seeds` at once; return the models and their histories (see `helpers.fit`).
 
-    Scored after the last epoch only; an epoch's seconds are those of all seeds divided by their number. `compiled`
-    trains by `torch.compile`. Raises ValueError for no seeds, a seed that comes twice, a recipe with a teacher or an
-    unknown device, and DivergenceError, naming the seeds, when a loss stops being finite.
+    Evaluated after the last epoch only. An epoch's seconds are those of all networks divided by their number.
+    `compile`: train a compiled model. Raises ValueError for missing or repeated seeds, a recipe with a teacher, or an
+    unknown device, and DivergenceError, naming the seeds, when a loss is not finite.
     """
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"fit_vectorized wants one seed or more, each once, not {seeds}")
+        raise ValueError(f"seeds must be one or more different numbers, not {seeds}")
     if recipe.teacher:
-        raise ValueError("fit_vectorized does not distil: train one by one, with fit")
+        raise ValueError("fit_vectorized does not support distillation; use fit for each seed")
     device = pick_device(device)
     data = data.to(device)
     models = [build(architecture, seed).to(device) for seed in seeds]
@@ -102,7 +108,7 @@ def fit_vectorized(
                 logits = forward(inputs).float()
             losses = _losses(logits, targets, recipe.label_smoothing)
             optimizer.zero_grad()
-            losses.sum().backward()  # no weight has a part in another network's loss
+            losses.sum().backward()  # a network's gradients depend on its own loss only
             optimizer.step()
             if per_batch:
                 scheduler.step()
@@ -111,26 +117,26 @@ def fit_vectorized(
             loss_sum += losses.detach() * batch.shape[1]
             correct += (logits.argmax(2) == targets).sum(1)
         if not loss_sum.isfinite().all():
-            lost = [seed for seed, loss in zip(seeds, loss_sum.tolist(), strict=True) if not math.isfinite(loss)]
-            raise DivergenceError(f"the loss stopped being finite in epoch {epoch} for the seeds {lost}")
+            diverged = [seed for seed, loss in zip(seeds, loss_sum.tolist(), strict=True) if not math.isfinite(loss)]
+            raise DivergenceError(f"the loss stopped being finite in epoch {epoch} for the seeds {diverged}")
         learning_rate = optimizer.param_groups[0]["lr"]
         if not per_batch:
             scheduler.step()
         seconds = (time.perf_counter() - start) / len(seeds)
-        for history, loss, right in zip(histories, loss_sum.tolist(), correct.tolist(), strict=True):
+        for history, loss, hits in zip(histories, loss_sum.tolist(), correct.tolist(), strict=True):
             line = {"epoch": epoch, "learning_rate": learning_rate}
-            line |= {"train_loss": loss / count, "train_accuracy": 100 * right / count}
+            line |= {"train_loss": loss / count, "train_accuracy": 100 * hits / count}
             line |= {"eval_loss": None, "eval_accuracy": None, "eval_correct": None, "seconds": seconds}
             history.append(line)
     final = stack if average is None else average.module
-    for history, loss, right in zip(histories, *_score(final, data), strict=True):
-        history[-1] |= {"eval_loss": loss, "eval_accuracy": 100 * right / len(data.eval_labels), "eval_correct": right}
+    for history, loss, hits in zip(histories, *_evaluate(final, data), strict=True):
+        history[-1] |= {"eval_loss": loss, "eval_accuracy": 100 * hits / len(data.eval_labels), "eval_correct": hits}
     final.write_to(models)
     return models, histories
 
 
 def _augment_each(images: Tensor, recipe: Recipe, generators: list[torch.Generator]) -> Tensor:
-    """uint8 (S, N, 28, 28) → float32 (S, N, 1, 28, 28), as `augment` would do it with each network's generator."""
+    """uint8 (S, N, 28, 28) → float32 (S, N, 1, 28, 28), as `augment` does it with each network's generator."""
     if not recipe.augments:
         return normalize(images.flatten(0, 1)).unflatten(0, images.shape[:2])
     draws = torch.cat([draw(images.shape[1], recipe, generator) for generator in generators], dim=1)
@@ -139,13 +145,13 @@ def _augment_each(images: Tensor, recipe: Recipe, generators: list[torch.Generat
 
 def _losses(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of each network, float (S,), from logits (S, N, 10) and targets (S, N)."""
-    every = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=label_smoothing)
-    return every.unflatten(0, targets.shape).mean(1)
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=label_smoothing)
+    return losses.unflatten(0, targets.shape).mean(1)
 
 
 @torch.inference_mode()
-def _score(stack: Stack, data: MnistData, batch_size: int = 1000) -> tuple[list[float], list[int]]:
-    """Each network's mean cross-entropy per held-out image and its number of correct answers."""
+def _evaluate(stack: Stack, data: MnistData, batch_size: int = 1000) -> tuple[list[float], list[int]]:
+    """Each network's mean cross-entropy per image and number of correct predictions, on the held-out images."""
     stack.eval()
     networks = len(stack.state()[stack.names[0]])
     loss_sum = torch.zeros(networks, device=data.eval_images.device)

@@ -1,15 +1,14 @@
-"""Students and their teachers."""
+"""Distillation: the loss, the teachers, and their effect on a student."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import helpers
-from experiments import sweep
-from experiments.distillation import Ensemble, distillation_loss, teacher_for
-from experiments.vectorized import fit_vectorized
+from experiments.distillation import Ensemble, distillation_loss, load_teacher, soft_divergence
 from tests.utils import SHORT, assert_same_weights, fit
 from training.augmentation import normalize
 from training.recipe import Recipe
@@ -17,55 +16,75 @@ from training.recipe import Recipe
 DISTILLED = replace(SHORT, teacher="budget_1k", teachers=2, teacher_weight=0.7)
 
 
-def test_the_loss_is_the_divergence_of_the_softened_answers():
-    logits, answers = torch.randn(2, 5, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    ours, theirs = (logits / 3).softmax(1), (answers / 3).softmax(1)
-    expected = 9 * (theirs * (theirs / ours).log()).sum(1).mean()
-    torch.testing.assert_close(distillation_loss(logits, answers, 3.0), expected)
-    assert distillation_loss(answers, answers, 3.0).abs() < 1e-12
+class Always7(nn.Module):
+    """A teacher whose prediction is always 7."""
+
+    def forward(self, images):
+        return F.one_hot(torch.full((len(images),), 7), 10) * 20.0
 
 
-def test_teachers_are_trained_once_and_answer_with_one_voice(small, tmp_path):
-    teacher = teacher_for(DISTILLED, small, "cpu", tmp_path)
-    kept = sorted(tmp_path.glob("*.safetensors"))
-    assert len(kept) == 2
-    before = [path.stat().st_mtime_ns for path in kept]
-    again = teacher_for(DISTILLED, small, "cpu", tmp_path)
-    assert [path.stat().st_mtime_ns for path in kept] == before
+def draw_logits(number: int, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(number, 5, 10, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+def test_divergence_is_that_of_the_softened_predictions():
+    logits, teacher_logits = draw_logits(2, torch.float64)
+    student, teacher = (logits / 3).softmax(1), (teacher_logits / 3).softmax(1)
+    expected = 9 * (teacher * (teacher / student).log()).sum(1).mean()
+    torch.testing.assert_close(soft_divergence(logits, teacher_logits, 3.0), expected)
+    assert soft_divergence(teacher_logits, teacher_logits, 3.0).abs() < 1e-12
+
+
+def test_loss_is_the_weighted_mean_of_cross_entropy_and_divergence():
+    recipe = replace(DISTILLED, label_smoothing=0.1, temperature=3.0)
+    (logits,), labels, images = draw_logits(1), torch.arange(5), torch.zeros(5, 1, 28, 28)
+    cross_entropy = F.cross_entropy(logits, labels, label_smoothing=0.1)
+    divergence = soft_divergence(logits, Always7()(images), 3.0)
+    loss = distillation_loss(Ensemble([Always7()]), recipe)(images, logits, labels)
+    torch.testing.assert_close(loss, 0.3 * cross_entropy + 0.7 * divergence)
+
+
+def test_teachers_are_trained_once_and_average_their_logits(small, tmp_path):
+    few = replace(small, train_images=small.train_images[:300], train_labels=small.train_labels[:300])
+    teacher = load_teacher(DISTILLED, few, "cpu", tmp_path)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) == 2
+    before = [path.stat().st_mtime_ns for path in files]
+    again = load_teacher(DISTILLED, few, "cpu", tmp_path)
+    assert [path.stat().st_mtime_ns for path in files] == before
     assert_same_weights(teacher, again)
 
     images = normalize(small.eval_images[:20])
-    one, two = (model(images) for model in teacher.models)
-    torch.testing.assert_close(teacher(images), (one + two) / 2)
+    first, second = (model(images) for model in teacher.models)
+    torch.testing.assert_close(teacher(images), (first + second) / 2)
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
-    assert teacher_for(SHORT, small, "cpu", tmp_path) is None
-    other = replace(small, train_images=small.train_images[:500], train_labels=small.train_labels[:500])
-    teacher_for(DISTILLED, other, "cpu", tmp_path)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 4, "other images, other teachers"
+    assert not any(module.training for module in teacher.train().modules())
+    fewer = replace(small, train_images=small.train_images[:200], train_labels=small.train_labels[:200])
+    load_teacher(DISTILLED, fewer, "cpu", tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4, "other images need other teachers"
+    with pytest.raises(KeyError, match="nobody"):
+        load_teacher(replace(DISTILLED, teacher="nobody"), few, "cpu", tmp_path)
 
 
-def test_a_teacher_is_heard_and_not_changed(small):
-    class Says7(nn.Module):
-        def forward(self, images):
-            return nn.functional.one_hot(torch.full((len(images),), 7), 10) * 20.0
-
-    teacher = Ensemble([Says7(), helpers.build(seed=3)])
+def test_the_student_learns_from_the_teacher_and_the_teacher_is_unchanged(small):
+    teacher = Ensemble([Always7(), helpers.build(seed=3)])
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    deaf, _ = fit(small, replace(DISTILLED, teacher_weight=0.0), teacher=teacher)
+    recipe = replace(DISTILLED, teacher_weight=0.0)
+    weight_0, _ = fit(small, recipe, loss=distillation_loss(teacher, recipe))
     plain, _ = fit(small, SHORT)
-    assert_same_weights(deaf, plain)
-    student, _ = fit(small, replace(DISTILLED, teacher_weight=1.0), teacher=Ensemble([Says7()]))
+    assert_same_weights(weight_0, plain)
+    recipe = replace(DISTILLED, teacher_weight=1.0)
+    student, _ = fit(small, recipe, loss=distillation_loss(Ensemble([Always7()]), recipe))
     assert (helpers.predict(student, small.eval_images).argmax(1) == 7).all()
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
 
 
-def test_a_recipe_with_a_teacher_wants_one(small):
-    with pytest.raises(ValueError, match="this recipe learns from 'budget_1k': give fit distillation.teacher_for"):
+def test_a_recipe_with_a_teacher_requires_a_loss(small):
+    with pytest.raises(ValueError, match=r"to learn from 'budget_1k', pass loss=distillation_loss\(teacher, recipe\)"):
         fit(small, DISTILLED)
-    with pytest.raises(ValueError, match="fit_vectorized does not distil"):
-        fit_vectorized(helpers.Net, small, DISTILLED, [0], "cpu")
-    with pytest.raises(ValueError, match="teacher must be a variant, .*, not 'nobody'"):
-        sweep.planned_recipe("s5", changes={"teacher": "nobody"})
-    for field, value in (("teacher_weight", 1.5), ("temperature", 0), ("teachers", 0)):
-        with pytest.raises(ValueError, match=f"{field} must be"):
-            Recipe(**{field: value})
+
+
+@pytest.mark.parametrize(("field", "value"), [("teacher_weight", 1.5), ("temperature", 0), ("teachers", 0)])
+def test_bad_settings_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be"):
+        Recipe(**{field: value})

@@ -1,126 +1,42 @@
-"""One trial, its place in the ledger, and sweeps that fail, are interrupted or are killed."""
+"""`python -m experiments.sweep`: the command line, which trials are run and how, and resuming after a kill."""
+
+# The worker process of one test imports this file to find `stand_in`, so it must not import torch.
 
 import argparse
-import json
 import os
-import pickle
 import re
-import signal
 import subprocess
 import sys
-import threading
-import time
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-from experiments import ledger, ray_runner, sweep
-from tests.utils import make_trial, read_strictly, wait_for
-from training.mnist import load_sample, validation_split
-
-# No torch up here: the processes of a sweep import this file to find `pretend`.
-ROOT = Path(__file__).parent.parent
+from experiments import ledger, local_runner, sweep
+from tests.utils import ROOT, make_trial, read_strictly, wait_for
+from training.recipe import Recipe
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _load_the_sample_once():
-    """It takes more than a second."""
-    import helpers
+def ledger_with_seed_1(tmp_path: Path) -> Path:
+    """A ledger with one trial: s5, two epochs, seed 1."""
+    from experiments.trial import planned_recipe
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(helpers, "load_sample", cache(load_sample))
-        yield
-
-
-def count_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-# --- One trial --------------------------------------------------------------------------------------------------------
-
-
-def small_trial(split: str) -> dict:
-    return sweep.run_trial("s5", 3, split, epochs=1, sample=True, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def trial():
-    return small_trial("validation")
-
-
-def test_a_trial_is_a_line_of_the_ledger(trial, tmp_path):
-    assert list(trial) == list(ledger.KEYS)
-    assert json.loads(json.dumps(trial)) == trial
-    assert pickle.loads(pickle.dumps(trial)) == trial
-    assert ledger.append_trial(trial, tmp_path / "ledger.jsonl")
-    assert read_strictly(tmp_path / "ledger.jsonl") == [trial]
-
-
-def test_a_trial_says_what_it_is(trial):
-    from experiments.variants import VARIANTS
-
-    assert trial["variant"] == "s5"
-    assert trial["recipe"] == VARIANTS["s5"].recipe.as_dict() | {"epochs": 1}
-    assert (trial["seed"], trial["split"], trial["epochs"], trial["data"]) == (3, "validation", 1, "sample")
-    assert trial["parameters"] == 18_214
-    assert 1_940_000 < trial["macs"] < 1_960_000
-    assert len(trial["curve"]) == 1
-    assert trial["accuracy"] == trial["best_accuracy"] == pytest.approx(trial["curve"][-1]["eval_accuracy"])
-    assert trial["device"].startswith("cpu")
-    assert trial["seconds"] > 0
-
-
-def test_a_trials_mistakes_agree_with_its_accuracy(trial):
-    import helpers
-
-    labels = validation_split(load_sample()).eval_labels
-    assert len(labels) == 4000 // 6, "held out of the 4,000 training images; the test images are 1,000"
-    assert trial["accuracy"] == pytest.approx(100 * (1 - len(trial["mistakes"]) / len(labels)))
-    for index, predicted in trial["mistakes"].items():
-        assert predicted in range(10)
-        assert predicted != labels[int(index)]
-
-
-def test_the_same_trial_twice_is_the_same(trial):
-    def essence(trial: dict) -> dict:
-        curve = [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in trial["curve"]]
-        return trial | {"curve": curve, "seconds": None, "time": None}
-
-    assert essence(small_trial("validation")) == essence(trial)
-
-
-def test_the_test_split_is_scored_on_the_test_images():
-    trial = small_trial("test")
-    assert trial["split"] == "test"
-    assert trial["curve"][0]["eval_correct"] + len(trial["mistakes"]) == 1000
-
-
-def test_a_misspelt_split_is_not_taken_for_the_test_set():
-    with pytest.raises(ValueError, match="split must be validation or test, not 'valid'"):
-        sweep.run_trial("s5", 0, "valid", epochs=1, sample=True)
-
-
-def test_a_trial_that_is_interrupted_is_no_trial(interruptible):
-    """`fit` returns what it has on Ctrl-C: half a curve must not enter the ledger as a result."""
-    main_thread = threading.get_ident()
-
-    def is_training() -> bool:
-        frame = sys._current_frames()[main_thread]
-        while frame and frame.f_code.co_name != "train":
-            frame = frame.f_back
-        return frame is not None
-
-    def interrupt() -> None:
-        wait_for(is_training)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        sweep.run_trial("s5", 0, "validation", epochs=100, sample=True, device="cpu")
+    path = tmp_path / "ledger.jsonl"
+    ledger.append_trial(make_trial(1, recipe=planned_recipe("s5", {"epochs": 2}).as_dict(), epochs=2), path)
+    return path
 
 
 # --- The command line -------------------------------------------------------------------------------------------------
+
+
+def test_help_shows_no_defaults_of_the_recipe(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        sweep.main(["--help"])
+    assert exit_.value.code == 0
+    output = capsys.readouterr().out
+    assert "python -m experiments.sweep --variants s5,original --seeds 0-2" in output
+    _, recipe_options = output.split("changes to each variant's recipe:")
+    assert "--learning-rate" in recipe_options
+    assert "default" not in recipe_options, "each variant has its own"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +48,7 @@ def test_seeds(text, seeds):
 
 
 @pytest.mark.parametrize("text", ["", "abc", "1-", "-1", "1,,2", "1-2-3", "5-2", "0,5-2", "1.5", "0-1000000000"])
-def test_seeds_that_are_none(text):
+def test_bad_seeds_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="0-4 or 0,3,7"):
         sweep.parse_seeds(text)
 
@@ -140,199 +56,148 @@ def test_seeds_that_are_none(text):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--variants s5,s6,s7", "unknown variant s6, s7; there are: .*s5"),
-        ("--variants ,", "names none; there are: .*s5"),
-        ("--seeds one", "seeds are written like"),
-        ("--epochs 3 --set epochs=4", "say the same"),
-        ("--set nesterov=maybe", "nesterov must be true or false, not 'maybe'"),
-        ("--ledger README.md", "--ledger is a file of JSON lines, named .jsonl, not README.md"),
+        ("--variants s5,s6,s7", "unknown variant s6, s7; known: .*s5"),
+        ("--variants ,", "--variants is empty; known: .*s5"),
+        ("--seeds one", "seeds must be like"),
+        ("--ledger README.md", "--ledger must be a .jsonl file, not README.md"),
         ("--workers 0", "--workers must be 1 or more, not 0"),
+        ("--retries -1", "--gpus-per-trial and --retries must be 0 or more"),
+        ("--limit 0", "--limit must be greater than 0, not 0.0"),
         ("--epochs 0", "epochs must be a whole number, 1 or more, not 0"),
-        ("--set horses=3", "a recipe has no horses; it has epochs, "),
-        ("--set momentum", "a change is written like learning_rate=0.05, not 'momentum'"),
-        ("--set batch_size=much", "batch_size must be a whole number, 1 or more, not 'much'"),
-        ("--set optimizer=lion", "optimizer must be one of sgd, .*not 'lion'"),
+        ("--epochs much", "--epochs: invalid int value: 'much'"),
+        ("--momentum", "--momentum: expected one argument"),
+        ("--momentum nan", "momentum must be at least 0 and less than 1, not nan"),
+        ("--nesterov=maybe", "ignored explicit argument 'maybe'"),
+        ("--optimizer lion", "--optimizer: invalid choice: 'lion'"),
+        ("--teacher nobody", "teacher must be a variant, .*, not 'nobody'"),
+        ("--horses 3", "unrecognized arguments: --horses 3"),
         ("--split training", "invalid choice: 'training'"),
         ("--device nonsense", "device must be auto, cpu, cuda or mps, not 'nonsense'"),
     ],
 )
-def test_a_bad_command_line_ends_with_code_2(arguments, message, capsys):
+def test_wrong_options_give_one_line_and_exit_code_2(arguments, message, capsys):
     with pytest.raises(SystemExit) as exit_:
         sweep.main(arguments.split())
     assert exit_.value.code == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert re.fullmatch(f"sweep.py: error: .*{message}.*", error)
+    assert re.fullmatch(f"sweep: .*{message}.*\n", capsys.readouterr().err)
 
 
-def test_a_dry_run_lists_what_is_missing_and_runs_nothing(tmp_path, capsys):
-    path = tmp_path / "ledger.jsonl"
-    recipe = sweep.planned_recipe("s5", 2).as_dict()
-    ledger.append_trial(make_trial(1, recipe=recipe, epochs=2, data="sample"), path)
-    before = path.read_bytes()
-    plan = ["--variants", "s5,original,s5", "--seeds", "0-1", "--epochs", "2", "--sample", "--ledger", str(path)]
-    assert sweep.main([*plan, "--dry-run"]) == 0
-    header, *listed, duration = capsys.readouterr().out.splitlines()
-    assert header == "4 trials, sample validation: 1 already in ledger.jsonl, 3 to run"
-    assert duration == f"about 0 minutes with {sweep.cores()} at a time, without original: no earlier trial says"
-    assert [line.strip() for line in listed] == ["s5, seed 0", "original, seed 0", "original, seed 1"]
-    assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize("other", [["--epochs", "3"], ["--split", "test"], ["--seeds", "2"], ["--set", "momentum=0.8"]])
-def test_a_trial_by_another_recipe_split_or_seed_is_not_taken_for_done(tmp_path, capsys, other):
-    path = tmp_path / "ledger.jsonl"
-    ledger.append_trial(make_trial(1, recipe=sweep.planned_recipe("s5", 2).as_dict(), epochs=2), path)
-    plan = ["--variants", "s5", "--seeds", "1", "--epochs", "2", "--sample", "--ledger", str(path), "--dry-run"]
-    sweep.main(plan)
-    assert "0 to run" in capsys.readouterr().out
-    sweep.main([*plan, *other])
-    assert "1 to run" in capsys.readouterr().out
-
-
-def test_the_duration_is_estimated_from_earlier_trials_of_the_variant():
-    trials = [make_trial(seed, epochs=20, seconds=20 * seconds) for seed, seconds in enumerate((9.0, 12.0, 30.0))]
-    assert sweep.estimate([("s5", 20)] * 10, trials, 2) == "about 20 minutes with 2 at a time"
-    assert sweep.estimate([("s5", 10)] * 10, trials, None).startswith("about 20 minutes of work, over all")
-    assert sweep.estimate([], trials, 2) == "nothing to run"
-    assert sweep.estimate([("s5", 20)], [], 2) == "no earlier trial in this ledger says how long s5 will take"
-    assert "without sgd: no earlier trial" in sweep.estimate([("s5", 20), ("sgd", 20)], trials, 2)
-
-
-def test_the_summary_counts_and_averages_what_was_wanted(tmp_path):
-    path = tmp_path / "ledger.jsonl"
-    for seed, accuracy in ((0, 99.25), (1, 99.5), (2, 10.0)):
-        ledger.append_trial(make_trial(seed, accuracy=accuracy), path)
-    wanted = [ledger.trial_key(make_trial(seed)) for seed in (0, 1, 7)]
-    line = sweep.summary(wanted, path).splitlines()[-1]
-    assert line.split() == ["s5", "2", "of", "3", "99.375", "99.250"]
-
-
-def test_a_recipe_with_changes():
-    recipe = sweep.planned_recipe("s5", 3, {"optimizer": "muon", "learning_rate": 0.05})
-    assert (recipe.epochs, recipe.optimizer, recipe.learning_rate) == (3, "muon", 0.05)
-    assert recipe.momentum == sweep.planned_recipe("s5").momentum
-    assert sweep.parse_change("learning_rate=0.05") == ("learning_rate", 0.05)
-    assert sweep.parse_change("precision=bfloat16") == ("precision", "bfloat16")
-    assert sweep.parse_change("nesterov=false") == ("nesterov", False)
-    trial = sweep.run_trial("s5", 0, "validation", changes={"epochs": 1, "batch_size": 100}, sample=True, device="cpu")
-    assert trial["recipe"]["batch_size"] == 100
-
-
-def test_as_many_workers_as_cores_unless_told_otherwise(tmp_path, monkeypatch):
-    arrangements = []
-    monkeypatch.setattr(sweep, "cores", lambda: 6)
-    monkeypatch.setattr(sweep, "run_all", lambda todo, _, workers: arrangements.append((workers, todo[0]["threads"])))
-    for seeds, workers in ((range(9), None), (range(3), None), ([0], None), (range(9), 2)):
-        sweep.sweep(["s5"], list(seeds), sample=True, device="cpu", workers=workers, ledger=tmp_path / "ledger.jsonl")
-    assert arrangements == [(6, 1), (3, 2), (1, None), (2, 3)]
-
-
-def test_on_ray_a_trial_has_the_one_thread_of_its_cpu(tmp_path, monkeypatch):
-    arrangements = []
-    monkeypatch.setattr(
-        ray_runner, "run_on_ray", lambda todo, *rest: arrangements.append((todo[0]["threads"], rest[3]))
+def test_every_recipe_field_is_an_option():
+    changes = Recipe(
+        epochs=3, optimizer="sgd", nesterov=False, precision="bfloat16", rotation=5.5, epochs_without_augmentation=1
     )
-    for workers in (None, 2):
-        ledger = tmp_path / "ledger.jsonl"
-        sweep.sweep(["s5"], [0, 1], sample=True, device="cpu", workers=workers, ray="auto", ledger=ledger)
-    assert arrangements == [(1, None), (1, 2)]
+    expected = {name: value for name, value in changes.as_dict().items() if value != getattr(Recipe(), name)}
+    command = ["--epochs", "3", "--optimizer", "sgd", "--no-nesterov", "--precision", "bfloat16", "--rotation", "5.5"]
+    arguments = sweep.parse_arguments([*command, "--epochs-without-augmentation", "1", "--variants", "s5,s5"])
+    assert arguments["changes"] == expected
+    assert arguments["variants"] == ["s5"]
+    assert not expected.keys() & arguments.keys()
+    assert sweep.parse_arguments([])["changes"] == {}
+    assert sweep.parse_arguments(["--lr", "0.02"])["changes"] == {"learning_rate": 0.02}
 
 
-def test_a_ledger_that_cannot_be_written_is_found_before_anything_is_trained(tmp_path, capsys):
+def test_unwritable_ledger_is_reported_before_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(local_runner, "ProcessPoolExecutor", None)
     (tmp_path / "file").touch()
-    start = time.monotonic()
-    assert (
-        sweep.main(["--sample", "--variants", "s5", "--seeds", "0", "--ledger", f"{tmp_path}/file/ledger.jsonl"]) == 1
-    )
-    assert time.monotonic() - start < 2
+    command = ["--sample", "--variants", "s5", "--seeds", "0", "--ledger", f"{tmp_path}/file/ledger.jsonl"]
+    assert sweep.main(command) == 1
     error = capsys.readouterr().err
-    assert error.startswith("sweep.py: ")
+    assert error.startswith("sweep: ")
     assert error.count("\n") == 1
 
 
-# --- Many trials ------------------------------------------------------------------------------------------------------
+# --- Which trials are run ---------------------------------------------------------------------------------------------
 
 
-def pretend(variant: str, seed: int, **files: str) -> dict:
-    """A stand-in for `run_trial` that takes no time, or fails as its name says."""
-    if variant == "raises":
-        raise ValueError("no luck today")
-    if variant == "dies":
-        wait_for(lambda: count_lines(Path(files["ledger"])) == 1)
-        os.kill(os.getpid(), signal.SIGKILL)
-    if variant == "trains":
-        while True:
-            with open(files["heartbeat"], "a") as file:
-                file.write(".")
-            time.sleep(0.02)
-    return make_trial(seed, variant=variant)
+def test_dry_run_lists_the_missing_trials_and_runs_nothing(tmp_path, capsys):
+    path = ledger_with_seed_1(tmp_path)
+    before = path.read_bytes()
+    command = ["--variants", "s5,original,s5", "--seeds", "0-1", "--epochs", "2", "--sample", "--ledger", str(path)]
+    assert sweep.main([*command, "--dry-run"]) == 0
+    header, *trials, duration = capsys.readouterr().out.splitlines()
+    assert header == "4 trials, sample validation: 1 already in ledger.jsonl, 3 to run"
+    workers = min(3, sweep.cores())
+    expected = f"about 0 minutes with {workers} at a time, not counting original, of which the ledger has no trial"
+    assert duration == expected
+    assert [trial.strip() for trial in trials] == ["s5, seed 0", "original, seed 0", "original, seed 1"]
+    assert path.read_bytes() == before
 
 
-def test_a_trial_that_raises_is_named_and_the_rest_goes_on(tmp_path, capsys):
-    path = tmp_path / "results" / "ledger.jsonl"
-    trials = [{"variant": variant, "seed": 0} for variant in ("one", "raises", "two", "three")]
-    assert sweep.run_all(trials, path, 2, pretend) == 1
-    assert {trial["variant"] for trial in read_strictly(path)} == {"one", "two", "three"}
-    output = capsys.readouterr()
-    assert "raises, seed 0: FAILED, ValueError: no luck today" in output.out
-    assert "Traceback" not in output.err
-    assert "4/4" in output.err, "the progress over trials"
+@pytest.mark.parametrize("other", ["--epochs 3", "--split test", "--seeds 2", "--momentum 0.8"])
+def test_another_recipe_split_or_seed_is_another_trial(tmp_path, capsys, other):
+    path = ledger_with_seed_1(tmp_path)
+    command = ["--variants", "s5", "--seeds", "1", "--epochs", "2", "--sample", "--ledger", str(path), "--dry-run"]
+    sweep.main(command)
+    assert "0 to run" in capsys.readouterr().out
+    sweep.main([*command, *other.split()])
+    assert "1 to run" in capsys.readouterr().out
 
 
-def test_a_worker_that_dies_is_reported_and_what_was_done_is_kept(tmp_path, capsys):
+def test_the_duration_is_estimated_from_recorded_trials_of_the_variant():
+    trials = [make_trial(seed, epochs=20, seconds=20 * seconds) for seed, seconds in enumerate((9.0, 12.0, 30.0))]
+    assert sweep.estimate([("s5", 20)] * 10, trials, 2) == "about 20 minutes with 2 at a time"
+    assert sweep.estimate([("s5", 10)] * 10, trials, None).startswith("about 20 minutes of work, shared by")
+    assert sweep.estimate([], trials, 2) == "nothing to run"
+    assert sweep.estimate([("s5", 20)], [], 2) == "no estimate: the ledger has no trial of s5"
+    assert "not counting sgd" in sweep.estimate([("s5", 20), ("sgd", 20)], trials, 2)
+
+
+def test_the_summary_counts_and_averages_the_requested_trials(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    trials = [{"variant": variant, "seed": 0, "ledger": str(path)} for variant in ("one", "dies", "two", "three")]
-    assert sweep.run_all(trials, path, 1, pretend) == 3
-    assert [trial["variant"] for trial in read_strictly(path)] == ["one"]
-    error = capsys.readouterr().err
-    assert "A worker process died (killed, or out of memory?): 3 trials are not done." in error
-    assert "the same command runs the others" in error
+    for seed, accuracy in ((0, 99.25), (1, 99.5), (2, 10.0)):
+        ledger.append_trial(make_trial(seed, accuracy=accuracy), path)
+    requested = [ledger.trial_key(make_trial(seed)) for seed in (0, 1, 7)]
+    row = sweep.summary(requested, path).splitlines()[-1]
+    assert row.split() == ["s5", "2", "of", "3", "99.375", "99.250"]
 
 
-DRIVER = """
-import sys
-from pathlib import Path
-from experiments import sweep
-from tests.test_sweep import pretend
-
-folder = Path(sys.argv[1])
-trials = [{"variant": name, "seed": 0, "heartbeat": str(folder / name)} for name in ("one", "trains", "two")]
-sweep.sweep = lambda **options: sweep.run_all(trials, folder / "ledger.jsonl", 1, pretend)
-sys.exit(sweep.main([]))
-"""
+# --- How they are run -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_no_worker_trains_on_when_the_sweep_has_ended(tmp_path, how, interruptible):
-    whole = [sys.executable, "-c", DRIVER, str(tmp_path)]
-    process = subprocess.Popen(whole, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    heartbeat = tmp_path / "trains"
-    wait_for(lambda: heartbeat.exists() and count_lines(tmp_path / "ledger.jsonl") == 1)
-    if how == signal.SIGINT:
-        os.killpg(process.pid, how)  # as a terminal does: every process gets it
-    else:
-        process.kill()
-    error = process.communicate(timeout=30)[1]
-    if how == signal.SIGINT:
-        assert process.returncode == 130
-        assert "Interrupted. Finished trials are in the ledger; the same command runs the others." in error
-        assert "Traceback" not in error
-    time.sleep(0.5)
-    beats = heartbeat.stat().st_size
-    time.sleep(0.3)
-    assert heartbeat.stat().st_size == beats
-    assert [trial["variant"] for trial in read_strictly(tmp_path / "ledger.jsonl")] == ["one"]
+def test_one_worker_per_core_by_default(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(sweep, "cores", lambda: 6)
+    monkeypatch.setattr(sweep, "run_locally", lambda todo, *rest: calls.append((rest[-1], todo[0]["threads"])))
+    for seeds, workers in ((range(9), None), (range(3), None), ([0], None), (range(9), 2)):
+        sweep.sweep(["s5"], list(seeds), sample=True, device="cpu", workers=workers, ledger=tmp_path / "ledger.jsonl")
+    assert calls == [(6, 1), (3, 2), (1, None), (2, 3)]
 
 
-def test_a_sweep_that_is_killed_goes_on_where_it_stopped(tmp_path, capsys):
+def test_on_ray_each_trial_has_one_thread(tmp_path, monkeypatch, small):
+    from experiments import trial
+
+    calls = []
+
+    def run_on_ray(todo, data, ledger, run, address, workers, gpus, retries, limit):
+        assert (data, run, address) == (small, trial.run_trial, "auto")
+        calls.append((todo[0]["threads"], workers, gpus, retries, limit))
+
+    monkeypatch.setattr(sweep, "run_on_ray", run_on_ray)
+    monkeypatch.setattr(trial, "load_data", lambda sample: small)
+    options = {"sample": True, "device": "cpu", "ray": "auto", "ledger": tmp_path / "ledger.jsonl"}
+    sweep.sweep(["s5"], [0, 1], **options)
+    sweep.sweep(["s5"], [0, 1], workers=2, gpus_per_trial=0.5, retries=1, limit=9, **options)
+    assert calls == [(1, None, 0, 2, None), (1, 2, 0.5, 1, 9)]
+
+
+def stand_in(seed: int, changes: dict, **_) -> dict:
+    """A replacement for `run_trial` that returns at once."""
+    return make_trial(seed, recipe=Recipe(**changes).as_dict(), epochs=changes["epochs"])
+
+
+def test_a_killed_sweep_resumes(tmp_path, capsys, monkeypatch):
     path = tmp_path / "ledger.jsonl"
     command = ["--variants", "s5", "--seeds", "0-1", "--epochs", "1", "--sample", "--ledger", str(path)]
-    command += ["--workers", "1"]  # or both trials may be over before the kill
-    with subprocess.Popen([sys.executable, str(ROOT / "sweep.py"), *command], cwd=tmp_path) as process:
-        wait_for(lambda: count_lines(path) == 1)
+    command += ["--workers", "1"]  # with two, both trials may be finished before the kill
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # several threads are slow beside other tests
+    whole = [sys.executable, "-m", "experiments.sweep", *command]
+    with subprocess.Popen(whole, cwd=ROOT, env=environment) as process:
+        wait_for(lambda: path.exists() and path.read_bytes().count(b"\n") == 1)
         process.kill()
     before = path.read_bytes()
+    assert read_strictly(path)[0]["mistakes"], "a real trial"
 
+    monkeypatch.setattr("experiments.trial.run_trial", stand_in)
     assert sweep.main(command) == 0
     assert "2 trials, sample validation: 1 already in ledger.jsonl, 1 to run" in capsys.readouterr().out
     assert path.read_bytes().startswith(before)

@@ -1,0 +1,91 @@
+"""Trials in several processes: failures, dying workers, Ctrl-C and a killed parent."""
+
+# The worker processes import this file to find `stand_in`, so it must not import torch.
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.local_runner import run_locally
+from tests.utils import ROOT, make_trial, read_strictly, wait_for
+
+
+def count_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def stand_in(variant: str, seed: int, **files: str) -> dict:
+    """A replacement for `run_trial`: returns at once, or does what the variant's name says."""
+    if variant == "raises":
+        raise ValueError("no luck today")
+    if variant == "dies":
+        wait_for(lambda: count_lines(Path(files["ledger"])) == 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if variant == "never_ends":
+        while True:
+            with open(files["heartbeat"], "a") as file:
+                file.write(".")
+            time.sleep(0.02)
+    return make_trial(seed, variant=variant)
+
+
+def test_a_trial_that_raises_is_reported_and_the_others_continue(tmp_path, capsys):
+    path = tmp_path / "results" / "ledger.jsonl"
+    trials = [{"variant": variant, "seed": 0} for variant in ("one", "raises", "two", "three")]
+    assert run_locally(trials, path, stand_in, workers=2) == 1
+    assert {trial["variant"] for trial in read_strictly(path)} == {"one", "two", "three"}
+    output = capsys.readouterr()
+    assert "raises, seed 0: FAILED, ValueError: no luck today" in output.out
+    assert "Traceback" not in output.err
+    assert "4/4" in output.err, "the progress bar"
+
+
+def test_a_dead_worker_is_reported_and_finished_trials_are_kept(tmp_path, capsys):
+    path = tmp_path / "ledger.jsonl"
+    trials = [{"variant": variant, "seed": 0, "ledger": str(path)} for variant in ("one", "dies", "two", "three")]
+    assert run_locally(trials, path, stand_in, workers=1) == 3
+    assert [trial["variant"] for trial in read_strictly(path)] == ["one"]
+    error = capsys.readouterr().err
+    assert "A worker process died (killed, or out of memory?): 3 trials not done." in error
+    assert "run the same command again for the others" in error
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from experiments import local_runner, sweep
+from tests.test_local_runner import stand_in
+
+folder = Path(sys.argv[1])
+trials = [{"variant": name, "seed": 0, "heartbeat": str(folder / name)} for name in ("one", "never_ends", "two")]
+sweep.parse_arguments = lambda _: {}
+sweep.sweep = lambda: local_runner.run_locally(trials, folder / "ledger.jsonl", stand_in)
+sys.exit(sweep.main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_worker_continues_after_the_sweep_has_ended(tmp_path, number, interruptible):
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    heartbeat = tmp_path / "never_ends"
+    wait_for(lambda: heartbeat.exists() and count_lines(tmp_path / "ledger.jsonl") == 1)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # a terminal sends it to every process
+    else:
+        process.kill()
+    error = process.communicate(timeout=30)[1]
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert "Interrupted. Finished trials are in the ledger; run the same command again for the others." in error
+        assert "Traceback" not in error
+    time.sleep(0.5)
+    size = heartbeat.stat().st_size
+    time.sleep(0.3)
+    assert heartbeat.stat().st_size == size
+    assert [trial["variant"] for trial in read_strictly(tmp_path / "ledger.jsonl")] == ["one"]

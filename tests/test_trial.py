@@ -1,0 +1,135 @@
+"""One trial and its line in the ledger."""
+
+import json
+import os
+import pickle
+import signal
+import sys
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from experiments import ledger, trial
+from experiments.distillation import Ensemble
+from experiments.variants import VARIANTS
+from tests.utils import read_strictly, wait_for
+from training.mnist import validation_split
+
+ONE_EPOCH = {"epochs": 1}
+
+
+def run_trial(data, split="validation", changes=ONE_EPOCH) -> dict:
+    return trial.run_trial("s5", 3, split, changes, sample=True, device="cpu", data=data)
+
+
+@pytest.fixture(scope="module")
+def line(small):
+    return run_trial(small)
+
+
+def test_a_trial_is_a_line_of_the_ledger(line, tmp_path):
+    assert list(line) == list(ledger.KEYS)
+    assert json.loads(json.dumps(line)) == line
+    assert pickle.loads(pickle.dumps(line)) == line
+    assert ledger.append_trial(line, tmp_path / "ledger.jsonl")
+    assert read_strictly(tmp_path / "ledger.jsonl") == [line]
+
+
+def test_a_trial_records_its_settings_and_results(line):
+    assert line["variant"] == "s5"
+    assert line["recipe"] == VARIANTS["s5"].recipe.as_dict() | ONE_EPOCH
+    assert (line["seed"], line["split"], line["epochs"], line["data"]) == (3, "validation", 1, "sample")
+    assert line["parameters"] == 18_214
+    assert 1_940_000 < line["macs"] < 1_960_000
+    assert len(line["curve"]) == 1
+    assert line["accuracy"] == line["best_accuracy"] == pytest.approx(line["curve"][-1]["eval_accuracy"])
+    assert line["device"].startswith("cpu")
+    assert line["seconds"] > 0
+
+
+def test_mistakes_agree_with_the_accuracy(line, small):
+    labels = validation_split(small).eval_labels
+    assert len(labels) == 100, "a sixth of the 600 training images; the test images are 200"
+    assert line["accuracy"] == pytest.approx(100 * (1 - len(line["mistakes"]) / len(labels)))
+    for index, predicted in line["mistakes"].items():
+        assert predicted in range(10)
+        assert predicted != labels[int(index)]
+
+
+def test_the_same_trial_twice_gives_the_same_result(line, small):
+    def without_times(line: dict) -> dict:
+        curve = [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in line["curve"]]
+        return line | {"curve": curve, "seconds": None, "time": None}
+
+    assert without_times(run_trial(small)) == without_times(line)
+
+
+def test_split_test_evaluates_on_the_test_images(small):
+    line = run_trial(small, "test")
+    assert line["split"] == "test"
+    assert line["curve"][0]["eval_correct"] + len(line["mistakes"]) == len(small.eval_labels) == 200
+
+
+def test_an_unknown_split_is_refused(small):
+    with pytest.raises(ValueError, match="split must be validation or test, not 'valid'"):
+        run_trial(small, "valid")
+
+
+def test_changes_replace_fields_of_the_recipe(small):
+    recipe = trial.planned_recipe("s5", {"epochs": 3, "optimizer": "sgd", "learning_rate": 0.05})
+    assert (recipe.epochs, recipe.optimizer, recipe.learning_rate) == (3, "sgd", 0.05)
+    assert recipe.momentum == trial.planned_recipe("s5").momentum
+    assert run_trial(small, changes={"epochs": 1, "batch_size": 100})["recipe"]["batch_size"] == 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"horses": 3}, "a recipe has no horses; it has epochs, "),
+        ({"nesterov": "maybe"}, "nesterov must be true or false, not 'maybe'"),
+        ({"teacher": "nobody"}, "teacher must be a variant, .*s5.*, not 'nobody'"),
+    ],
+)
+def test_bad_changes_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        trial.planned_recipe("s5", changes)
+
+
+def test_a_recipe_with_a_teacher_trains_with_the_distillation_loss(small, monkeypatch):
+    class Always7(nn.Module):
+        def forward(self, images):
+            return nn.functional.one_hot(torch.full((len(images),), 7), 10) * 20.0
+
+    requested = []
+
+    def load_teacher(recipe, data, device):
+        requested.append((recipe.teacher, str(data), device))
+        return Ensemble([Always7()])
+
+    monkeypatch.setattr(trial, "load_teacher", load_teacher)
+    changes = {"epochs": 2, "batch_size": 50, "teacher": "budget_1k", "teacher_weight": 1.0}
+    line = run_trial(small, changes=changes)
+    assert requested == [("budget_1k", str(validation_split(small)), "cpu")], "the student's own training images"
+    assert set(line["mistakes"].values()) == {7}
+    assert len(line["mistakes"]) == (validation_split(small).eval_labels != 7).sum()
+
+
+def test_an_interrupted_trial_raises_keyboard_interrupt(small, interruptible):
+    """`fit` returns the complete epochs on Ctrl-C; they must not enter the ledger as a result."""
+    main_thread = threading.get_ident()
+
+    def is_training() -> bool:
+        frame = sys._current_frames()[main_thread]
+        while frame and frame.f_code.co_name != "train":
+            frame = frame.f_back
+        return frame is not None
+
+    def interrupt() -> None:
+        wait_for(is_training)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(small, changes={"epochs": 300})
