@@ -238,6 +238,8 @@ def fit(
                 save_checkpoint(checkpoint, last_complete)
     except KeyboardInterrupt:
         state.restore(last_complete)
+        if checkpoint is not None and state.history:  # it may have come before the last save
+            save_checkpoint(checkpoint, last_complete)
         print(f"Interrupted in epoch {len(state.history) + 1}; complete epochs that are kept: {len(state.history)}.")
     except DivergenceError as error:
         state.restore(last_complete)

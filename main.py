@@ -20,7 +20,7 @@ from training.command_line import INTERRUPTED, Parser, add_recipe_options, recip
 from training.files import atomic_path
 from training.recipe import Recipe
 
-# Torch takes seconds to load, so what needs it is imported inside functions: --help and errors in options are immediate.
+# Torch takes seconds to load, so what needs it is imported inside functions: --help and option errors are immediate.
 
 CHECKPOINT, RESULTS = "checkpoint.pt", ("weights.safetensors", "history.json", "curves.png")
 DISTILLATION = ("teacher", "teachers", "teacher_weight", "temperature")  # experiments.sweep trains teachers

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-import helpers
 from training.mnist import load_sample
 
 

@@ -16,8 +16,8 @@ torch.set_num_threads(1)
 SAMPLE = load_sample()
 FEW = replace(
     SAMPLE,
-    train_images=SAMPLE.train_images[:150],
-    train_labels=SAMPLE.train_labels[:150],
+    train_images=SAMPLE.train_images[:300],
+    train_labels=SAMPLE.train_labels[:300],
     eval_images=SAMPLE.eval_images[:50],
     eval_labels=SAMPLE.eval_labels[:50],
 )

@@ -92,7 +92,7 @@ def test_run_killed_at_random_moments_and_resumed_gives_the_same_files(tmp_path)
     reached = []
     for _ in range(20):
         process = start(killed)
-        time.sleep(chance.uniform(0, 3 * epoch))
+        time.sleep(chance.uniform(0, 4 * epoch))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, "the run finished before it was killed; give it more epochs"

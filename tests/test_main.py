@@ -275,7 +275,7 @@ def test_divergence_gives_one_line(here, capsys):
 
 
 def test_ctrl_c_saves_complete_epochs_and_prints_how_to_resume(here, interruptible, monkeypatch, capsys):
-    whole = [*COMMAND, "--smoke", "--epochs", "3", "--output", "my run"]
+    whole = [*COMMAND, "--smoke", "--epochs", "3", "--batch-size", "100", "--output", "my run"]
     process = subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("Epoch  1/3"):

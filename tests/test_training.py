@@ -392,3 +392,15 @@ def test_bfloat16_is_used_in_training_passes_only(small):
 def test_predict_rejects_other_inputs(images):
     with pytest.raises(ValueError, match=r"images must be uint8 \(N, 28, 28\), not (str|torch)"):
         helpers.predict(helpers.build(), images)
+
+
+def test_ctrl_c_between_log_and_save_keeps_the_last_complete_epoch(small, tmp_path, monkeypatch):
+    def interrupt(*_):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(helpers, "save_checkpoint", interrupt)
+    path = tmp_path / "checkpoint.pt"
+    _, history = fit(small, checkpoint=path)
+    assert load_checkpoint(path)["history"] == history
+    assert len(history) == 1
