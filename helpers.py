@@ -1,4 +1,4 @@
-"""The final model, `Net`, and the loops around it: build, train, evaluate, fit, predict.
+"""The final model, `Net`, and what is done with it: build, train, evaluate, fit, predict.
 
 An image travels like this: uint8 tensors in memory, moved to the device once → a shuffled batch of indices →
 augmented and normalised on the device, a whole batch at a time → `Net` → logits → loss.
@@ -25,7 +25,7 @@ from training.device import compile_model, keep_freed_memory, pick_device, shoul
 from training.mnist import MnistData
 from training.recipe import Recipe
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (inputs, logits, labels) → the mean loss of a batch
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (inputs, logits, labels) → mean loss; inputs for distillation
 
 
 class DivergenceError(RuntimeError):
@@ -98,12 +98,13 @@ def train(
     DivergenceError when the loss is not finite.
     """
     model.train()
-    forward, loss = forward or model, loss or cross_entropy(recipe)
+    forward = model if forward is None else forward
+    loss = cross_entropy(recipe) if loss is None else loss
     loss_sum = torch.zeros((), device=images.device)
     correct = torch.zeros((), device=images.device, dtype=torch.long)
     seen = 0
     order = torch.randperm(len(images), generator=generator, device=images.device)
-    hidden = not progress or "TQDM_DISABLE" in os.environ  # an argument would override tqdm's own switch
+    hidden = not progress or "TQDM_DISABLE" in os.environ  # disable=False would ignore TQDM_DISABLE
     bar = tqdm(order.split(recipe.batch_size), leave=False, disable=hidden)
     for number, batch in enumerate(bar):
         inputs, targets = augment(images[batch], recipe, generator), labels[batch]
@@ -164,9 +165,9 @@ def fit(
     """Train `model` by `recipe` and return its history, one dict per epoch.
 
     Keys: epoch (from 1), learning_rate (after the last batch), train_loss, train_accuracy, eval_loss, eval_accuracy
-    (losses per image, accuracies in percent), eval_correct (images), seconds. Evaluated are `data.eval_images`, every
-    `eval_every` epochs and after the last; otherwise the eval values are None. Afterwards the model holds the weights
-    that were evaluated last: the moving average if the recipe has one.
+    (losses per image, accuracies in percent), eval_correct (images), seconds. The eval values are of
+    `data.eval_images`, test or validation, every `eval_every` epochs and after the last; otherwise None. Afterwards
+    the model holds the weights that were evaluated last: the moving average if the recipe has one.
 
     `compile`: train a compiled model; equal up to rounding, slow at the first batch, then fast. None: on a CPU in long
     runs. `loss`: instead of the recipe's cross-entropy, e.g. `experiments.distillation.distillation_loss`.
@@ -193,7 +194,7 @@ def fit(
     if compile is None:
         compile = should_compile(device, recipe.epochs * math.ceil(len(data.train_images) / recipe.batch_size))
     forward = compile_model(model, device) if compile else model
-    torch.manual_seed(seed)  # of dropout, which draws from the global generators
+    torch.manual_seed(seed)  # for dropout, which uses the global generators
     state = TrainingState.start(model, data, recipe, seed, device)
     if resume:
         state.restore(load_checkpoint(checkpoint, state.run, model))
@@ -238,9 +239,9 @@ def fit(
                 save_checkpoint(checkpoint, last_complete)
     except KeyboardInterrupt:
         state.restore(last_complete)
-        if checkpoint is not None and state.history:  # it may have come before the last save
+        if checkpoint is not None and state.history:  # Ctrl-C may come before the last save
             save_checkpoint(checkpoint, last_complete)
-        print(f"Interrupted in epoch {len(state.history) + 1}; complete epochs that are kept: {len(state.history)}.")
+        print(f"Interrupted; kept: {len(state.history)} of {recipe.epochs} epochs.")
     except DivergenceError as error:
         state.restore(last_complete)
         complete = len(state.history)

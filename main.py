@@ -3,6 +3,8 @@
 python main.py                      20 epochs, results in a new folder under runs/
 python main.py --smoke              two epochs on a small sample, to see that everything works
 python main.py --resume runs/NAME   continue an interrupted run
+
+For distillation see python -m experiments.sweep --teacher.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from training.command_line import INTERRUPTED, Parser, add_recipe_options, recipe_changes
+from training.command_line import INTERRUPTED, Parser, add_recipe_options, recipe_changes, run_command
 from training.files import atomic_path
 from training.recipe import Recipe
 
@@ -29,7 +31,7 @@ DISTILLATION = ("teacher", "teachers", "teacher_weight", "temperature")  # exper
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line, with the `recipe` that it asks for; exits with code 2 if it is wrong."""
     defaults = Recipe()
-    parser = Parser("main.py", __doc__)
+    parser = Parser("main.py", __doc__, usage="python main.py [options]")
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=int, metavar="N", help="of weights, order and augmentation (default 0)")
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps (default auto)")
@@ -50,7 +52,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.output and any((options.output / name).exists() for name in (CHECKPOINT, *RESULTS)):
         parser.error(f"--output {options.output} already holds a run: --resume it, or choose another folder")
     if options.resume and not (options.resume / CHECKPOINT).is_file():
-        parser.error(f"--resume {options.resume}: there is no {CHECKPOINT} in it")
+        parser.error(f"--resume {options.resume}: there is no {CHECKPOINT} in it; give the folder of a run")
     if options.seed is not None and not 0 <= options.seed < 2**63:
         parser.error(f"--seed must be a whole number, 0 or more and below 2^63, not {options.seed}")
     try:
@@ -77,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
             restore_options(options)
         options.seed = options.seed or 0
         prepare_output(options)
-        return run(options, load_sample() if options.smoke else load_mnist(options.data))
+        return run(options, load_sample() if options.smoke else load_mnist(options.data, options.data is None))
     except (DataError, CheckpointError, DivergenceError, OSError) as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 1
@@ -117,6 +119,7 @@ def run(options: argparse.Namespace, data) -> int:
     """Train, print and save; return the exit code."""
     from analysis import inspection, plots
     from analysis.statistics import describe_result
+    from analysis.style import save_figure
     from helpers import build, fit
     from training.checkpoint import save_weights
     from training.device import pick_device
@@ -140,7 +143,7 @@ def run(options: argparse.Namespace, data) -> int:
     save_weights(model, output / "weights.safetensors", {"data": data.source, "result": result})
     with atomic_path(output / "history.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    plots.save_figure(plots.plot_curves(history, title=result), output / "curves.png")
+    save_figure(plots.plot_curves(history, title=result), output / "curves.png")
 
     complete = len(history) == recipe.epochs
     print(f"\n{result}" if complete else f"\nAfter {len(history)} of {recipe.epochs} epochs: {result}")
@@ -152,9 +155,4 @@ def run(options: argparse.Namespace, data) -> int:
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8")  # on Windows a redirected stream may not encode └ and –
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:  # while loading or saving; `fit` handles its own
-        sys.exit(INTERRUPTED)
+    run_command(main)

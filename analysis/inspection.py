@@ -123,15 +123,19 @@ def receptive_field_table(model: nn.Module, input_size: tuple[int, ...] = IMAGE)
     is not counted, and a layer that depends on the whole image has the image's size. For how kernels and strides add
     up to it, see Araujo, Norris and Sim, "Computing receptive fields of convolutional neural networks", Distill 2019.
 
-    The jump is the product of the strides. Maps of equal size are assumed to have equal jumps; an operation that is
-    not one of these layers (functional pooling, cropping, upsampling) multiplies it by the ratio of the sizes, rounded.
+    NaN serves better than a gradient here: it passes max-pooling, ReLU and zero weights, which block gradients.
+
+    The jump is the product of the strides of these layers. Maps of equal size are assumed to have equal jumps. After
+    an operation that changes the size otherwise (functional pooling, upsampling) it is unknown, "–"; a crop or padding
+    of less than half the size keeps it.
 
     The model must accept any batch size, and its forward pass must not branch on pixel values. Raises ValueError if
     `input_size` does not have four values.
     """
     if len(input_size) != 4:
         raise ValueError(f"input_size must be (batch, channels, height, width), not {tuple(input_size)}")
-    model = copy.deepcopy(model).cpu().eval()
+    # In float64, which rules out Winograd's algorithm: it would spread NaN over tiles of pixels.
+    model = copy.deepcopy(model).cpu().double().eval()
     _, channels, height, width = input_size
     images = _zeros(model, (height + width, channels, height, width))
     for row in range(height):
@@ -154,8 +158,7 @@ def receptive_field_table(model: nn.Module, input_size: tuple[int, ...] = IMAGE)
     for name, layer in model.named_modules():
         if isinstance(layer, SLIDING + ADAPTIVE):
             layer.register_forward_hook(functools.partial(record, name))
-    # NNPACK is off because Winograd's algorithm would spread NaN over tiles of pixels.
-    with torch.no_grad(), torch.backends.nnpack.flags(enabled=False):
+    with torch.no_grad():
         model(images)
     columns = ["Layer", "Kernel", "Stride", "Padding", "Output size", "Jump", "Receptive field"]
     return pd.DataFrame(rows, columns=columns)
@@ -182,13 +185,12 @@ def _adaptive_window(before: int, after: int) -> tuple[int, float]:
     return max(end - start for start, end in zip(starts, ends, strict=True)), _number(stride)
 
 
-def _next_jump(jumps: dict[int, float], before: int, after: int, stride: float) -> float:
-    """The jump after a layer along one axis, which is also noted in `jumps`, the latest size last."""
+def _next_jump(jumps: dict[int, float | str], before: int, after: int, stride: float) -> float | str:
+    """The jump after a layer along one axis, "–" if unknown; it is also noted in `jumps`, the latest size last."""
     if before not in jumps:
         latest = next(reversed(jumps))
-        ratio = latest / before
-        jumps[before] = jumps[latest] * (round(ratio) or ratio)
-    jump = _number(jumps[before] * stride)
+        jumps[before] = jumps[latest] if latest / 2 < before < latest * 2 else "–"
+    jump = "–" if jumps[before] == "–" else _number(jumps[before] * stride)
     jumps.pop(after, None)
     jumps[after] = jump
     return jump

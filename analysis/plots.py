@@ -134,7 +134,7 @@ def plot_confusion(labels, predictions):
     counts = np.bincount(10 * labels + predictions, minlength=100).reshape(10, 10)
     mistakes = counts - np.diag(
         counts.diagonal()
-    )  # three mistakes would be invisible beside a thousand correct predictions
+    )  # three mistakes would be invisible next to a thousand correct predictions
     figure = Picture(figsize=(WIDTH, 5), layout="constrained")
     axes = figure.subplots()
     axes.imshow(

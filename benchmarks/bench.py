@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from training.command_line import INTERRUPTED, Parser
+from training.command_line import Parser, run_command
 from training.files import SPEED, atomic_path
 
 # Torch takes seconds to load, so what needs it is imported inside functions: --help answers at once.
@@ -24,7 +24,7 @@ PARTS = ("epoch", "profile", "throughput", "sweeps", "inference", "memory", "sta
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; exits with code 2 if it is wrong."""
-    parser = Parser("bench", __doc__)
+    parser = Parser("bench", __doc__, usage="python -m benchmarks.bench [options]")
     add = parser.add_argument_group("parts").add_argument
     names = f"comma-separated, from {', '.join(PARTS)} (default: all)".replace("%", "%%")
     add("--only", default=",".join(PARTS), metavar="PARTS", help=names)
@@ -68,8 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
         results = read_speed(options.output) if options.output.exists() and not options.smoke else {}
         for part in options.only:
             print(f"{part} …", flush=True)
-            results[part] = {"environment": environment(), **measure(part, options)}
-            if not options.smoke:
+            measured = measure(part, options)
+            if measured and not options.smoke:  # without a GPU, its part measures nothing
+                results[part] = {"environment": environment(), **measured}
                 with atomic_path(options.output) as temporary:
                     temporary.write_text(json.dumps(results, indent=1) + "\n")
     except (DataError, OSError, ValueError) as error:
@@ -79,7 +80,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    run_command(main)

@@ -91,7 +91,7 @@ def _claim(name: str, network: str, recipe: Recipe, description: str) -> Variant
     return Variant(name, CANDIDATES[network].build, recipe, change=description, parent=network)
 
 
-SEPARABLE = "seven layers, depthwise-separable"
+SEPARABLE = "seven blocks, depthwise-separable"
 SHARED = "one shared convolution, applied {} times"
 
 CLAIMS = {

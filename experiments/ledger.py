@@ -91,7 +91,7 @@ def append_trial(trial: dict, path: str | Path = LEDGER) -> bool:
     try:
         line = json.dumps(trial, separators=(",", ":"), allow_nan=False).encode() + b"\n"
     except TypeError as error:
-        raise ValueError(f"a trial holds what JSON can hold: {error}") from error
+        raise ValueError(f"a trial must be valid JSON: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         with warnings.catch_warnings():

@@ -86,7 +86,7 @@ def plot_frontier(points, peers=None, threshold=99.4, title=None, split="test"):
     style = {"color": COLOURS[1], "markerfacecolor": "white", "clip_on": False, "linestyle": "none", "zorder": 4}
     for number, (peer, accuracy) in enumerate(zip(peers, shown, strict=True), 1):
         x, marker = (peer.parameters, "s") if peer.parameters < edge else (edge, ">")
-        label = "others: last epoch, mostly one seed (numbers: see below)" if number == 1 else None
+        label = "others: last epoch if known, mostly one seed (numbers: see below)" if number == 1 else None
         axes.plot(x, accuracy, marker, markersize=5, label=label, **style)
         texts.append((x, accuracy, str(number), COLOURS[1]))
     handles, labels = axes.get_legend_handles_labels()

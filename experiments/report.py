@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import sys
 
-from training.command_line import Parser
+from training.command_line import Parser, run_command
 from training.files import README, RESULTS_PAGE, atomic_path
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The whole command; returns its exit code: 0, or 1 for an error or, with --check, for a stale page."""
-    parser = Parser("report", __doc__)
+    parser = Parser("report", __doc__, usage="python -m experiments.report [options]")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if a page is stale")
     parser.add_argument("--figures", action="store_true", help="draw the figures too")
     options = parser.parse_args(arguments)
@@ -44,4 +44,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

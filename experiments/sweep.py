@@ -15,7 +15,7 @@ from pathlib import Path
 from experiments.ledger import read_ledger, select, trial_key
 from experiments.local_runner import RERUN, cores, plural, run_locally, trial_name
 from experiments.ray_runner import ClusterError, run_on_ray
-from training.command_line import INTERRUPTED, Parser, add_recipe_options, recipe_changes
+from training.command_line import INTERRUPTED, Parser, add_recipe_options, recipe_changes, run_command
 from training.files import LEDGER
 
 # Modules that import torch or pandas, which takes seconds, are imported inside functions, so that --help is fast.
@@ -213,4 +213,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -65,7 +65,7 @@ def summary_table(trials: list[dict]) -> pd.DataFrame:
 
 
 def tried_table(trials: list[dict]) -> pd.DataFrame:
-    """One row for each network and recipe that was tried on the validation split, beside `current_trials`.
+    """One row for each network and recipe that was tried on the validation split, except `current_trials`.
 
     Grouped by parameter budget and sorted by loss (mean cross-entropy per image), which separates two good networks
     better than their few mistakes do. "Recipe" is the closest of `s5`, `sgd` and `MILD`, with the changes to it.

@@ -99,7 +99,7 @@ VARIANTS = {
             "fully_connected",
             fully_connected,
             NOT_AUGMENTED,
-            change="Where everyone starts: every pixel is a number, nothing knows that pixels have neighbours.",
+            change="The starting point: every pixel is an input, without knowledge of which pixels are neighbours.",
             target="About 97%: what a small fully-connected network is known to reach.",
         ),
         Variant(
@@ -112,8 +112,7 @@ VARIANTS = {
         ),
         Variant(
             "first_experiment",
-            # Channels, dropout and the parameter count are recorded; where the pooling stood is not, so it stands here
-            # where `Net` has it.
+            # Channels, dropout and the parameter count are recorded, the position of the pooling is not: it is `Net`'s.
             partial(plain_cnn, ((8, 16), (32,), (40,)), dropout=0.05),
             FIRST_EXPERIMENT,
             parent="pytorch_example",
@@ -157,7 +156,7 @@ VARIANTS = {
             partial(plain_cnn, NET, head=flat_head),
             SGD,
             parent="sgd",
-            change="No global average pooling: twice the parameters, in a linear layer that sees every place.",
+            change="No global average pooling: twice the parameters; the linear layer sees every position.",
             target="A little better: where a stroke lies matters, and the budget is broken for it.",
         ),
         Variant(

@@ -17,7 +17,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from training.command_line import Parser
+from training.command_line import Parser, run_command
 from training.files import WEIGHTS
 
 # Torch, matplotlib and gradio take seconds to load, so what needs them is imported inside functions: --help responds
@@ -155,7 +155,7 @@ def _protect_privacy() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = Parser("demo", __doc__)
+    parser = Parser("demo", __doc__, usage="python -m inference.demo [options]")
     add = parser.add_argument
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen on (default: this machine only)")
     add("--port", type=int, metavar="N", help="default: the first free one from 7860")
@@ -170,4 +170,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

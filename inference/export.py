@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from training.command_line import INTERRUPTED, Parser
+from training.command_line import Parser, run_command
 from training.files import EXPORT, RUNS, WEIGHTS, atomic_path
 
 # Torch takes seconds to load, so what needs it is imported inside functions: --help responds at once.
@@ -162,7 +162,7 @@ def measure(networks: dict, paths: dict[str, Path], data, repeats: int) -> list[
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = Parser("export", __doc__)
+    parser = Parser("export", __doc__, usage="python -m inference.export [options]")
     add = parser.add_argument
     add("--output", type=Path, default=RUNS / "export", metavar="FOLDER", help="default: runs/export")
     add("--weights", type=Path, default=WEIGHTS, metavar="FILE", help="of Net, safetensors (default: in results/)")
@@ -229,7 +229,4 @@ def run(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    run_command(main)

@@ -17,7 +17,7 @@ import json
 import sys
 from pathlib import Path
 
-from training.command_line import INTERRUPTED, Parser
+from training.command_line import Parser, run_command
 from training.files import WEIGHTS, atomic_path
 
 # Torch and scipy take seconds to load, so what needs them is imported inside functions: --help responds at once.
@@ -28,7 +28,7 @@ SHADES = " ░▒▓█"
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line, with folders replaced by their images in `sources`; exits with code 2 if it is wrong."""
-    parser = Parser("predict", __doc__, usage="%(prog)s [options] IMAGE [IMAGE ...]")
+    parser = Parser("predict", __doc__, usage="python -m inference.predict [options] IMAGE [IMAGE ...]")
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or - for standard input")
     add("--json", action="store_true", help="print JSON instead of a table")
@@ -132,7 +132,4 @@ def table(results: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    run_command(main)

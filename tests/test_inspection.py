@@ -283,15 +283,16 @@ def squeeze_and_excite(m, x):
         ),
         # Steps that are not layers, or not of the kinds with a row.
         ([3], [1], nn.Sequential(nn.ZeroPad2d(1), conv(3))),
+        ([3], ["–"], nn.Sequential(nn.ZeroPad2d(-7), conv(3))),  # a crop by half could be a stride of 2
         ([3, 4], [1, 2], nn.Sequential(nn.ZeroPad2d(-2), nn.BatchNorm2d(1), conv(3), nn.Dropout(), nn.MaxPool2d(2))),
         ([5], [1], nn.Sequential(nn.ConvTranspose2d(1, 1, 3, padding=1), conv(3))),
         # Upsampling: here both kernels cover two of the values that are doubled.
-        ([3, 4], [1, 0.5], nn.Sequential(conv(3, padding=1), nn.Upsample(scale_factor=2), conv(3))),
+        ([3, 4], [1, "–"], nn.Sequential(conv(3, padding=1), nn.Upsample(scale_factor=2), conv(3))),
         ([2, 4], [2, 1], nn.Sequential(nn.MaxPool2d(2), nn.Upsample(scale_factor=2), conv(2))),
         ([5], [1], Forward(lambda m, x: m.a(F.relu(F.max_pool2d(x, 3, 1, 1))), a=conv(3))),
-        ([3, 8], [1, 2], Forward(lambda m, x: m.b(F.avg_pool2d(m.a(x), 2)), a=same(3), b=same(3))),
+        ([3, 8], [1, "–"], Forward(lambda m, x: m.b(F.avg_pool2d(m.a(x), 2)), a=same(3), b=same(3))),
         ([5], [1], Forward(lambda m, x: m.a(torch.conv2d(x, m.a.weight, padding=1)), a=conv(3))),
-        (["5×3"], ["2×1"], Forward(lambda m, x: m.a(x[:, :, ::2]), a=conv(3))),
+        (["5×3"], ["–×1"], Forward(lambda m, x: m.a(x[:, :, ::2]), a=conv(3))),
         ([3, 5], [1, 1], Forward(lambda m, x: m.a(m.a(x) if x.shape[2] > 20 else x), a=conv(3))),
         (
             [3, "28×1", "28×16"],  # columns 0–2 by the one and 13–15 by the other

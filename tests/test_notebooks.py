@@ -9,6 +9,7 @@ from scipy import stats
 
 from analysis.statistics import CLAIMED_ACCURACY
 from experiments import tables
+from experiments.ledger import select
 from experiments.pages import shown_trial
 from experiments.variants import VARIANTS
 from tests.utils import ROOT
@@ -128,7 +129,7 @@ def test_experiments_train_every_variant_in_full():
         log = "".join(output.get("text", "") for output in cell.outputs)
         correct = [int(n) for n in re.findall(r"Epoch .* validation loss [\d.]+ accuracy (\d+)/10000", log)]
         assert len(correct) == VARIANTS[name].recipe.epochs, name
-        accuracies = [trial["accuracy"] for trial in tables.select(recorded, variant=name)]
+        accuracies = [trial["accuracy"] for trial in select(recorded, variant=name)]
         slack = max(0.3, 5 * stats.tstd(accuracies)) if len(accuracies) > 1 else 0.5
         assert correct[-1] / 100 == pytest.approx(sum(accuracies) / len(accuracies), abs=slack), name
     assert trained == list(VARIANTS)

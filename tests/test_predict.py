@@ -106,5 +106,5 @@ finally:
     assert not {{"torch", "numpy", "gradio"}} & set(sys.modules)
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.startswith(f"usage: {command} [options]")
+    assert result.stdout.startswith(f"usage: python -m inference.{command} [options]")
     assert f"python -m inference.{command}" in result.stdout

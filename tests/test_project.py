@@ -72,6 +72,6 @@ def test_installing_adds_no_top_level_names(project):
     )
 
 
-def test_files_have_one_job():
+def test_files_are_short():
     for path in [*ROOT.glob("*.py"), *(path for package in PACKAGES for path in (ROOT / package).glob("*.py"))]:
-        assert len(path.read_text().splitlines()) <= 400, path.name
+        assert len(path.read_text().splitlines()) <= (300 if path.name == "helpers.py" else 400), path.name

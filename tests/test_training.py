@@ -330,7 +330,7 @@ def test_ctrl_c_keeps_complete_epochs(small, capsys):
 
     model, history = fit(small, replace(SHORT, epochs=5), architecture=Interrupts)
     assert len(history) == 1
-    assert "complete epochs that are kept: 1." in capsys.readouterr().out
+    assert "Interrupted; kept: 1 of 5 epochs." in capsys.readouterr().out
     _, correct = helpers.evaluate(model, small.eval_images, small.eval_labels)
     assert history[-1]["eval_correct"] == correct
 

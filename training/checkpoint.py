@@ -170,6 +170,6 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read weights from {path}: {error}") from error
     if differences := layer_difference(state, model.state_dict()):
-        raise CheckpointError(f"{path} holds another architecture:\n  " + "\n  ".join(differences))
+        raise CheckpointError(f"{path} contains another architecture:\n  " + "\n  ".join(differences))
     model.load_state_dict(state)
     return model

@@ -6,8 +6,10 @@ No torch here, so that `--help` is immediate.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+import sys
+from collections.abc import Callable, Collection
 from dataclasses import fields
+from typing import NoReturn
 
 from training.recipe import CHOICES, Recipe
 
@@ -19,12 +21,23 @@ METAVARS = {"int": "N", "float": "X", "str": "NAME"}
 class Parser(argparse.ArgumentParser):
     """Prints a module's docstring as its description, and an error in one line, without the usage before it."""
 
-    def __init__(self, prog: str, description: str | None, usage: str = "%(prog)s [options]"):
+    def __init__(self, prog: str, description: str | None, usage: str):
         layout = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog, usage=usage, description=description, formatter_class=layout)
+        # Without abbreviations, which would let a mistyped option start a run.
+        super().__init__(prog, usage=usage, description=description, formatter_class=layout, allow_abbrev=False)
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def run_command(main: Callable[[], int]) -> NoReturn:
+    """Run a command's `main` and exit with its code, or quietly on Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8")  # on Windows a redirected stream may not encode └ and –
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 def add_recipe_options(

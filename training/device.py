@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from training.fused import compiles, fuse
 
-MIN_BATCHES_TO_COMPILE = 1500  # compiling takes about ten seconds and saves some ten milliseconds a batch
+MIN_BATCHES_TO_COMPILE = 1500  # compiling takes about ten seconds and saves some ten milliseconds per batch
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h, glibc's
 
 
@@ -25,7 +25,7 @@ def pick_device(device: str = "auto") -> torch.device:
         "cpu": True,
     }
     if device == "auto":
-        return torch.device(next(name for name, there in available.items() if there))
+        return torch.device(next(name for name, is_available in available.items() if is_available))
     kind = str(device).split(":")[0]
     if kind not in available:
         raise ValueError(f"device must be auto, cpu, cuda or mps, not {device!r}")

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 README, RESULTS_PAGE = ROOT / "README.md", ROOT / "RESULTS.md"
 FIGURES, RESULTS, RUNS = ROOT / "figures", ROOT / "results", ROOT / "runs"
-LEDGER = RESULTS / "ledger.jsonl"  # one line a trial
+LEDGER = RESULTS / "ledger.jsonl"  # one line per trial
 SPEED, EXPORT = RESULTS / "speed.json", RESULTS / "export.json"  # timings; exported networks
 PEERS = RESULTS / "peers.csv"  # what other repositories state of themselves
 WEIGHTS = RESULTS / "s5_seed0.safetensors"  # of `Net` from the first seed, not the best

@@ -179,7 +179,7 @@ def _raw_folder(root: str | Path | None) -> Path:
         raw = _raw(environment)
         if any(os.path.exists(raw / name) for name in FILES):
             return raw
-        print(f"MNIST_ROOT={environment} holds no MNIST/raw/ files: looking in data/")
+        print(f"MNIST_ROOT={environment} contains no MNIST/raw/ files: looking in data/")
     return _raw("data" if root is None else root)
 
 

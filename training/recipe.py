@@ -32,7 +32,7 @@ class Recipe:
     """
 
     epochs: int = _setting(20, "passes over the training images")
-    batch_size: int = _setting(128, "images a step")
+    batch_size: int = _setting(128, "images per step")
 
     optimizer: str = _setting("muon", "muon: Muon for convolutions, SGD for everything else")
     learning_rate: float = _setting(0.05, "peak rate; for muon, as a fraction of each convolution's norm")
