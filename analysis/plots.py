@@ -31,7 +31,6 @@ from analysis.style import (
     tile_figure,
     to_array,
 )
-from analysis.style import save_figure as save_figure
 
 AXIS_LABELS = {"accuracy": ACCURACY_LABEL, "loss": "loss (mean per image)"}
 

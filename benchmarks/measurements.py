@@ -49,7 +49,7 @@ VECTORIZED_SEEDS = 32  # trained at once on a GPU
 
 def load(smoke: bool) -> MnistData:
     """MNIST, or in a smoke run a part of the sample. Raises DataError if MNIST cannot be loaded."""
-    return subset(load_data(True), 640, 200) if smoke else load_data(False)
+    return load_data(True).subset(640, 200) if smoke else load_data(False)
 
 
 def worker_counts(smoke: bool) -> list[int]:
@@ -57,21 +57,11 @@ def worker_counts(smoke: bool) -> list[int]:
     return [cores()] if smoke else sorted({1, cores()})
 
 
-def subset(data: MnistData, train: int, evaluate: int) -> MnistData:
-    """The first `train` training images, as a copy, and the first `evaluate` images to evaluate on."""
-    return replace(
-        data,
-        train_images=data.train_images[:train].clone(),
-        train_labels=data.train_labels[:train].clone(),
-        eval_images=data.eval_images[:evaluate],
-        eval_labels=data.eval_labels[:evaluate],
-    )
-
-
 def warm_up(model: torch.nn.Module, data: MnistData, recipe: Recipe, compile: bool, device: str = "cpu") -> None:
     """Train two batches with random labels, so that compiling, or reading torch's cache on disk, is done."""
-    few = subset(data, 2 * recipe.batch_size, 100)
-    few.train_labels.random_(10, generator=torch.Generator().manual_seed(0))
+    few = data.subset(2 * recipe.batch_size, 100)
+    random_labels = torch.randint(10, few.train_labels.shape, generator=torch.Generator().manual_seed(0))
+    few = replace(few, train_labels=random_labels)
     fit(model, few, replace(recipe, epochs=1), device=device, progress=False, compile=compile)
 
 
@@ -87,7 +77,7 @@ def epoch(repeats: int, smoke: bool) -> dict:
     size = 2048
     left, right = torch.randn(size, size), torch.randn(size, size)
     flop = 2 * 3 * count_macs(Net()) * len(data.train_images)  # the backward pass costs two forward passes
-    few_evaluated = subset(data, len(data.train_images), 100)
+    few_evaluated = data.subset(len(data.train_images), 100)
 
     def lower_bound() -> float:
         return seconds_of(lambda: [left @ right for _ in range(10)]) / (10 * 2 * size**3) * flop
@@ -173,7 +163,7 @@ def profile(repeats: int, smoke: bool) -> dict:
     Measured once, over 50 batches: `repeats` is not used.
     """
     recipe = Recipe(epochs=1)
-    few = subset(load(smoke), 50 * recipe.batch_size, 100)
+    few = load(smoke).subset(50 * recipe.batch_size, 100)
     train = partial(fit, build(Net, 0), few, recipe, device="cpu", progress=False, compile=can_fuse())
     train()  # warm-up
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis import inspection, plots
 from analysis.statistics import describe_seeds, wilson_interval
+from analysis.style import save_figure
 from experiments import speed_tables
 from experiments.goals import claims_table, goals_table
 from experiments.ledger import select
@@ -146,12 +147,12 @@ def draw_figures(trials: list[dict]) -> None:
     """Draw the pages' figures from the ledger and the committed weights. Raises DataError without the full MNIST."""
     shown = shown_trial(current_trials("test", trials))
     title = f"Net, seed {shown['seed']}: {shown['accuracy']:.2f}% in the last epoch"
-    plots.save_figure(plots.plot_curves(shown["curve"], title=title), FIGURES / "curves.png")
+    save_figure(plots.plot_curves(shown["curve"], title=title), FIGURES / "curves.png")
     data = load_mnist(allow_sample=False)
     probabilities = predict(load_weights(Net(), WEIGHTS), data.eval_images)
     if mistakes(data.eval_labels, probabilities) != shown["mistakes"]:
         raise ValueError(f"the mistakes of {WEIGHTS.name} are not those in the ledger: save that run's weights")
     figure = plots.plot_mistakes(data.eval_images, data.eval_labels, probabilities)
-    plots.save_figure(figure, FIGURES / "mistakes.png")
+    save_figure(figure, FIGURES / "mistakes.png")
     points = frontier_points(frontier_trials(trials))
-    plots.save_figure(plot_frontier(points, pd.read_csv(PEERS)), FIGURES / "frontier.png")
+    save_figure(plot_frontier(points, pd.read_csv(PEERS)), FIGURES / "frontier.png")

@@ -1,6 +1,5 @@
 """A short training run for the test that kills it. A fork server imports it once, so that every start is quick."""
 
-from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -13,14 +12,7 @@ from training.mnist import load_sample
 from training.recipe import Recipe
 
 torch.set_num_threads(1)
-SAMPLE = load_sample()
-FEW = replace(
-    SAMPLE,
-    train_images=SAMPLE.train_images[:300],
-    train_labels=SAMPLE.train_labels[:300],
-    eval_images=SAMPLE.eval_images[:50],
-    eval_labels=SAMPLE.eval_labels[:50],
-)
+FEW = load_sample().subset(300, 50)
 RECIPE = Recipe(epochs=60, batch_size=50)
 
 

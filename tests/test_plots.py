@@ -302,7 +302,7 @@ def test_unsuitable_shapes_and_values_are_errors(call, message):
 
 def test_save_figure_writes_atomically(tmp_path, monkeypatch):
     figure = plots.plot_digits(IMAGES[:3], LABELS[:3])
-    path = plots.save_figure(figure, tmp_path / "digits.png")
+    path = style.save_figure(figure, tmp_path / "digits.png")
     assert plt.imread(path).shape[1] == 900
     complete = path.read_bytes()
 
@@ -312,7 +312,7 @@ def test_save_figure_writes_atomically(tmp_path, monkeypatch):
 
     monkeypatch.setattr(figure, "savefig", run_out_of_space)
     with pytest.raises(OSError, match="No space left"):
-        plots.save_figure(figure, path)
+        style.save_figure(figure, path)
     assert path.read_bytes() == complete
     assert list(tmp_path.iterdir()) == [path]
 

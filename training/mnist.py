@@ -89,6 +89,16 @@ class MnistData:
             eval_labels=self.eval_labels.to(device),
         )
 
+    def subset(self, train: int, evaluate: int) -> "MnistData":
+        """The first `train` training images and the first `evaluate` images to evaluate on."""
+        return replace(
+            self,
+            train_images=self.train_images[:train],
+            train_labels=self.train_labels[:train],
+            eval_images=self.eval_images[:evaluate],
+            eval_labels=self.eval_labels[:evaluate],
+        )
+
     def __str__(self) -> str:
         name = "MNIST" if self.source == "mnist" else "MNIST SAMPLE (not the full data set)"
         return f"{name}: {len(self.train_labels):,} training and {len(self.eval_labels):,} {self.split} images"
