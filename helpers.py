@@ -19,9 +19,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+import training  # noqa: F401  before torch, see there
 from training.augmentation import augment, normalize
 from training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from training.device import compile_model, keep_freed_memory, pick_device, should_compile, use_channels_last
+from training.cpu import keep_freed_memory, threads_for_idle_cores
+from training.device import autocast, compile_model, pick_device, pick_precision, should_compile, use_channels_last
 from training.mnist import MnistData
 from training.recipe import Recipe
 
@@ -89,6 +91,7 @@ def train(
     average: AveragedModel | None = None,
     forward: Callable[[Tensor], Tensor] | None = None,
     loss: Loss | None = None,
+    precision: str = "float32",
     progress: bool = True,
 ) -> tuple[float, float]:
     """Train one epoch; return the mean loss per image and the accuracy in percent, both measured during training.
@@ -108,9 +111,9 @@ def train(
     bar = tqdm(order.split(recipe.batch_size), leave=False, disable=hidden)
     for number, batch in enumerate(bar):
         inputs, targets = augment(images[batch], recipe, generator), labels[batch]
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        with autocast(images.device, precision):
             logits = forward(inputs).float()
-        batch_loss = loss(inputs, logits, targets)
+            batch_loss = loss(inputs, logits, targets)
         optimizer.zero_grad()
         batch_loss.backward()
         optimizer.step()
@@ -148,6 +151,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int =
     return loss_sum.item() / len(images), int(correct.item())
 
 
+@threads_for_idle_cores()
 def fit(
     model: nn.Module,
     data: MnistData,
@@ -159,6 +163,7 @@ def fit(
     resume: bool = False,
     eval_every: int = 1,
     compile: bool | None = None,
+    precision: str = "auto",
     loss: Loss | None = None,
     progress: bool = True,
 ) -> list[dict]:
@@ -169,14 +174,14 @@ def fit(
     `data.eval_images`, test or validation, every `eval_every` epochs and after the last; otherwise None. Afterwards
     the model holds the weights that were evaluated last: the moving average if the recipe has one.
 
-    `compile`: train a compiled model; equal up to rounding, slow at the first batch, then fast. None: on a CPU in long
-    runs. `loss`: instead of the recipe's cross-entropy, e.g. `experiments.distillation.distillation_loss`.
-    `checkpoint`: a path; the whole state is saved there after every epoch, and `resume` continues from it, with the
-    same results bit for bit (on a CPU with the same number of threads). Ctrl-C ends the run early, at the end of the
-    last complete epoch.
+    `compile`: train a compiled model, equal up to rounding. None: on a CPU that has a C++ compiler. `precision`: see
+    `training.device.pick_precision`. `loss`: instead of the recipe's cross-entropy, e.g.
+    `experiments.distillation.distillation_loss`. `checkpoint`: a path; the whole state is saved there after every
+    epoch, and `resume` continues from it, with the same results bit for bit (on a CPU with the same number of threads).
+    Ctrl-C ends the run early, at the end of the last complete epoch.
 
-    Raises DivergenceError (the model is set back likewise), CheckpointError, and ValueError for an unknown device,
-    one that cannot compile, `eval_every` below 1, `resume` without a checkpoint, or a recipe with a teacher but no
+    Raises DivergenceError (the model is set back likewise), CheckpointError, CompileError, and ValueError for an
+    unknown device or precision, `eval_every` below 1, `resume` without a checkpoint, or a recipe with a teacher but no
     `loss`.
     """
     if eval_every < 1:
@@ -186,20 +191,18 @@ def fit(
     if recipe.teacher and loss is None:
         raise ValueError(f"to learn from {recipe.teacher!r}, pass loss=distillation_loss(teacher, recipe)")
     device = pick_device(device)
-    data = data.to(device)
-    model.to(device)
+    precision = pick_precision(precision, device)
+    data, model = data.to(device), model.to(device)
     use_channels_last(model)
-    if device.type == "cpu":
-        keep_freed_memory()
-    if compile is None:
-        compile = should_compile(device, recipe.epochs * math.ceil(len(data.train_images) / recipe.batch_size))
+    keep_freed_memory()
+    compile = should_compile(device) if compile is None else compile
     forward = compile_model(model, device) if compile else model
     torch.manual_seed(seed)  # for dropout, which uses the global generators
-    state = TrainingState.start(model, data, recipe, seed, device)
+    state = TrainingState.start(model, data, recipe, seed, device, precision)
     if resume:
         state.restore(load_checkpoint(checkpoint, state.run, model))
     last_complete = state.capture()
-    evaluated = model if state.average is None else state.average
+    evaluated = state.average or model
     scheduled_by_batch = recipe.schedule_every == "batch"
 
     try:
@@ -218,6 +221,7 @@ def fit(
                     average=state.average,
                     forward=forward,
                     loss=loss,
+                    precision=precision,
                     progress=progress,
                 )
             learning_rate = state.optimizer.param_groups[0]["lr"]

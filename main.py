@@ -18,7 +18,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from training.command_line import INTERRUPTED, Parser, add_recipe_options, recipe_changes, run_command
+from training.command_line import INTERRUPTED, PRECISIONS, Parser, add_recipe_options, recipe_changes, run_command
 from training.files import atomic_path
 from training.recipe import Recipe
 
@@ -35,6 +35,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=int, metavar="N", help="of weights, order and augmentation (default 0)")
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps (default auto)")
+    about = "default auto: bfloat16 if the device multiplies it natively"
+    group.add_argument("--precision", choices=PRECISIONS, default="auto", help=about)
     group = parser.add_argument_group("data").add_mutually_exclusive_group()
     group.add_argument("--data", type=Path, metavar="DIR", help="MNIST folder (default: $MNIST_ROOT, then data/)")
     group.add_argument("--smoke", action="store_true", help="two epochs on a small sample; needs no download")
@@ -94,6 +96,7 @@ def restore_options(options: argparse.Namespace) -> None:
     try:
         options.recipe = replace(Recipe(**stored["recipe"]), **recipe_changes(options))
         options.device = pick_device(stored["device"] if options.device == "auto" else options.device)
+        options.precision = stored["precision"] if options.precision == "auto" else options.precision
     except (TypeError, ValueError) as error:  # a recipe of another version; a device that is missing here
         raise CheckpointError(f"{options.resume} cannot be resumed here: {error}") from error
     if options.seed is None:
@@ -122,23 +125,24 @@ def run(options: argparse.Namespace, data) -> int:
     from analysis.style import save_figure
     from helpers import build, fit
     from training.checkpoint import save_weights
-    from training.device import pick_device
+    from training.device import pick_device, pick_precision
 
     recipe, seed, output = options.recipe, options.seed, options.output
     model = build(seed=seed)
     print(inspection.summary(model))
     print(data)
-    print(f"Device {pick_device(options.device)}, seed {seed}, {recipe}\n")
+    device = pick_device(options.device)
+    precision = pick_precision(options.precision, device)
+    print(f"Device {device}, {precision}, seed {seed}, {recipe}\n")
 
     checkpoint = output / CHECKPOINT
-    history = fit(
-        model, data, recipe, seed=seed, device=options.device, checkpoint=checkpoint, resume=bool(options.resume)
-    )
+    where = {"device": device, "precision": precision, "checkpoint": checkpoint}
+    history = fit(model, data, recipe, seed=seed, resume=bool(options.resume), **where)
     if not history:  # Ctrl-C in the first epoch; `fit` has reported it
         return INTERRUPTED
 
     result = describe_result(history[-1]["eval_correct"], data)
-    record = {"result": result, "data": data.source, "split": data.split, "seed": seed}
+    record = {"result": result, "data": data.source, "split": data.split, "seed": seed, "precision": precision}
     record |= {"recipe": recipe.as_dict(), "history": history}
     save_weights(model, output / "weights.safetensors", {"data": data.source, "result": result})
     with atomic_path(output / "history.json") as temporary:

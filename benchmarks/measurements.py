@@ -29,14 +29,15 @@ from benchmarks import baseline
 from benchmarks.timing import measure_interleaved, seconds_of, summarize
 from experiments.candidates import KNOWN
 from experiments.ledger import read_ledger
-from experiments.local_runner import cores, run_locally
+from experiments.local_runner import run_locally
 from experiments.ray_runner import ClusterError, run_on_ray
 from experiments.trial import load_data, run_trial
 from experiments.vectorized import fit_vectorized
 from helpers import Net, build, fit
 from training.augmentation import normalize
+from training.cpu import cores
 from training.files import ROOT
-from training.fused import can_fuse
+from training.kernels import can_compile
 from training.mnist import MnistData
 from training.recipe import Recipe
 
@@ -103,8 +104,8 @@ def epoch(repeats: int, smoke: bool) -> dict:
     lower_bound()  # warm-up
     functions = {
         "lower bound": lower_bound,
-        "float32": fit_epoch("float32", can_fuse()),
-        "bfloat16": fit_epoch("bfloat16", can_fuse()),
+        "float32": fit_epoch("float32", can_compile()),
+        "bfloat16": fit_epoch("bfloat16", can_compile()),
         "float32, not compiled": fit_epoch("float32", False),
     }
     for count in sorted({1, threads}):  # its two workers need the cores as well, so one thread may be faster
@@ -149,7 +150,7 @@ def _train_once(variant: str, recipe: Recipe, seed: int, device: str, smoke: boo
     """In a new process: load, warm up, train, evaluate once. Times before and after training, and the accuracy."""
     data = load(smoke)
     architecture = KNOWN[variant].build
-    compile = not smoke and (device != "cpu" or can_fuse())
+    compile = not smoke and (device != "cpu" or can_compile())
     warm_up(build(architecture, seed), data, recipe, compile, device)
     ready = time.time()
     options = {"device": device, "progress": False, "eval_every": recipe.epochs, "compile": compile}
@@ -164,7 +165,7 @@ def profile(repeats: int, smoke: bool) -> dict:
     """
     recipe = Recipe(epochs=1)
     few = load(smoke).subset(50 * recipe.batch_size, 100)
-    train = partial(fit, build(Net, 0), few, recipe, device="cpu", progress=False, compile=can_fuse())
+    train = partial(fit, build(Net, 0), few, recipe, device="cpu", progress=False, compile=can_compile())
     train()  # warm-up
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         train()
@@ -225,7 +226,7 @@ def throughput(repeats: int, smoke: bool) -> dict:
 def _last_epoch(recipe: Recipe, threads: int, smoke: bool) -> float:
     """In a worker process: seconds of the last epoch of training `Net`."""
     torch.set_num_threads(threads)
-    options = {"device": "cpu", "progress": False, "compile": not smoke and can_fuse()}
+    options = {"device": "cpu", "progress": False, "compile": not smoke and can_compile()}
     return fit(build(Net, 0), load(smoke), recipe, **options)[-1]["seconds"]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.local_runner import cores
+from training.cpu import cores
 from training.provenance import provenance
 
 

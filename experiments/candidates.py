@@ -26,8 +26,8 @@ from experiments.architectures import (
 from experiments.variants import VARIANTS, Variant
 from training.recipe import Recipe
 
-FIRST_LOOK = Recipe(epochs=8, precision="bfloat16")
-MILD = Recipe(precision="bfloat16", rotation=8.0, translation=0.04, scale=0.06, shear=6.0)  # milder augmentation
+FIRST_LOOK = Recipe(epochs=8)
+MILD = Recipe(rotation=8.0, translation=0.04, scale=0.06, shear=6.0)  # milder augmentation
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "gdconv": gdconv,
@@ -94,7 +94,7 @@ def _claim(name: str, network: str, recipe: Recipe) -> Variant:
 CLAIMS = {
     claim.name: claim
     for claim in (
-        _claim("below_20k", "separable_deep", Recipe(epochs=16, precision="bfloat16")),
+        _claim("below_20k", "separable_deep", Recipe(epochs=16)),
         _claim("below_8k", "separable_deep_8k", replace(MILD, epochs=15, learning_rate=0.03)),
         _claim("below_5k", "separable_deep_5k", replace(MILD, epochs=20, learning_rate=0.03)),
         _claim("below_2k", "shared_24_2k", replace(MILD, epochs=30)),

@@ -53,9 +53,7 @@ def distillation_loss(teacher: nn.Module, recipe: Recipe) -> Loss:
     label_loss = cross_entropy(recipe)
 
     def loss(inputs: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            teacher_logits = teacher(inputs).float()
-        divergence = soft_divergence(logits, teacher_logits, recipe.temperature)
+        divergence = soft_divergence(logits, teacher(inputs).float(), recipe.temperature)
         return torch.lerp(label_loss(inputs, logits, labels), divergence, recipe.teacher_weight)
 
     return loss

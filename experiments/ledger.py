@@ -27,6 +27,7 @@ KEYS = (
     "mistakes",  # {image number: predicted digit}, last epoch
     "seconds",  # of training and the evaluations after each epoch
     "device",
+    "precision",  # of the forward and backward pass: "float32" or "bfloat16"
     "versions",
     "commit",
     "data",  # "mnist" or "sample"
@@ -39,7 +40,7 @@ class LedgerWarning(UserWarning):
 
 
 def trial_key(trial: dict) -> tuple:
-    """The identity of a trial: variant, split, seed, data and recipe. 15 and 15.0 in a recipe are equal."""
+    """What a trial is of: variant, split, seed, data and recipe. 15 and 15.0 in a recipe are equal."""
     return trial["variant"], trial["split"], trial["seed"], trial["data"], *sorted(trial["recipe"].items())
 
 
@@ -69,7 +70,7 @@ def read_ledger(path: str | Path = LEDGER) -> list[dict]:
             continue
         if unknown := sorted(trial.keys() - set(KEYS)):
             _warn(f"{where} has keys that this version does not know, {', '.join(unknown)}: kept")
-        if (key := trial_key(trial)) in first_seen:
+        if (key := _identity(trial)) in first_seen:
             _warn(f"{where} repeats the trial of line {first_seen[key]}: the earlier one counts")
             continue
         first_seen[key] = number
@@ -96,7 +97,7 @@ def append_trial(trial: dict, path: str | Path = LEDGER) -> bool:
     with FileLock(path.with_suffix(".lock")):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LedgerWarning)  # for readers of the ledger, not for every writer
-            if trial_key(trial) in set(map(trial_key, read_ledger(path))):
+            if _identity(trial) in set(map(_identity, read_ledger(path))):
                 return False
         append_line(line, path)
     return True
@@ -123,6 +124,11 @@ def select(trials: Iterable[dict], **conditions) -> list[dict]:
     return [trial for trial in trials if all(trial[key] == value for key, value in conditions.items())]
 
 
+def _identity(trial: dict) -> tuple:
+    """Two lines with the same identity are one trial twice. The same trial in two precisions stays two."""
+    return trial["precision"], *trial_key(trial)
+
+
 def _problem(line) -> str:
     """Why a parsed line is not a trial; empty if it is one."""
     if not isinstance(line, dict):
@@ -130,9 +136,9 @@ def _problem(line) -> str:
     if missing := [key for key in KEYS if key not in line]:
         return f"missing keys: {', '.join(missing)}"
     try:
-        hash(trial_key(line))
+        hash(_identity(line))
     except (AttributeError, TypeError):
-        return "its variant, split, seed, data or recipe is not of the right kind"
+        return "its variant, split, seed, data, recipe or precision is not of the right kind"
     return ""
 
 

@@ -7,7 +7,6 @@ import re
 # Recipe fields that did not exist yet, with the value that describes what was done.
 DEFAULTS = {
     "sgd_learning_rate": 0.1,
-    "precision": "float32",
     "teacher": "",
     "teachers": 1,
     "teacher_weight": 0.5,
@@ -57,8 +56,10 @@ def rename(trial: dict) -> dict:
 
 
 def modernize(trial: dict) -> dict:
-    """The trial with today's names, and with `DEFAULTS` for the missing recipe fields."""
+    """The trial with today's names, `DEFAULTS` for the missing recipe fields, and `precision` as a key of its own."""
     trial = rename(trial)
     if isinstance(trial.get("recipe"), dict):
-        trial["recipe"] = DEFAULTS | trial["recipe"]
+        recipe = DEFAULTS | trial["recipe"]
+        precision = recipe.pop("precision", "float32")  # a field of the recipe once; float32 before that
+        trial = {"precision": precision} | trial | {"recipe": recipe}
     return trial

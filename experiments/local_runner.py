@@ -25,9 +25,10 @@ RERUN = "Finished trials are in the ledger; run the same command again for the o
 def run_locally(trials: list[dict], ledger: str | Path, run: Callable[..., dict], workers: int = 1) -> int:
     """Call `run(**trial)` for each of `trials` in `workers` processes and append the results to the ledger.
 
-    Returns the number of failures. A trial that raises is reported and the others continue. If a worker process dies,
-    all unfinished trials count as failed, since it is unknown which of them killed it. Raises OSError if the ledger
-    cannot be written, and KeyboardInterrupt on Ctrl-C; no process is left running.
+    A result is a line of the ledger or a list of lines. Returns the number of failures. A trial that raises is reported
+    and the others continue. If a worker process dies, all unfinished trials count as failed, since it is unknown which
+    of them killed it. Raises OSError if the ledger cannot be written, and KeyboardInterrupt on Ctrl-C; no process is
+    left running.
     """
     check_writable(ledger)
     failed = lost = 0
@@ -42,15 +43,18 @@ def run_locally(trials: list[dict], ledger: str | Path, run: Callable[..., dict]
             finished, running = futures.wait(running, timeout=0.2, return_when=futures.FIRST_COMPLETED)
             for future in finished:
                 try:
-                    trial = future.result()
-                    append_trial(trial, ledger)
+                    result = future.result()
+                    finished_trials = result if isinstance(result, list) else [result]
+                    for trial in finished_trials:
+                        append_trial(trial, ledger)
                 except BrokenProcessPool:
                     lost += 1
                 except Exception as error:
                     failed += 1
                     tqdm.write(f"{names[future]}: FAILED, {type(error).__name__}: {error}")
                 else:
-                    tqdm.write(f"{names[future]}: {trial['accuracy']:.2f}%, {trial['seconds']:.0f} s")
+                    for trial in finished_trials:
+                        tqdm.write(f"{trial_name(trial)}: {trial['accuracy']:.2f}%, {trial['seconds']:.0f} s")
                 bar.update()
     if interrupted.is_set():
         raise KeyboardInterrupt
@@ -61,18 +65,14 @@ def run_locally(trials: list[dict], ledger: str | Path, run: Callable[..., dict]
 
 
 def trial_name(trial: dict) -> str:
-    """How messages refer to a trial."""
-    return f"{trial['variant']}, seed {trial['seed']}"
+    """How messages refer to a trial, or to several with `seeds`."""
+    seeds = f"seed {trial['seed']}" if "seed" in trial else f"{len(trial['seeds'])} seeds at once"
+    return f"{trial['variant']}, {seeds}"
 
 
 def plural(number: int, noun: str) -> str:
     """ "1 trial", "2 trials" """
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def cores() -> int:
-    """The number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -13,14 +13,15 @@ import sys
 from pathlib import Path
 
 from experiments.ledger import read_ledger, select, trial_key
-from experiments.local_runner import RERUN, cores, plural, run_locally, trial_name
+from experiments.local_runner import RERUN, plural, run_locally, trial_name
 from experiments.ray_runner import ClusterError, run_on_ray
-from training.command_line import INTERRUPTED, Parser, add_recipe_options, recipe_changes, run_command
+from training.command_line import INTERRUPTED, PRECISIONS, Parser, add_recipe_options, recipe_changes, run_command
 from training.files import LEDGER
 
 # Modules that import torch or pandas, which takes seconds, are imported inside functions, so that --help is fast.
 
 MAX_SEEDS = 10_000
+MAX_SEEDS_AT_ONCE = 32  # on a GPU
 
 
 def sweep(
@@ -30,6 +31,7 @@ def sweep(
     changes: dict | None = None,
     sample: bool = False,
     device: str = "auto",
+    precision: str = "auto",
     workers: int | None = None,
     ray: str | None = None,
     gpus_per_trial: float = 0,
@@ -41,17 +43,21 @@ def sweep(
     """Run all trials that are not in the ledger, `workers` at a time; return the number of failures.
 
     `changes` replaces fields of the recipes. By default there is one worker per CPU core, with one thread each, which
-    is faster than one trial after another with all threads; on a GPU there is one worker. With `ray`, a cluster's
-    address or "auto", the trials run on a Ray cluster: see `ray_runner.run_on_ray`, which also explains
-    `gpus_per_trial`, `retries` and `limit`. `dry_run` only lists the trials.
+    is faster than one trial after another with all threads; on a GPU there is one worker, which trains the seeds of a
+    variant at once where it can. `precision`: see `training.device.pick_precision`; with "auto", a trial that is
+    recorded in any precision is skipped. With `ray`, a cluster's address or "auto", the trials run on a Ray cluster:
+    see `ray_runner.run_on_ray`, which also explains `gpus_per_trial`, `retries` and `limit`. `dry_run` only lists the
+    trials.
 
     Raises ValueError for a bad recipe, DataError if MNIST cannot be loaded, OSError if the ledger cannot be written,
     ClusterError if there is no usable cluster, and KeyboardInterrupt on Ctrl-C; no process is left running.
     """
-    from experiments.trial import load_data, planned_recipe, run_trial
+    from experiments.trial import load_data, planned_recipe, run_trial, run_trials
+    from training.cpu import cores
+    from training.device import pick_device
 
     source = "sample" if sample else "mnist"
-    fixed = {"split": split, "changes": changes, "sample": sample, "device": device}
+    fixed = {"split": split, "changes": changes, "sample": sample, "device": device, "precision": precision}
     requested = [{"variant": variant, "seed": seed, **fixed} for seed in seeds for variant in variants]
     recipes = {variant: planned_recipe(variant, changes) for variant in variants}
 
@@ -59,7 +65,7 @@ def sweep(
         return trial_key({**trial, "data": source, "recipe": recipes[trial["variant"]].as_dict()})
 
     recorded = read_ledger(ledger)
-    done = set(map(trial_key, recorded))
+    done = {trial_key(trial) for trial in recorded if precision in ("auto", trial["precision"])}
     todo = [trial for trial in requested if key(trial) not in done]
     skipped = f"{len(requested) - len(todo)} already in {Path(ledger).name}"
     print(f"{plural(len(requested), 'trial')}, {source} {split}: {skipped}, {len(todo)} to run")
@@ -80,9 +86,27 @@ def sweep(
     else:
         if not sample:
             load_data(sample)  # download once, or fail with one error, before several trials need it
+        if pick_device(device).type == "cuda":
+            run_locally(grouped(todo), ledger, run_trials)
+            done = set(map(trial_key, read_ledger(ledger)))
+            todo = [trial for trial in todo if key(trial) not in done]  # those that cannot be trained at once
         failed = run_locally(todo, ledger, run_trial, at_once)
     print(summary(list(map(key, requested)), ledger))
     return failed
+
+
+def grouped(trials: list[dict]) -> list[dict]:
+    """The trials as arguments of `trial.run_trials`: per variant, `seeds` instead of `seed`. Lone ones are left out."""
+    seeds: dict[str, list[int]] = {}
+    for trial in trials:
+        seeds.setdefault(trial["variant"], []).append(trial["seed"])
+    shared = {key: value for key, value in (trials or [{}])[0].items() if key not in ("variant", "seed")}
+    groups = [
+        {"variant": variant, "seeds": together[start : start + MAX_SEEDS_AT_ONCE], **shared}
+        for variant, together in seeds.items()
+        for start in range(0, len(together), MAX_SEEDS_AT_ONCE)
+    ]
+    return [group for group in groups if len(group["seeds"]) > 1]
 
 
 def estimate(work: list[tuple[str, int]], trials: list[dict], workers: int | None) -> str:
@@ -124,6 +148,7 @@ def summary(keys: list[tuple], ledger: str | Path) -> str:
 
 def default_workers(device: str) -> int:
     """How many trials to run at a time on the device: one per CPU core, or one on a GPU."""
+    from training.cpu import cores
     from training.device import pick_device
 
     return cores() if pick_device(device).type == "cpu" else 1
@@ -158,6 +183,9 @@ def parse_arguments(arguments: list[str] | None = None) -> dict:
     add("--dry-run", action="store_true", help="list the trials and the expected duration, and stop")
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps (default: auto)")
+    add(
+        "--precision", choices=PRECISIONS, default="auto", help="default: bfloat16 if the device multiplies it natively"
+    )
     add("--workers", type=int, metavar="N", help="trials at a time (default: one per core; GPU: 1; --ray: no limit)")
     add("--ray", metavar="ADDRESS", help="run on a Ray cluster; auto: this machine's, or one started for the sweep")
     add("--gpus-per-trial", type=float, default=0, metavar="F", help="with --ray: e.g. 0.25 (default: 0)")

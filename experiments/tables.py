@@ -26,12 +26,18 @@ NOT_TESTED = dict.fromkeys(("low", "high", "p"), float("nan"))
 
 
 def current_trials(split: str, trials: list[dict] | None = None) -> list[dict]:
-    """The ledger's trials on the full MNIST with the recipes that `variants.py` has now."""
+    """The ledger's trials on the full MNIST with the recipes that `variants.py` has now.
+
+    If a variant has trials in two precisions, those in the more frequent one.
+    """
     trials = read_ledger() if trials is None else trials
     recipes = {name: variant.recipe.as_dict() for name, variant in VARIANTS.items()}
-    return [
+    found = [
         trial for trial in select(trials, split=split, data="mnist") if trial["recipe"] == recipes.get(trial["variant"])
     ]
+    counts = Counter((trial["variant"], trial["precision"]) for trial in found)
+    usual = {variant: precision for (variant, precision), _ in reversed(counts.most_common())}
+    return [trial for trial in found if trial["precision"] == usual[trial["variant"]]]
 
 
 def summary_table(trials: list[dict]) -> pd.DataFrame:
@@ -79,9 +85,9 @@ def tried_table(trials: list[dict]) -> pd.DataFrame:
             changes = {name: changes_in_words(recipe, base | {"epochs": FINAL.epochs}) for name, base in bases.items()}
             nearest = min(changes, key=lambda name: changes[name].count("→"))
             recipe = ", ".join(filter(None, (nearest, changes[nearest])))
-            groups.setdefault((trial["variant"], trial["epochs"], recipe), []).append(trial)
+            groups.setdefault((trial["variant"], trial["epochs"], recipe, trial["precision"]), []).append(trial)
     rows = []
-    for (variant, epochs, recipe), group in groups.items():
+    for (variant, epochs, recipe, precision), group in groups.items():
         parameters = group[0]["parameters"]
         budget = next((budget for budget in BUDGETS if parameters < budget), math.inf)
         accuracies = pd.Series([trial["accuracy"] for trial in group])
@@ -94,6 +100,7 @@ def tried_table(trials: list[dict]) -> pd.DataFrame:
             "Seeds": len(group),
             "Mean": f"{accuracies.mean():.3f}",
             "Loss": f"{losses.mean():.4f}",
+            "Precision": precision,
             "Recipe": recipe,
         }
         rows.append((-budget, losses.mean(), row))

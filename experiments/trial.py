@@ -1,4 +1,4 @@
-"""One trial: a variant trained from one seed, as a line for the ledger."""
+"""A trial: a variant trained from one seed, as a line for the ledger."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from dataclasses import replace
 from datetime import datetime, timezone
 
 import torch
+from torch import nn
 
 from analysis import inspection
 from experiments.candidates import KNOWN
 from experiments.distillation import distillation_loss, load_teacher
+from experiments.vectorized import fit_vectorized
 from helpers import build, fit, mistakes, predict
-from training.device import pick_device
+from training.cpu import threads_for_idle_cores
+from training.device import pick_device, pick_precision
 from training.mnist import MnistData, load_mnist, load_sample, validation_split
 from training.provenance import provenance
 from training.recipe import Recipe
@@ -25,6 +28,7 @@ def run_trial(
     changes: dict | None = None,
     sample: bool = False,
     device: str = "auto",
+    precision: str = "auto",
     threads: int | None = None,
     data: MnistData | None = None,
 ) -> dict:
@@ -33,30 +37,75 @@ def run_trial(
     With the split "validation", trains on five sixths of the training images and evaluates on the others; with "test",
     trains on all and evaluates on the test images. `changes` replaces fields of the recipe. All arguments and the
     result can be pickled, so that a trial can run in any process on any host; `data` saves loading MNIST. Raises
-    ValueError for an unknown split or a bad recipe, DivergenceError, and KeyboardInterrupt if Ctrl-C ended the
-    training early.
+    ValueError for an unknown split or precision or a bad recipe, DivergenceError, and KeyboardInterrupt if Ctrl-C ended
+    the training early.
     """
-    if split not in ("validation", "test"):  # a typing error must not select the test images
-        raise ValueError(f"split must be validation or test, not {split!r}")
     if threads:
         torch.set_num_threads(threads)
-    recipe = planned_recipe(variant, changes)
-    origin = provenance(pick_device(device))  # before training: the commit may change during it
-    data = data or load_data(sample)
-    if split == "validation":
-        data = validation_split(data)
-    loss = distillation_loss(load_teacher(recipe, data, device), recipe) if recipe.teacher else None
-    model = build(KNOWN[variant].build, seed)
-    start = time.perf_counter()
-    history = fit(model, data, recipe, seed=seed, device=device, loss=loss, progress=False)
-    seconds = time.perf_counter() - start
+    with threads_for_idle_cores():  # around everything, so that the line names the number
+        recipe, data = planned_recipe(variant, changes), split_of(split, data or load_data(sample))
+        precision = pick_precision(precision, pick_device(device))
+        origin = _origin(device, precision)  # before training: the commit may change during it
+        loss = distillation_loss(load_teacher(recipe, data, device), recipe) if recipe.teacher else None
+        model = build(KNOWN[variant].build, seed)
+        start = time.perf_counter()
+        options = {"device": device, "precision": precision, "loss": loss, "progress": False}
+        history = fit(model, data, recipe, seed=seed, **options)
+        seconds = time.perf_counter() - start
     if len(history) < recipe.epochs:  # `fit` returns early on Ctrl-C
         raise KeyboardInterrupt
+    return _line(variant, recipe, seed, data, model, history, seconds) | origin
+
+
+def run_trials(
+    variant: str,
+    seeds: list[int],
+    split: str,
+    changes: dict | None = None,
+    sample: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    data: MnistData | None = None,
+) -> list[dict]:
+    """`run_trial` for several seeds, trained at once (`vectorized.py`): on a GPU that takes little longer than one.
+
+    Raises ValueError or RuntimeError if the network or the recipe cannot be vectorised or the memory is too small, and
+    DivergenceError if one of the trainings diverges.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    recipe, data = planned_recipe(variant, changes), split_of(split, data or load_data(sample))
+    precision = pick_precision(precision, pick_device(device))
+    origin = _origin(device, precision)
+    start = time.perf_counter()
+    models, histories = fit_vectorized(KNOWN[variant].build, data, recipe, seeds, device, precision=precision)
+    seconds = (time.perf_counter() - start) / len(seeds)
+    return [
+        _line(variant, recipe, seed, data, model, history, seconds) | origin
+        for seed, model, history in zip(seeds, models, histories, strict=True)
+    ]
+
+
+def _origin(device: str, precision: str) -> dict:
+    return {**provenance(pick_device(device)), "precision": precision}
+
+
+def _line(
+    variant: str,
+    recipe: Recipe,
+    seed: int,
+    data: MnistData,
+    model: nn.Module,
+    history: list[dict],
+    seconds: float,
+) -> dict:
+    """A trial's line for the ledger, without where it was produced."""
     return {
         "variant": variant,
         "recipe": recipe.as_dict(),
         "seed": seed,
-        "split": split,
+        "split": data.split,
         "epochs": recipe.epochs,
         "parameters": inspection.count_parameters(model),
         "macs": inspection.count_macs(model),
@@ -65,10 +114,16 @@ def run_trial(
         "curve": [{key: round(value, 6) for key, value in epoch.items()} for epoch in history],
         "mistakes": mistakes(data.eval_labels, predict(model, data.eval_images)),
         "seconds": round(seconds, 1),
-        **origin,
         "data": data.source,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def split_of(split: str, data: MnistData) -> MnistData:
+    """The data of a split. Raises ValueError for any word but "validation" and "test"."""
+    if split not in ("validation", "test"):  # a typing error must not select the test images
+        raise ValueError(f"split must be validation or test, not {split!r}")
+    return validation_split(data) if split == "validation" else data
 
 
 def load_data(sample: bool) -> MnistData:

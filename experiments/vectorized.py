@@ -18,7 +18,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from helpers import DivergenceError, build
 from training.augmentation import augment_by, draw, normalize
-from training.device import compile_model, pick_device
+from training.device import autocast, compile_model, pick_device, pick_precision
 from training.mnist import MnistData
 from training.optimizers import make_optimizer, make_scheduler, moving_average
 from training.recipe import Recipe
@@ -71,18 +71,21 @@ def fit_vectorized(
     seeds: list[int],
     device: str = "auto",
     compile: bool = False,
+    precision: str = "auto",
+    eval_every: int = 1,
 ) -> tuple[list[nn.Module], list[list[dict]]]:
     """Train `architecture` from all `seeds` at once; return the models and their histories (see `helpers.fit`).
 
-    Evaluated after the last epoch only. An epoch's seconds are those of all networks divided by their number.
-    `compile`: train a compiled model. Raises ValueError for missing or repeated seeds, a recipe with a teacher, or an
-    unknown device, and DivergenceError, naming the seeds, when a loss is not finite.
+    An epoch's seconds are those of all networks divided by their number. `compile`: train a compiled model. Raises
+    ValueError for missing or repeated seeds, a recipe with a teacher, or an unknown device or precision, and
+    DivergenceError, naming the seeds, when a loss is not finite.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be one or more different numbers, not {seeds}")
     if recipe.teacher:
         raise ValueError("fit_vectorized does not support distillation; use fit for each seed")
     device = pick_device(device)
+    precision = pick_precision(precision, device)
     data = data.to(device)
     models = [build(architecture, seed).to(device) for seed in seeds]
     stack = Stack(models)
@@ -91,6 +94,7 @@ def fit_vectorized(
     per_batch = recipe.schedule_every == "batch"
     scheduler = make_scheduler(optimizer, recipe, len(data.train_images))
     average = moving_average(stack, recipe.ema_decay) if recipe.ema_decay else None
+    evaluated = stack if average is None else average.module
     forward = compile_model(stack, device) if compile else stack
 
     histories: list[list[dict]] = [[] for _ in seeds]
@@ -104,7 +108,7 @@ def fit_vectorized(
         for batch in orders.split(recipe.batch_size, dim=1):
             targets = data.train_labels[batch]
             inputs = _augment_each(data.train_images[batch], recipe.in_epoch(epoch), generators)
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            with autocast(device, precision):
                 logits = forward(inputs).float()
             losses = _losses(logits, targets, recipe.label_smoothing)
             optimizer.zero_grad()
@@ -122,16 +126,19 @@ def fit_vectorized(
         learning_rate = optimizer.param_groups[0]["lr"]
         if not per_batch:
             scheduler.step()
+        eval_losses, eval_corrects = [None] * len(seeds), [None] * len(seeds)
+        if epoch % eval_every == 0 or epoch == recipe.epochs:
+            eval_losses, eval_corrects = _evaluate(evaluated, data)
         seconds = (time.perf_counter() - start) / len(seeds)
-        for history, loss, hits in zip(histories, loss_sum.tolist(), correct.tolist(), strict=True):
+        for history, loss, hits, eval_loss, eval_hits in zip(
+            histories, loss_sum.tolist(), correct.tolist(), eval_losses, eval_corrects, strict=True
+        ):
+            eval_accuracy = None if eval_hits is None else 100 * eval_hits / len(data.eval_labels)
             line = {"epoch": epoch, "learning_rate": learning_rate}
             line |= {"train_loss": loss / count, "train_accuracy": 100 * hits / count}
-            line |= {"eval_loss": None, "eval_accuracy": None, "eval_correct": None, "seconds": seconds}
-            history.append(line)
-    final = stack if average is None else average.module
-    for history, loss, hits in zip(histories, *_evaluate(final, data), strict=True):
-        history[-1] |= {"eval_loss": loss, "eval_accuracy": 100 * hits / len(data.eval_labels), "eval_correct": hits}
-    final.write_to(models)
+            line |= {"eval_loss": eval_loss, "eval_accuracy": eval_accuracy, "eval_correct": eval_hits}
+            history.append(line | {"seconds": seconds})
+    evaluated.write_to(models)
     return models, histories
 
 

@@ -21,7 +21,7 @@ from training.mnist import MnistData
 from training.optimizers import make_optimizer, make_scheduler, moving_average
 from training.recipe import Recipe, recipe_difference
 
-FORMAT = "mnist-s5-checkpoint-2"
+FORMAT = "mnist-s5-checkpoint-3"
 
 
 class CheckpointError(RuntimeError):
@@ -32,7 +32,7 @@ class CheckpointError(RuntimeError):
 class TrainingState:
     """Everything that changes during training, and what the run is (`run`): a checkpoint holds both."""
 
-    run: dict  # recipe, seed, data and device: a checkpoint of another run is refused
+    run: dict  # recipe, seed, data, device and precision: a checkpoint of another run is refused
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: LambdaLR
@@ -41,11 +41,20 @@ class TrainingState:
     history: list[dict] = field(default_factory=list)
 
     @classmethod
-    def start(cls, model: nn.Module, data: MnistData, recipe: Recipe, seed: int, device: torch.device) -> TrainingState:
+    def start(
+        cls,
+        model: nn.Module,
+        data: MnistData,
+        recipe: Recipe,
+        seed: int,
+        device: torch.device,
+        precision: str = "float32",
+    ) -> TrainingState:
         """The state before the first epoch."""
         optimizer = make_optimizer(model.parameters(), recipe)
+        run = {"recipe": recipe.as_dict(), "seed": seed, "data": str(data)}
         return cls(
-            run={"recipe": recipe.as_dict(), "seed": seed, "data": str(data), "device": device.type},
+            run=run | {"device": device.type, "precision": precision},
             model=model,
             optimizer=optimizer,
             scheduler=make_scheduler(optimizer, recipe, len(data.train_images)),

@@ -14,6 +14,7 @@ from typing import NoReturn
 from training.recipe import CHOICES, Recipe
 
 INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+PRECISIONS = ("auto", "float32", "bfloat16")  # of a forward and backward pass: see device.py
 TYPES = {"int": int, "float": float, "str": str}
 METAVARS = {"int": "N", "float": "X", "str": "NAME"}
 

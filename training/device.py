@@ -1,17 +1,20 @@
-"""The device that a network is trained on: by name, its memory layout, and compiling for it."""
+"""The device that a network is trained on, and what makes it fast there: precision, memory layout, compiling."""
 
 from __future__ import annotations
 
-import ctypes
+import platform
+import time
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from training.fused import compiles, fuse
+from training.command_line import PRECISIONS
+from training.fused import fuse
+from training.kernels import can_compile
 
-MIN_BATCHES_TO_COMPILE = 1500  # compiling takes about ten seconds and saves some ten milliseconds per batch
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h, glibc's
+MIN_GAIN = 1.2  # by which bfloat16 must be faster to be used where only a measurement tells
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -40,6 +43,48 @@ def pick_device(device: str = "auto") -> torch.device:
     return chosen
 
 
+def pick_precision(precision: str, device: torch.device) -> str:
+    """The precision of the forward and backward pass, "float32" or "bfloat16"; weights are always float32.
+
+    "auto" takes bfloat16 if the device multiplies it natively: a CUDA card from Ampere on, a processor with AMX or
+    AVX512-BF16. Emulated, it takes several times as long. Raises ValueError for any other word.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device)[0] >= 8
+    else:
+        native = device.type == "cpu" and _cpu_multiplies_bfloat16()
+    return "bfloat16" if native else "float32"
+
+
+@cache
+def _cpu_multiplies_bfloat16() -> bool:
+    """Ask torch on x86; measure a convolution, for about 50 ms, on other processors."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # an older torch lacks them
+        return any(getattr(torch.cpu, name, bool)() for name in asked)
+    images, weight = torch.randn(128, 32, 7, 7), torch.randn(40, 32, 3, 3)
+    images = images.to(memory_format=torch.channels_last)
+
+    def fastest(dtype: torch.dtype) -> float:
+        seconds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            torch.conv2d(images.to(dtype), weight.to(dtype), padding=1)
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    return fastest(torch.float32) > MIN_GAIN * fastest(torch.bfloat16)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a forward pass runs in a precision (see `pick_precision`)."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
 def compile_model(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
     """The model compiled for training; it shares its weights with `model`.
 
@@ -51,9 +96,9 @@ def compile_model(model: nn.Module, device: torch.device) -> Callable[[Tensor], 
     return torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else "default")
 
 
-def should_compile(device: torch.device, batches: int) -> bool:
-    """True if compiling saves more time over `batches` training steps than it takes: in long runs on a CPU."""
-    return device.type == "cpu" and batches >= MIN_BATCHES_TO_COMPILE and compiles()
+def should_compile(device: torch.device) -> bool:
+    """True if compiling pays in every run: on a CPU, where it takes two seconds once."""
+    return device.type == "cpu" and can_compile()
 
 
 def use_channels_last(model: nn.Module) -> None:
@@ -61,16 +106,3 @@ def use_channels_last(model: nn.Module) -> None:
     if next(model.parameters()).device.type == "cpu":
         with torch.inference_mode(False):  # weights made in inference mode could not be trained
             model.to(memory_format=torch.channels_last)
-
-
-def keep_freed_memory() -> None:
-    """Keep freed memory in the process for the next batch (glibc only).
-
-    Otherwise the pages of every activation, a few megabytes each, are returned and faulted in again at every batch.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # macOS, Windows, musl
-        return
-    mallopt(M_MMAP_THRESHOLD, 8 * 2**20)
-    mallopt(M_TRIM_THRESHOLD, 2**30)

@@ -82,39 +82,72 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:
         """Update every parameter by its gradient."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                gradient = parameter.grad.add(parameter, alpha=group["weight_decay"])
-                state["momentum"].mul_(group["momentum"]).add_(gradient)
-                update = gradient.add(state["momentum"], alpha=group["momentum"])
-                if group["orthogonal"]:
-                    norm = norm_of(parameter)
-                    update = orthogonal(update.flatten(-3)).view_as(update)
-                    parameter.sub_(update * (group["lr"] * norm / norm_of(update).clamp_min(TINY)))
-                    parameter.mul_(norm / norm_of(parameter).clamp_min(TINY))
-                else:
-                    parameter.sub_(update, alpha=group["lr"])
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            gradients = torch._foreach_add([p.grad for p in parameters], parameters, alpha=group["weight_decay"])
+            momenta = [self._momentum(parameter) for parameter in parameters]
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_add_(momenta, gradients)
+            updates = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
+            if group["orthogonal"]:
+                _turn(parameters, updates, group["lr"])
+            else:
+                torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        return state["momentum"]
 
 
-def norm_of(filters: Tensor) -> Tensor:
-    """The norm of each convolution's weights (..., outputs, inputs, height, width), with their dimensions kept as 1."""
-    return filters.square().sum((-4, -3, -2, -1), keepdim=True).sqrt()
+def _turn(convolutions: list[Tensor], updates: list[Tensor], rate: float) -> None:
+    """Move each convolution's weights by `rate` of their norm along minus its orthogonalised update; keep the norm.
+
+    All layers at once, their matrices padded with zeros to one size: that takes a third of the time.
+    """
+    (weights, places), (matrices, _) = _stacked(convolutions), _stacked(updates)
+    directions = orthogonal(matrices)
+    norms = _norms(weights)
+    weights -= directions * (rate * norms / _norms(directions).clamp_min(TINY))
+    weights *= norms / _norms(weights).clamp_min(TINY)
+    torch._foreach_copy_(convolutions, places)
 
 
-def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The nearest matrix with orthonormal rows (or columns, if fewer), approximated by Newton-Schulz iteration.
+def _stacked(filters: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Filters (…, outputs, inputs, height, width) as matrices (layers, …, rows, columns), padded with zeros.
 
-    Takes and returns float matrices (..., rows, columns). All singular values become about 1; zero stays zero.
+    No matrix has more rows than columns. Also returns the views of the matrices that have the filters' shapes.
+    """
+    sizes = [(each.shape[-4], each.shape[-3:].numel()) for each in filters]
+    rows, columns = max(map(min, sizes)), max(map(max, sizes))
+    matrices = filters[0].new_zeros(len(filters), *filters[0].shape[:-4], rows, columns)
+    places = []
+    for matrix, each, (height, width) in zip(matrices, filters, sizes, strict=True):
+        place = matrix[..., :height, :width] if height <= width else matrix[..., :width, :height].mT
+        places.append(place.unflatten(-1, each.shape[-3:]))
+    torch._foreach_copy_(places, filters)
+    return matrices, places
+
+
+def _norms(matrices: Tensor) -> Tensor:
+    """The Frobenius norm of each matrix (…, rows, columns), as (…, 1, 1)."""
+    return torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
+
+
+def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+    """The nearest matrices with orthonormal rows (or columns, if fewer), approximated by Newton-Schulz iteration.
+
+    Takes and returns float matrices (…, rows, columns). All singular values become about 1; zero stays zero.
     """
     a, b, c = NEWTON_SCHULZ
-    tall = matrix.shape[-2] > matrix.shape[-1]
-    wide = matrix.mT if tall else matrix
-    wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp_min(TINY)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    wide = matrices.mT if tall else matrices
+    shape = wide.shape
+    wide = (wide / _norms(wide).clamp_min(TINY)).reshape(-1, *shape[-2:])
     for _ in range(steps):
         gram = wide @ wide.mT
-        wide = a * wide + (b * gram + c * gram @ gram) @ wide
-    return wide.mT if tall else wide
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        wide = torch.baddbmm(wide, polynomial, wide, beta=a)
+    return wide.view(shape).mT if tall else wide.view(shape)

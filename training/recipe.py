@@ -1,4 +1,4 @@
-"""How a network is trained, as plain numbers and words. Importing this is instant: no torch here."""
+"""How a network is trained, as plain numbers and words; nothing of hardware. Importing this is instant: no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ CHOICES = {
     "optimizer": ("sgd", "adam", "adamw", "adadelta", "muon"),
     "schedule": ("constant", "step", "linear", "cosine"),
     "schedule_every": ("batch", "epoch"),
-    "precision": ("float32", "bfloat16"),
 }
 
 NO_AUGMENTATION = {"rotation": 0.0, "translation": 0.0, "scale": 0.0, "shear": 0.0, "elastic": 0.0}
@@ -40,7 +39,6 @@ class Recipe:
     momentum: float = _setting(0.85, "of sgd and muon")
     nesterov: bool = _setting(True, "sgd: Nesterov momentum")
     weight_decay: float = _setting(2e-4, "L2 penalty; muon: not on convolutions")
-    precision: str = _setting("float32", "of the forward and backward pass; weights are always float32")
 
     schedule: str = _setting("linear", "of the rate after warm-up; linear and cosine end at 0")
     schedule_every: str = _setting("batch", "when the rate changes")
