@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import training  # noqa: F401  before torch: see there
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,11 +22,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-import training  # noqa: F401  before torch, see there
 from training.augmentation import augment, normalize
 from training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from training.cpu import keep_freed_memory, threads_for_idle_cores
-from training.device import autocast, compile_model, pick_device, pick_precision, should_compile, use_channels_last
+from training.device import autocast, compile_model, pick_device, pick_precision, use_channels_last
 from training.mnist import MnistData
 from training.recipe import Recipe
 
@@ -174,15 +176,13 @@ def fit(
     `data.eval_images`, test or validation, every `eval_every` epochs and after the last; otherwise None. Afterwards
     the model holds the weights that were evaluated last: the moving average if the recipe has one.
 
-    `compile`: train a compiled model, equal up to rounding. None: on a CPU that has a C++ compiler. `precision`: see
-    `training.device.pick_precision`. `loss`: instead of the recipe's cross-entropy, e.g.
+    `compile` and `precision`: see `training.device`. `loss`: instead of the recipe's cross-entropy, e.g.
     `experiments.distillation.distillation_loss`. `checkpoint`: a path; the whole state is saved there after every
     epoch, and `resume` continues from it, with the same results bit for bit (on a CPU with the same number of threads).
     Ctrl-C ends the run early, at the end of the last complete epoch.
 
-    Raises DivergenceError (the model is set back likewise), CheckpointError, CompileError, and ValueError for an
-    unknown device or precision, `eval_every` below 1, `resume` without a checkpoint, or a recipe with a teacher but no
-    `loss`.
+    Raises DivergenceError (the model is set back likewise), CheckpointError, CompileError, and ValueError for any
+    option that makes no sense, such as a recipe with a teacher but no `loss`.
     """
     if eval_every < 1:
         raise ValueError(f"eval_every must be 1 or more epochs, not {eval_every}")
@@ -195,8 +195,7 @@ def fit(
     data, model = data.to(device), model.to(device)
     use_channels_last(model)
     keep_freed_memory()
-    compile = should_compile(device) if compile is None else compile
-    forward = compile_model(model, device) if compile else model
+    forward = compile_model(model, device, compile)
     torch.manual_seed(seed)  # for dropout, which uses the global generators
     state = TrainingState.start(model, data, recipe, seed, device, precision)
     if resume:

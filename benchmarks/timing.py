@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from training.cpu import cores
+from training.device import pick_precision
 from training.provenance import provenance
 
 
@@ -56,5 +57,5 @@ def environment() -> dict:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.machine()}",
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        **provenance(torch.device("cpu")),
+        **provenance(torch.device("cpu"), pick_precision("auto", torch.device("cpu"))),
     }

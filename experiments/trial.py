@@ -45,7 +45,7 @@ def run_trial(
     with threads_for_idle_cores():  # around everything, so that the line names the number
         recipe, data = planned_recipe(variant, changes), split_of(split, data or load_data(sample))
         precision = pick_precision(precision, pick_device(device))
-        origin = _origin(device, precision)  # before training: the commit may change during it
+        origin = provenance(pick_device(device), precision)  # before training: the commit may change during it
         loss = distillation_loss(load_teacher(recipe, data, device), recipe) if recipe.teacher else None
         model = build(KNOWN[variant].build, seed)
         start = time.perf_counter()
@@ -54,7 +54,7 @@ def run_trial(
         seconds = time.perf_counter() - start
     if len(history) < recipe.epochs:  # `fit` returns early on Ctrl-C
         raise KeyboardInterrupt
-    return _line(variant, recipe, seed, data, model, history, seconds) | origin
+    return _line(variant, recipe, seed, data, model, history, seconds, origin)
 
 
 def run_trials(
@@ -77,18 +77,14 @@ def run_trials(
         torch.set_num_threads(threads)
     recipe, data = planned_recipe(variant, changes), split_of(split, data or load_data(sample))
     precision = pick_precision(precision, pick_device(device))
-    origin = _origin(device, precision)
+    origin = provenance(pick_device(device), precision)
     start = time.perf_counter()
     models, histories = fit_vectorized(KNOWN[variant].build, data, recipe, seeds, device, precision=precision)
     seconds = (time.perf_counter() - start) / len(seeds)
     return [
-        _line(variant, recipe, seed, data, model, history, seconds) | origin
+        _line(variant, recipe, seed, data, model, history, seconds, origin)
         for seed, model, history in zip(seeds, models, histories, strict=True)
     ]
-
-
-def _origin(device: str, precision: str) -> dict:
-    return {**provenance(pick_device(device)), "precision": precision}
 
 
 def _line(
@@ -99,8 +95,9 @@ def _line(
     model: nn.Module,
     history: list[dict],
     seconds: float,
+    origin: dict,
 ) -> dict:
-    """A trial's line for the ledger, without where it was produced."""
+    """A trial's line for the ledger, with all of `ledger.KEYS`."""
     return {
         "variant": variant,
         "recipe": recipe.as_dict(),
@@ -114,6 +111,7 @@ def _line(
         "curve": [{key: round(value, 6) for key, value in epoch.items()} for epoch in history],
         "mistakes": mistakes(data.eval_labels, predict(model, data.eval_images)),
         "seconds": round(seconds, 1),
+        **origin,
         "data": data.source,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

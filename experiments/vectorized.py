@@ -95,7 +95,7 @@ def fit_vectorized(
     scheduler = make_scheduler(optimizer, recipe, len(data.train_images))
     average = moving_average(stack, recipe.ema_decay) if recipe.ema_decay else None
     evaluated = stack if average is None else average.module
-    forward = compile_model(stack, device) if compile else stack
+    forward = compile_model(stack, device, compile)
 
     histories: list[list[dict]] = [[] for _ in seeds]
     for epoch in range(1, recipe.epochs + 1):

@@ -224,7 +224,7 @@ def run(options: argparse.Namespace) -> int:
     if options.record:
         record = {"rows": rows, "difference": difference, "opset": OPSET, "data": str(data)}
         with atomic_path(EXPORT) as temporary:
-            temporary.write_text(json.dumps(record | provenance(torch.device("cpu")), indent=1) + "\n")
+            temporary.write_text(json.dumps(record | provenance(torch.device("cpu"), "float32"), indent=1) + "\n")
     return 0
 
 

@@ -17,7 +17,18 @@ def test_functions_are_measured_in_turns(capsys):
 
 
 def test_environment_names_machine_versions_and_commit():
-    names = {"processor", "cores", "threads", "capability", "system", "time", "device", "versions", "commit"}
+    names = {
+        "versions",
+        "commit",
+        "processor",
+        "cores",
+        "threads",
+        "capability",
+        "system",
+        "time",
+        "device",
+        "precision",
+    }
     assert timing.environment().keys() == names
 
 

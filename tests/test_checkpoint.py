@@ -35,19 +35,22 @@ class WithDropout(nn.Module):
 
 
 @pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("architecture", "changes"),
     [
         (Net, {}),
         (WithDropout, {"optimizer": "adamw"}),
-        (Net, {"optimizer": "muon", "precision": "bfloat16"}),
+        (Net, {"optimizer": "muon"}),
         (Net, {"optimizer": "adadelta", "ema_decay": 0.0, "schedule": "step", "schedule_every": "epoch"}),
     ],
 )
-def test_resume_gives_the_same_weights_bit_for_bit(small, tmp_path, monkeypatch, architecture, changes, device):
+def test_resume_gives_the_same_weights_bit_for_bit(
+    small, tmp_path, monkeypatch, architecture, changes, device, precision
+):
     recipe = replace(SHORT, epochs=4, learning_rate=0.01, **changes)
     path = tmp_path / "checkpoint.pt"
-    options = {"architecture": architecture, "device": device}
+    options = {"architecture": architecture, "device": device, "precision": precision}
     whole, whole_history = fit(small, recipe, **options)
 
     saved = save_checkpoint

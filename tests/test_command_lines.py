@@ -16,10 +16,19 @@ from training.recipe import CHOICES, Recipe
 
 RECIPE_OPTIONS = {"--" + field.name.replace("_", "-") for field in fields(Recipe)}
 DISTILLATION = {"--teacher", "--teachers", "--teacher-weight", "--temperature"}
-SWEEP = {"--variants", "--seeds", "--split", "--sample", "--ledger", "--dry-run", "--device", "--workers", "--ray"}
+SWEEP = {"--variants", "--seeds", "--split", "--sample", "--ledger", "--dry-run", "--device", "--precision"}
 OPTIONS = {
-    "main": {"--seed", "--device", "--data", "--smoke", "--output", "--resume", *(RECIPE_OPTIONS - DISTILLATION)},
-    "experiments.sweep": {*SWEEP, "--gpus-per-trial", "--retries", "--limit", *RECIPE_OPTIONS},
+    "main": {
+        "--seed",
+        "--device",
+        "--precision",
+        "--data",
+        "--smoke",
+        "--output",
+        "--resume",
+        *(RECIPE_OPTIONS - DISTILLATION),
+    },
+    "experiments.sweep": {*SWEEP, "--workers", "--ray", "--gpus-per-trial", "--retries", "--limit", *RECIPE_OPTIONS},
     "experiments.report": {"--check", "--figures"},
     "inference.predict": {"IMAGE", "--json", "--show", "--prepared", "--weights"},
     "inference.demo": {"--host", "--port", "--weights"},

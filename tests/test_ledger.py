@@ -38,7 +38,7 @@ def test_round_trip(path):
 
 def test_a_trial_has_the_documented_keys():
     documented = "variant recipe seed split epochs parameters macs accuracy best_accuracy curve mistakes seconds device"
-    assert set(KEYS) == {*documented.split(), "versions", "commit", "data", "time"}
+    assert set(KEYS) == {*documented.split(), "precision", "versions", "commit", "data", "time"}
     assert list(make_trial()) == list(KEYS)
 
 
@@ -144,7 +144,7 @@ def test_a_last_line_without_newline_is_complete(path):
         (b'{"variant": "s5"}', "line 2 is no trial, missing keys: recipe, seed"),
         (
             json.dumps(make_trial(recipe=3)).encode(),
-            "line 2 is no trial, its variant, .* recipe is not of the right kind",
+            "line 2 is no trial, its variant, .* precision is not of the right kind",
         ),
         (json.dumps(make_trial(variant=["s5"])).encode(), "line 2 is no trial, its variant"),
     ],

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -83,11 +84,9 @@ def test_wrong_options_give_one_line_and_exit_code_2(arguments, message, capsys)
 
 
 def test_every_recipe_field_is_an_option():
-    changes = Recipe(
-        epochs=3, optimizer="sgd", nesterov=False, precision="bfloat16", rotation=5.5, epochs_without_augmentation=1
-    )
+    changes = Recipe(epochs=3, optimizer="sgd", nesterov=False, rotation=5.5, epochs_without_augmentation=1)
     expected = {name: value for name, value in changes.as_dict().items() if value != getattr(Recipe(), name)}
-    command = ["--epochs", "3", "--optimizer", "sgd", "--no-nesterov", "--precision", "bfloat16", "--rotation", "5.5"]
+    command = ["--epochs", "3", "--optimizer", "sgd", "--no-nesterov", "--rotation", "5.5"]
     arguments = sweep.parse_arguments([*command, "--epochs-without-augmentation", "1", "--variants", "s5,s5"])
     assert arguments["changes"] == expected
     assert arguments["variants"] == ["s5"]
@@ -116,7 +115,7 @@ def test_dry_run_lists_the_missing_trials_and_runs_nothing(tmp_path, capsys):
     assert sweep.main([*command, "--dry-run"]) == 0
     header, *trials, duration = capsys.readouterr().out.splitlines()
     assert header == "4 trials, sample validation: 1 already in ledger.jsonl, 3 to run"
-    workers = min(3, sweep.cores())
+    workers = min(3, os.cpu_count() if not hasattr(os, "sched_getaffinity") else len(os.sched_getaffinity(0)))
     expected = f"about 0 minutes with {workers} at a time, not counting original, of which the ledger has no trial"
     assert duration == expected
     assert [trial.strip() for trial in trials] == ["s5, seed 0", "original, seed 0", "original, seed 1"]
@@ -156,7 +155,7 @@ def test_the_summary_counts_and_averages_the_requested_trials(tmp_path):
 
 def test_one_worker_per_core_by_default(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(sweep, "cores", lambda: 6)
+    monkeypatch.setattr("training.cpu.cores", lambda: 6)
     monkeypatch.setattr(sweep, "run_locally", lambda todo, *rest: calls.append((rest[-1], todo[0]["threads"])))
     for seeds, workers in ((range(9), None), (range(3), None), ([0], None), (range(9), 2)):
         sweep.sweep(["s5"], list(seeds), sample=True, device="cpu", workers=workers, ledger=tmp_path / "ledger.jsonl")
@@ -207,3 +206,40 @@ def test_a_killed_sweep_resumes(tmp_path, capsys, monkeypatch):
     assert sweep.main(command) == 0
     assert "2 already in ledger.jsonl, 0 to run" in capsys.readouterr().out
     assert path.read_bytes() == after
+
+
+def at_once(variant: str, seeds: list[int], changes: dict, **_) -> list[dict]:
+    """A replacement for `run_trials`: `s5` fails, any other variant gives a line per seed."""
+    if variant == "s5":
+        raise RuntimeError("out of memory")
+    return [make_trial(seed, variant=variant, accuracy=98.0, recipe=Recipe(**changes).as_dict()) for seed in seeds]
+
+
+def test_on_a_gpu_seeds_are_trained_at_once_and_one_by_one_where_that_fails(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "ledger.jsonl"
+    monkeypatch.setattr("training.device.pick_device", lambda name: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr("experiments.trial.run_trial", stand_in)
+    monkeypatch.setattr("experiments.trial.run_trials", at_once)
+    changes = Recipe(epochs=1).as_dict()
+    assert sweep.sweep(["s5", "gdconv"], [0, 1, 2], changes=changes, sample=True, ledger=path) == 0
+    recorded = {(trial["variant"], trial["seed"]): trial["accuracy"] for trial in read_strictly(path)}
+    assert recorded == {("gdconv", seed): 98.0 for seed in range(3)} | {("s5", seed): 99.4 for seed in range(3)}
+    assert "s5, 3 seeds at once: FAILED, RuntimeError: out of memory" in capsys.readouterr().out
+
+
+def test_trials_are_grouped_by_variant_and_at_most_32_seeds():
+    trials = [{"variant": "s5", "seed": seed, "split": "test"} for seed in range(40)]
+    groups = sweep.grouped([*trials, {"variant": "sgd", "seed": 0, "split": "test"}])
+    assert [(group["variant"], len(group["seeds"]), group["split"]) for group in groups] == [
+        ("s5", 32, "test"),
+        ("s5", 8, "test"),
+    ]
+    assert sweep.grouped([]) == []
+
+
+def test_a_trial_in_another_precision_is_skipped_unless_asked_for(tmp_path, capsys):
+    path = tmp_path / "ledger.jsonl"
+    ledger.append_trial(make_trial(0, precision="bfloat16"), path)
+    for precision, skipped in (("auto", 1), ("bfloat16", 1), ("float32", 0)):
+        sweep.sweep(["s5"], [0], sample=True, precision=precision, ledger=path, dry_run=True)
+        assert f"{skipped} already in ledger.jsonl" in capsys.readouterr().out

@@ -19,6 +19,7 @@ def trial(seed, accuracy, variant="s5", split="test", data="mnist", **changes):
     return {
         "variant": variant,
         "recipe": Recipe().as_dict(),
+        "precision": "float32",
         "seed": seed,
         "split": split,
         "epochs": 20,

@@ -17,7 +17,7 @@ from training import checkpoint
 from training.augmentation import MEAN, STD, normalize
 from training.checkpoint import load_checkpoint
 from training.device import pick_device
-from training.fused import can_fuse
+from training.kernels import can_compile
 from training.mnist import load_mnist
 from training.recipe import NO_AUGMENTATION, Recipe
 
@@ -228,7 +228,7 @@ def test_rare_evaluation_changes_nothing_else(small, capsys):
         fit(small, recipe, eval_every=0)
 
 
-@pytest.mark.skipif(not can_fuse(), reason="torch.compile requires Linux, a C++ compiler and Python's headers")
+@pytest.mark.skipif(not can_compile(), reason="requires a C++ compiler with OpenMP")
 def test_compiled_training_has_the_same_losses(small):
     (_, eager), (_, compiled) = (fit(small, compile=compile) for compile in (False, True))
     for epoch, expected in zip(compiled, eager, strict=True):
@@ -380,10 +380,10 @@ def test_bfloat16_is_used_in_training_passes_only(small):
             dtypes.append((images.dtype, outputs.dtype) if self.training else outputs.dtype)
             return super().forward(images)
 
-    model, history = fit(small, replace(SHORT, precision="bfloat16"), architecture=Recorder)
+    model, history = fit(small, precision="bfloat16", architecture=Recorder)
     assert set(dtypes) == {(torch.float32, torch.bfloat16), torch.float32}  # in training, in evaluation
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    _, reference = fit(small, SHORT)
+    _, reference = fit(small, precision="float32")
     assert history[-1]["train_loss"] != reference[-1]["train_loss"]
     assert history[-1]["train_loss"] == pytest.approx(reference[-1]["train_loss"], rel=0.05)
 

@@ -133,3 +133,15 @@ def test_an_interrupted_trial_raises_keyboard_interrupt(small, interruptible):
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         run_trial(small, changes={"epochs": 300})
+
+
+def test_trials_at_once_give_the_lines_of_each_seed(small):
+    arguments = {"changes": ONE_EPOCH, "sample": True, "device": "cpu", "precision": "float32", "data": small}
+    lines = trial.run_trials("s5", [3, 4], "validation", **arguments)
+    for line in lines:
+        expected = trial.run_trial("s5", line["seed"], "validation", **arguments)
+        assert line.keys() == expected.keys() == set(ledger.KEYS)
+        assert line["accuracy"] == pytest.approx(expected["accuracy"], abs=2.0)
+        assert line["curve"][-1]["eval_loss"] == pytest.approx(expected["curve"][-1]["eval_loss"], rel=0.01)
+        for key in ("recipe", "parameters", "macs", "split", "precision", "device"):
+            assert line[key] == expected[key]

@@ -65,6 +65,7 @@ def make_trial(seed: int = 0, **changes) -> dict:
         "mistakes": {"7": 3},
         "seconds": 12.5,
         "device": "cpu: x86_64, 1 thread",
+        "precision": "float32",
         "versions": {"torch": "2.4"},
         "commit": "unknown",
         "data": "sample",

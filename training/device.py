@@ -85,20 +85,20 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def compile_model(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The model compiled for training; it shares its weights with `model`.
+def compile_model(model: nn.Module, device: torch.device, compile: bool | None = True) -> Callable[[Tensor], Tensor]:
+    """The model compiled for training, equal up to rounding; it shares its weights with `model`.
 
-    On a CPU some of its layers are fused (`fused.py`). On CUDA the model is recorded as CUDA graphs, which removes
-    Python's overhead. Raises ValueError if this machine cannot compile.
+    On a CPU some of its layers are fused (`fused.py`), which takes two seconds the first time. On CUDA it is recorded
+    as CUDA graphs, which removes Python's overhead but takes half a minute. `compile` None: only on a CPU, if there is
+    a compiler; False: returns `model`. Raises CompileError if it is True and there is no compiler.
     """
+    if compile is None:
+        compile = device.type == "cpu" and can_compile()
+    if not compile:
+        return model
     if device.type == "cpu":
         return fuse(model)
     return torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else "default")
-
-
-def should_compile(device: torch.device) -> bool:
-    """True if compiling pays in every run: on a CPU, where it takes two seconds once."""
-    return device.type == "cpu" and can_compile()
 
 
 def use_channels_last(model: nn.Module) -> None:

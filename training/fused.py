@@ -1,12 +1,14 @@
-"""A network for training on a CPU: some of its layers run as the functions of `kernels.cpp`.
+"""A network for training on a CPU, in which BatchNorm, ReLU and max-pooling are one function of `kernels.cpp`.
 
-Torch runs BatchNorm, ReLU and max-pooling one after the other, each over all activations.
+Torch runs these layers one after the other, each over all activations.
 """
 
 from __future__ import annotations
 
+import copy
+
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from training.kernels import DTYPES, NormRelu, load_kernels
 
@@ -14,46 +16,50 @@ from training.kernels import DTYPES, NormRelu, load_kernels
 def fuse(model: nn.Module) -> nn.Module:
     """The same network for training, sharing its weights.
 
-    Every BatchNorm2d → ReLU (→ MaxPool2d(2)) becomes a `FusedNorm`. Other layers stay as they are, and so does a
-    network whose forward pass cannot be traced. Raises CompileError if the kernels cannot be compiled here.
+    Inside every `nn.Sequential`, BatchNorm2d → ReLU (→ MaxPool2d(2)) becomes a `FusedNorm`; everything else runs as it
+    is written. Raises CompileError if the kernels cannot be compiled here.
     """
     load_kernels()
-    try:
-        traced = fx.symbolic_trace(model)
-    except Exception:  # any kind: the forward pass runs on a stand-in without values
-        return model
-    for node in list(traced.graph.nodes):
-        layer, relu = _layer(traced, node), _only_user(node)
-        if isinstance(layer, nn.BatchNorm2d) and isinstance(_layer(traced, relu), nn.ReLU):
-            pool = _only_user(relu)
-            pools = _is_2x2_max_pooling(_layer(traced, pool))
-            _replace(traced, [node, relu, pool] if pools else [node, relu], FusedNorm(layer, pools))
-    traced.recompile()
-    return traced
+    return _fused(model)
 
 
-def _replace(traced: fx.GraphModule, nodes: list[fx.Node], layer: nn.Module) -> None:
-    """Replace a chain of nodes by one layer."""
-    name = f"fused_{nodes[0].name}"
-    traced.add_submodule(name, layer)
-    with traced.graph.inserting_after(nodes[-1]):
-        nodes[-1].replace_all_uses_with(traced.graph.call_module(name, nodes[0].args))
-    for node in reversed(nodes):
-        traced.graph.erase_node(node)
+def _fused(module: nn.Module) -> nn.Module:
+    """A shallow copy with fused layers, or the module itself if there is nothing to fuse."""
+    if type(module) is nn.Sequential:
+        layers = _fused_layers(list(module))
+        changed = len(layers) < len(module) or any(map(_differ, layers, module))
+        return nn.Sequential(*layers) if changed and not _has_hooks(module) else module
+    children = {name: child and _fused(child) for name, child in module._modules.items()}
+    if not any(map(_differ, children.values(), module._modules.values())):
+        return module
+    fused = copy.copy(module)
+    fused._modules = children
+    fused.training = True  # what `model.train()` would set, if it reached the copy
+    return fused
 
 
-def _layer(traced: fx.GraphModule, node: fx.Node | None) -> nn.Module | None:
-    """The layer that the node calls; None if it calls something else."""
-    return traced.get_submodule(node.target) if node is not None and node.op == "call_module" else None
+def _fused_layers(layers: list[nn.Module]) -> list[nn.Module]:
+    if not layers:
+        return []
+    norm, relu, pool = [*layers, None, None][:3]
+    if type(norm) is nn.BatchNorm2d and type(relu) is nn.ReLU and not _has_hooks(norm, relu):
+        pools = _is_2x2_max_pooling(pool) and not _has_hooks(pool)
+        return [FusedNorm(norm, pools), *_fused_layers(layers[3 if pools else 2 :])]
+    return [_fused(norm), *_fused_layers(layers[1:])]
 
 
-def _only_user(node: fx.Node | None) -> fx.Node | None:
-    """The node that uses this node's output; None if there are several."""
-    return next(iter(node.users)) if node is not None and len(node.users) == 1 else None
+def _differ(first: nn.Module | None, second: nn.Module | None) -> bool:
+    return first is not second
+
+
+def _has_hooks(*modules: nn.Module) -> bool:
+    """True if someone listens to a module's calls, which a fused layer would not make."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for module in modules for name in names)
 
 
 def _is_2x2_max_pooling(layer: nn.Module | None) -> bool:
-    if not isinstance(layer, nn.MaxPool2d) or layer.ceil_mode or layer.return_indices:
+    if type(layer) is not nn.MaxPool2d or layer.ceil_mode or layer.return_indices:
         return False
     sizes = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
     return sizes in {(2, 2, 0, 1), ((2, 2), (2, 2), (0, 0), (1, 1))}

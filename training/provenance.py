@@ -14,14 +14,15 @@ from training.files import ROOT
 COMMIT = "MNIST_S5_COMMIT"  # environment variable with the commit, for workers without a checkout
 
 
-def provenance(device: torch.device) -> dict:
-    """The fields `device`, `versions` and `commit` of a result."""
+def provenance(device: torch.device, precision: str) -> dict:
+    """The fields `device`, `precision`, `versions` and `commit` of a result."""
     threads = torch.get_num_threads()
     where = f"{platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     return {
         "device": f"{device.type}: {where}",
+        "precision": precision,
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "commit": current_commit(),
     }
