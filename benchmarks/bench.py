@@ -1,6 +1,6 @@
 """Measure how fast this project is, beside the pipeline that it started from. Use an idle machine.
 
-python -m benchmarks.bench                     all parts, into results/speed.json
+python -m benchmarks.bench                     all parts, into this machine's record in results/speed.json
 python -m benchmarks.bench --only epoch,start  these parts; the last results of the others are kept
 python -m benchmarks.bench --smoke             try all parts on the small sample; nothing is written
 """
@@ -19,7 +19,9 @@ from training.files import SPEED, atomic_path
 
 # part: (mean test accuracy in percent, variant that reaches it in the fewest epochs)
 ACCURACY_TARGETS = {"to 99.0%": (99.0, "to_99_0"), "to 99.4%": (99.4, "to_99_4")}
-PARTS = ("epoch", "profile", "throughput", "sweeps", "inference", "memory", "start", "gpu", *ACCURACY_TARGETS)
+EPOCHS = ("epoch", "small", "busy", "profile", "memory", "start")  # functions of epochs.py
+RUNS = ("inference", "throughput", "sweeps", "gpu")  # of runs.py
+PARTS = (*EPOCHS, *ACCURACY_TARGETS, *RUNS)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -46,33 +48,34 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def measure(part: str, options: argparse.Namespace) -> dict:
     """The results of one part; a smoke run takes as few measurements as possible."""
-    from benchmarks import measurements
+    from benchmarks import epochs, runs
 
     if part in ACCURACY_TARGETS:
         target, variant = ACCURACY_TARGETS[part]
         seeds = [options.first_seed + number for number in range(2 if options.smoke else options.seeds)]
-        return measurements.time_to_accuracy(variant, target, seeds, options.device, options.smoke)
-    return getattr(measurements, part)(1 if options.smoke else options.repeats, options.smoke)
+        return runs.time_to_accuracy(variant, target, seeds, options.device, options.smoke)
+    return getattr(epochs if part in EPOCHS else runs, part)(1 if options.smoke else options.repeats, options.smoke)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The whole command; returns its exit code: 0, or 1 for a failure."""
     options = parse_arguments(arguments)
 
-    from benchmarks.timing import environment
+    from benchmarks.timing import environment, machine
     from experiments.speed_tables import read_speed
     from training.mnist import DataError
 
     print(json.dumps(environment(), indent=1))
     try:
-        results = read_speed(options.output) if options.output.exists() and not options.smoke else {}
+        records = read_speed(options.output) if options.output.exists() and not options.smoke else {}
+        results = records.setdefault(machine(environment()), {})  # other machines' records stay as they are
         for part in options.only:
             print(f"{part} …", flush=True)
             measured = measure(part, options)
             if measured and not options.smoke:  # without a GPU, its part measures nothing
                 results[part] = {"environment": environment(), **measured}
                 with atomic_path(options.output) as temporary:
-                    temporary.write_text(json.dumps(results, indent=1) + "\n")
+                    temporary.write_text(json.dumps(records, indent=1) + "\n")
     except (DataError, OSError, ValueError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Repeated timings and their summary, and the machine that they were measured on."""
+"""What the parts of the benchmark share: data, repeated timings and their summary, and the machine."""
 
 from __future__ import annotations
 
@@ -11,9 +11,18 @@ from pathlib import Path
 
 import torch
 
+from experiments.trial import load_data
 from training.cpu import cores
 from training.device import pick_precision
+from training.mnist import MnistData
 from training.provenance import provenance
+
+CPU = torch.device("cpu")
+
+
+def load(smoke: bool) -> MnistData:
+    """MNIST, or in a smoke run a part of the sample. Raises DataError if MNIST cannot be loaded."""
+    return load_data(True).subset(640, 200) if smoke else load_data(False)
 
 
 def summarize(values: list[float]) -> dict:
@@ -44,6 +53,11 @@ def measure_interleaved(functions: dict[str, Callable[[], float]], repeats: int)
     return {name: summarize(values) for name, values in seconds.items()}
 
 
+def machine(environment: dict) -> str:
+    """What machines are told apart by in results/speed.json: processor, number of cores, the widest instructions."""
+    return f"{environment['processor']}, {environment['cores']} cores, {environment['capability']}"
+
+
 def environment() -> dict:
     """The machine, the versions and the commit that the results belong to."""
     processor = platform.processor() or platform.machine()
@@ -54,8 +68,15 @@ def environment() -> dict:
         "processor": processor,
         "cores": cores(),
         "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
+        "capability": capability(),
         "system": f"{platform.system()} {platform.machine()}",
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        **provenance(torch.device("cpu"), pick_precision("auto", torch.device("cpu"))),
+        **provenance(CPU, pick_precision("auto", CPU)),
     }
+
+
+def capability() -> str:
+    """The widest instructions that torch uses on this processor, e.g. "AVX2" or "AVX512, AVX512-BF16"."""
+    names = {"_is_avx512_bf16_supported": "AVX512-BF16", "_is_amx_tile_supported": "AMX"}
+    native = [name for function, name in names.items() if getattr(torch.cpu, function, bool)()]
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *native])

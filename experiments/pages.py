@@ -67,7 +67,7 @@ def sections(trials: list[dict]) -> dict[str, str]:
             for name in summary_table(validated)["Variant"]
         ),
         "tried": to_markdown(tried_table(trials)),
-        "machine": speed_tables.describe_machine(speed),
+        "machines": speed_tables.describe_machines(speed),
         "speed": to_markdown(speed_tables.speed_table(speed)),
         "profile": to_markdown(speed_tables.profile_table(speed)),
         "throughput": speed_tables.describe_throughput(speed),

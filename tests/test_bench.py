@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import bench, measurements, timing
+from benchmarks import bench, epochs, runs, timing
 from experiments.candidates import KNOWN
 
 
@@ -58,9 +58,13 @@ def measured(monkeypatch):
 
 def test_measured_parts_are_written_and_the_others_kept(measured, tmp_path):
     path = tmp_path / "speed.json"
-    path.write_text(json.dumps({"memory": {"peak MB": 1}, "start": {"part": "old"}}))
+    here, other = timing.machine(timing.environment()), {"start": {"part": "another machine's"}}
+    own = {"memory": {"peak MB": 1}, "start": {"part": "old"}}
+    path.write_text(json.dumps({"Another, 2 cores, AVX2": other, here: own}))
     assert bench.main(["--only", "epoch,start", "--output", str(path)]) == 0
-    results = json.loads(path.read_text())
+    records = json.loads(path.read_text())
+    assert records["Another, 2 cores, AVX2"] == other
+    results = records[here]
     assert results["memory"] == {"peak MB": 1}
     assert results["start"]["part"] == "start"
     assert results["epoch"]["environment"]["cores"] >= 1
@@ -86,6 +90,6 @@ def test_smoke_run_measures_the_start():
 
 def test_every_part_has_a_measurement():
     for part in set(bench.PARTS) - set(bench.ACCURACY_TARGETS):
-        assert callable(getattr(measurements, part))
+        assert callable(getattr(epochs if part in bench.EPOCHS else runs, part))
     for _, variant in bench.ACCURACY_TARGETS.values():
         assert variant in KNOWN

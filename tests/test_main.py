@@ -155,7 +155,7 @@ def test_a_run_prints_the_model_the_log_and_the_result(finished):
     expected = (
         r"Total params: 18,214\n(.*\n)*"
         r"MNIST SAMPLE \(not the full data set\): 4,000 training and 1,000 test images\n"
-        r"Device \w+, (float32|bfloat16), seed 1, .*epochs=2.*\n\n"
+        r"Device \w+, (?:float32|bfloat16), seed 1, .*epochs=2.*\n\n"
         r"Epoch  1/2  lr .*\n"
         r"Epoch  2/2  lr .* train loss .* sample test loss .* accuracy (\d+)/1000 \(\d+\.\d\d%\) .*s\n\n"
         r"\d+\.\d\d% on the SAMPLE's test images \(\2/1000, 95% interval .*\)\n"

@@ -1,0 +1,220 @@
+"""Parts of the benchmark that train for an epoch or less: each function returns a dict that can be written as JSON.
+
+`repeats` is the number of timings; `smoke` uses little data and the smallest numbers, to see that everything works.
+What is compared is measured interleaved, several times, if possible in one process; a timing is the median and the
+range.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from analysis.inspection import count_macs
+from benchmarks import baseline
+from benchmarks.timing import load, measure_interleaved, seconds_of
+from experiments.candidates import KNOWN
+from helpers import Net, build, fit
+from training import kernels
+from training.cpu import cores
+from training.device import pick_precision
+from training.files import ROOT
+from training.mnist import MnistData
+from training.recipe import Recipe
+
+CPU = torch.device("cpu")
+IMAGES = 60_000  # in an epoch
+PART_OF_AN_EPOCH = 12_000  # images: enough for a steady rate
+SMALL_NETWORKS = ("below_8k", "below_5k", "below_2k", "below_1k")
+KERNEL_NAMES = {
+    "NormRelu": "BatchNorm, ReLU, pooling: forward",
+    "NormReluBackward": "BatchNorm, ReLU, pooling: backward",
+}  # of profiled functions
+BUSY = "while True: pass"  # a program that uses a whole core
+
+
+def warm_up(model: torch.nn.Module, data: MnistData, recipe: Recipe, **options) -> None:
+    """Train two batches with random labels, so that compiling, or reading compiled code from disk, is done."""
+    few = data.subset(2 * recipe.batch_size, 100)
+    random_labels = torch.randint(10, few.train_labels.shape, generator=torch.Generator().manual_seed(0))
+    few = replace(few, train_labels=random_labels)
+    fit(model, few, replace(recipe, epochs=1), progress=False, **options)
+
+
+def timed_epoch(variant: str, data: MnistData, **options) -> Callable[[], float]:
+    """A function that trains one more epoch on the CPU and returns the seconds that 60,000 images would take."""
+    model, recipe = build(KNOWN[variant].build, 0), replace(KNOWN[variant].recipe, epochs=1)
+    options = {"device": "cpu", **options}
+    warm_up(model, data, recipe, **options)
+    few_evaluated = data.subset(len(data.train_images), 100)
+    run = partial(fit, model, few_evaluated, recipe, progress=False, **options)
+    return lambda: run()[0]["seconds"] * IMAGES / len(data.train_images)
+
+
+def precisions() -> list[str]:
+    """float32, and bfloat16 if this processor multiplies it: emulated, it would take minutes."""
+    return list(dict.fromkeys(["float32", pick_precision("auto", CPU)]))
+
+
+# --- Parts ------------------------------------------------------------------------------------------------------------
+
+
+def epoch(repeats: int, smoke: bool) -> dict:
+    """One epoch of `Net` on the CPU: this project, the baseline, and a lower bound.
+
+    The lower bound is the time that large float32 matrix products take for as many floating-point operations.
+    """
+    data, threads = load(smoke), torch.get_num_threads()
+    size = 2048
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    flop = 2 * 3 * count_macs(Net()) * len(data.train_images)  # the backward pass costs two forward passes
+
+    def lower_bound() -> float:
+        return seconds_of(lambda: [left @ right for _ in range(10)]) / (10 * 2 * size**3) * flop
+
+    def baseline_epoch(count: int) -> Callable[[], float]:
+        epochs = baseline.train(data, epochs=repeats)
+
+        def run() -> float:
+            torch.set_num_threads(count)
+            try:
+                return next(epochs)[0]
+            finally:
+                torch.set_num_threads(threads)
+
+        return run
+
+    lower_bound()  # warm-up
+    functions = {"lower bound": lower_bound}
+    functions |= {precision: timed_epoch("s5", data, precision=precision) for precision in precisions()}
+    functions["float32, not compiled"] = timed_epoch("s5", data, precision="float32", compile=False)
+    for count in sorted({1, threads}):  # its two workers need the cores as well, so one thread may be faster
+        functions[f"baseline, {count} thread{'s' if count > 1 else ''}"] = baseline_epoch(count)
+    return {"seconds": measure_interleaved(functions, repeats), "GFLOP per epoch": round(flop / 1e9, 1)}
+
+
+def small(repeats: int, smoke: bool) -> dict:
+    """One epoch of each claimed small network, with one thread, as in a sweep; and without compiling, in float32."""
+    data, threads = load(smoke), torch.get_num_threads()
+    data = data.subset(min(PART_OF_AN_EPOCH, len(data.train_images)), 100)
+    torch.set_num_threads(1)
+    try:
+        functions = {}
+        for name in SMALL_NETWORKS:
+            functions[name] = timed_epoch(name, data)
+            functions[f"{name}, not compiled"] = timed_epoch(name, data, precision="float32", compile=False)
+        return {"seconds": measure_interleaved(functions, repeats)}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def busy(repeats: int, smoke: bool) -> dict:
+    """One epoch of `Net` beside no, one and two busy programs: with threads for idle cores, and for all cores."""
+    data = load(smoke)
+    data = data.subset(min(PART_OF_AN_EPOCH, len(data.train_images)), 100)
+
+    def beside(programs: int, threads: str | None) -> float:
+        with _busy_programs(programs), ProcessPoolExecutor(1, get_context("spawn"), _set_threads, (threads,)) as pool:
+            return pool.submit(_steady_epoch, data).result()
+
+    counts = [0, 1] if smoke else [0, 1, 2]
+    functions = {_others(count): partial(beside, count, None) for count in counts}
+    functions |= {f"{_others(count)}, all threads": partial(beside, count, str(cores())) for count in counts[1:]}
+    return {"seconds": measure_interleaved(functions, repeats)}
+
+
+def _others(count: int) -> str:
+    return f"{count} other program{'' if count == 1 else 's'}"
+
+
+@contextmanager
+def _busy_programs(count: int) -> Iterator[None]:
+    programs = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+
+
+def _set_threads(threads: str | None) -> None:
+    """In a new process: leave the number of threads to `fit`, or set it."""
+    if threads is None:
+        os.environ.pop("OMP_NUM_THREADS", None)
+    else:
+        os.environ["OMP_NUM_THREADS"] = threads
+
+
+def _steady_epoch(data: MnistData) -> float:
+    """In a new process: seconds of an epoch, after a first one that loads the kernels."""
+    run = timed_epoch("s5", data)
+    run()
+    return run()
+
+
+def profile(repeats: int, smoke: bool) -> dict:
+    """The share of each torch operation in the time of training `Net` on the CPU, in percent: the twelve largest.
+
+    Measured once, over 50 batches: `repeats` is not used.
+    """
+    recipe = Recipe(epochs=1)
+    few = load(smoke).subset(50 * recipe.batch_size, 100)
+    train = partial(fit, build(Net, 0), few, recipe, device="cpu", progress=False)
+    train()  # warm-up
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        train()
+    seconds: dict[str, float] = {}
+    for event in profiler.key_averages():
+        name = KERNEL_NAMES.get(event.key, event.key)
+        seconds[name] = seconds.get(name, 0) + event.self_cpu_time_total
+    shares = {name: round(100 * value / sum(seconds.values()), 1) for name, value in seconds.items()}
+    return {"percent of time": dict(sorted(shares.items(), key=lambda item: -item[1])[:12])}
+
+
+def memory(repeats: int, smoke: bool) -> dict:
+    """Peak resident memory of a process that trains one epoch, in MB. Measured once: `repeats` is not used."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return {"peak MB": pool.submit(_peak_of_an_epoch, smoke).result()}
+
+
+def _peak_of_an_epoch(smoke: bool) -> float:
+    """In a worker process: its peak memory in MB after an epoch."""
+    fit(build(Net, 0), load(smoke), Recipe(epochs=1), device="cpu", progress=False)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024**2 if sys.platform == "darwin" else 1024), 1)  # macOS counts bytes, Linux kilobytes
+
+
+def start(repeats: int, smoke: bool) -> dict:
+    """Seconds of `python main.py --help`, and how much longer the first epoch takes, with nothing compiled before."""
+    command = [sys.executable, str(ROOT / "main.py"), "--help"]
+
+    def run_help() -> float:
+        return seconds_of(lambda: subprocess.run(command, check=True, capture_output=True))
+
+    def first_epoch() -> float:
+        with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            return pool.submit(_extra_of_the_first_epoch, Path(folder), smoke).result()
+
+    return measure_interleaved({"main.py --help": run_help, "first epoch, extra": first_epoch}, repeats)
+
+
+def _extra_of_the_first_epoch(folder: Path, smoke: bool) -> float:
+    """In a new process that finds no compiled kernels: seconds of the first `fit` minus those of the second."""
+    kernels.KERNELS = folder
+    data = load(smoke)
+    data = data.subset(min(PART_OF_AN_EPOCH, len(data.train_images)), 100)
+    train = partial(fit, build(Net, 0), data, Recipe(epochs=1), device="cpu", progress=False)
+    return seconds_of(train) - seconds_of(train)
