@@ -21,6 +21,7 @@ from experiments.tables import (
     describe_noise,
     frontier_points,
     frontier_trials,
+    precision_table,
     summary_table,
     tried_table,
 )
@@ -67,6 +68,7 @@ def sections(trials: list[dict]) -> dict[str, str]:
             for name in summary_table(validated)["Variant"]
         ),
         "tried": to_markdown(tried_table(trials)),
+        "precision": to_markdown(precision_table(trials)),
         "machines": speed_tables.describe_machines(speed),
         "speed": to_markdown(speed_tables.speed_table(speed)),
         "profile": to_markdown(speed_tables.profile_table(speed)),

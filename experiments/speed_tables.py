@@ -67,7 +67,7 @@ def best_baseline(epoch: dict) -> tuple[str, dict]:
 def speed_table(records: dict[str, dict]) -> pd.DataFrame:
     """One row per measurement, with its goal and a column for each machine; – where it is not measured."""
     columns = {name: dict(_measurements(record)) for name, record in records.items()}
-    names = sorted({name for column in columns.values() for name in column}, key=_row_order)
+    names = sorted(dict.fromkeys(name for column in columns.values() for name in column), key=_row_order)
     table = {"Measurement": names, "Goal": [SPEED_GOALS.get(name, "") for name in names]}
     return pd.DataFrame(
         table | {machine: [column.get(name, "–") for name in names] for machine, column in columns.items()}

@@ -152,6 +152,26 @@ def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = N
     return pd.DataFrame(rows)
 
 
+def precision_table(trials: list[dict]) -> pd.DataFrame:
+    """One row per variant and recipe that was trained in both precisions from at least two common seeds, in points."""
+    groups: dict[tuple, dict[str, list[dict]]] = {}
+    for trial in select(trials, data="mnist"):
+        key = (trial["variant"], trial["split"], *sorted(trial["recipe"].items()))
+        groups.setdefault(key, {}).setdefault(trial["precision"], []).append(trial)
+    rows = []
+    for group in groups.values():
+        full, half = group.get("float32", []), group.get("bfloat16", [])
+        if len({trial["seed"] for trial in full} & {trial["seed"] for trial in half}) < 2:
+            continue
+        difference = paired_difference(half, full)
+        means = {f"Mean, {name}": f"{pd.Series([t['accuracy'] for t in group[name]]).mean():.3f}" for name in group}
+        row = {"Variant": full[0]["variant"], "Split": full[0]["split"], "Epochs": full[0]["epochs"]}
+        row |= {"Seeds": difference["n"], **dict(sorted(means.items(), reverse=True))}
+        row |= {"bfloat16 − float32": f"{difference['mean']:+.3f}", "95%": _interval(difference, "{:+.2f}")}
+        rows.append(row | {"p": _p_value(difference["p"])})
+    return pd.DataFrame(rows)
+
+
 def in_errors(trial: dict) -> dict:
     """The trial with `log_error`, the logarithm of its error rate in percent; no error counts as half an error.
 

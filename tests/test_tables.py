@@ -196,3 +196,25 @@ def test_tried_table_leaves_out_current_trials():
     recipes = ["mild", "sgd, teacher none → wide, rotation 10.0 → 8.0", "s5", "mild, scale 0.06 → 0.1"]
     assert list(table["Recipe"]) == recipes
     assert tables.tried_table([]).empty
+
+
+def test_precision_table_pairs_by_seed_within_a_recipe():
+    trials = [
+        *(trial(seed, 99.3 + seed / 100, precision="float32") for seed in (0, 1, 2)),
+        *(trial(seed, 99.39 + seed / 50, precision="bfloat16") for seed in (1, 2, 3)),
+        trial(1, 99.0, "sgd", precision="bfloat16"),
+        *(trial(seed, 90.0, recipe=Recipe(epochs=1).as_dict(), precision="bfloat16") for seed in (0, 1)),
+    ]
+    table = tables.precision_table(trials)
+    assert len(table) == 1
+    row = table.iloc[0]
+    assert list(row[["Variant", "Split", "Epochs", "Seeds"]]) == ["s5", "test", 20, 2]
+    assert list(row[["Mean, float32", "Mean, bfloat16", "bfloat16 − float32"]]) == ["99.310", "99.430", "+0.105"]
+    assert tables.precision_table([]).empty
+
+
+def test_current_trials_are_of_one_precision_per_variant():
+    trials = [trial(seed, 99.4) for seed in (0, 1)]
+    others = [trial(2, 99.5, precision="bfloat16"), trial(3, 99.5, "sgd", precision="bfloat16")]
+    others[1]["recipe"] = SGD.as_dict()
+    assert tables.current_trials("test", [*trials, *others]) == [*trials, others[1]]
