@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock
 
@@ -41,7 +44,7 @@ class LedgerWarning(UserWarning):
 
 def trial_key(trial: dict) -> tuple:
     """What a trial is of: variant, split, seed, data and recipe. 15 and 15.0 in a recipe are equal."""
-    return trial["variant"], trial["split"], trial["seed"], trial["data"], *sorted(trial["recipe"].items())
+    return trial["variant"], trial["split"], trial["seed"], trial["data"], frozenset(trial["recipe"].items())
 
 
 def read_ledger(path: str | Path = LEDGER) -> list[dict]:
@@ -51,30 +54,12 @@ def read_ledger(path: str | Path = LEDGER) -> list[dict]:
     A LedgerWarning names each line that is torn or no trial (left out), that repeats an earlier trial (the earlier one
     counts), or that has unknown keys (kept).
     """
-    path = Path(path)
-    content = path.read_bytes() if path.exists() else b""
-    trials, first_seen = [], {}
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path.name}, line {number}"
-        try:
-            trial = json.loads(line)
-        except ValueError as error:  # no JSON, or bytes that are no text
-            _warn(f"{where} is torn or no JSON ({error}): left out")
-            continue
-        if isinstance(trial, dict):
-            trial = modernize(trial)
-        if problem := _problem(trial):
-            _warn(f"{where} is no trial, {problem}: left out")
-            continue
-        if unknown := sorted(trial.keys() - set(KEYS)):
-            _warn(f"{where} has keys that this version does not know, {', '.join(unknown)}: kept")
-        if (key := _identity(trial)) in first_seen:
-            _warn(f"{where} repeats the trial of line {first_seen[key]}: the earlier one counts")
-            continue
-        first_seen[key] = number
-        trials.append(trial)
+    path, known, trials = Path(path), _Known(), []
+    if path.exists():
+        with open(path, "rb") as file:
+            known.stamp = _stamp(os.fstat(file.fileno()))
+            trials = list(_read_on(file, known))
+    _known[path.resolve()] = known
     return trials
 
 
@@ -82,24 +67,27 @@ def append_trial(trial: dict, path: str | Path = LEDGER) -> bool:
     """Append one trial; return False, and write nothing, if the ledger already has it.
 
     Safe while several processes append. Raises ValueError, before anything is written, for missing or unknown keys or
-    a value that JSON cannot hold.
+    a value that JSON cannot hold. Only lines that this process has not read yet are parsed (`_catch_up`), so the time
+    does not grow with the ledger.
     """
     path = Path(path)
     if wrong := sorted(trial.keys() ^ set(KEYS)):
         raise ValueError(f"a trial has exactly the keys of ledger.KEYS; missing or unknown: {', '.join(wrong)}")
-    if problem := _problem(trial):
-        raise ValueError(f"this is no trial: {problem}")
     try:
-        line = json.dumps(trial, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-    except TypeError as error:
+        line = json.dumps(trial, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
         raise ValueError(f"a trial must be valid JSON: {error}") from error
+    try:
+        _, identity = _parse(line)
+    except ValueError as error:
+        raise ValueError(f"this is {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LedgerWarning)  # for readers of the ledger, not for every writer
-            if _identity(trial) in set(map(_identity, read_ledger(path))):
-                return False
-        append_line(line, path)
+        known = _catch_up(path)
+        if known.has(identity):
+            return False
+        append_line(line + b"\n", path)
+        known.stamp = _stamp(path.stat())  # the next append reads the new line, but need not check the earlier ones
     return True
 
 
@@ -110,13 +98,21 @@ def check_writable(path: str | Path) -> None:
 
 
 def append_line(line: bytes, path: Path) -> None:
-    """Append a line and flush it to disk. The caller holds the file's lock."""
-    with open(path, "a+b") as file:
-        if file.tell() and not path.read_bytes().endswith(b"\n"):
-            line = b"\n" + line  # a writer was killed in the middle of a line
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+    """Append a line and flush it to disk; after an error nothing of it is left. The caller holds the file's lock."""
+    with open(path, "a+b", buffering=0) as file:  # unbuffered, so that closing it after an error writes nothing
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = b"\n" + line  # a writer was killed in the middle of a line
+        try:
+            rest = memoryview(line)
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except BaseException:  # the disk is full, or Ctrl-C
+            file.truncate(size)
+            raise
 
 
 def select(trials: Iterable[dict], **conditions) -> list[dict]:
@@ -124,23 +120,124 @@ def select(trials: Iterable[dict], **conditions) -> list[dict]:
     return [trial for trial in trials if all(trial[key] == value for key, value in conditions.items())]
 
 
-def _identity(trial: dict) -> tuple:
-    """Two lines with the same identity are one trial twice. The same trial in two precisions stays two."""
-    return trial["precision"], *trial_key(trial)
+@dataclass
+class _Known:
+    """The part of a ledger that this process has read: its first `size` bytes, which end with a line's end."""
+
+    stamp: tuple[int, ...] = ()
+    size: int = 0
+    checksum: int = 0
+    lines: int = 0
+    seeds: dict[tuple, dict[int, int]] = field(default_factory=dict)  # of the trials, with the numbers of their lines
+    incomplete: tuple | None = None  # the identity of a trial after this part: a last line without a line's end
+
+    def has(self, identity: tuple) -> bool:
+        group, seed = identity
+        return seed in self.seeds.get(group, ()) or identity == self.incomplete
 
 
-def _problem(line) -> str:
-    """Why a parsed line is not a trial; empty if it is one."""
-    if not isinstance(line, dict):
-        return "it is no JSON object"
-    if missing := [key for key in KEYS if key not in line]:
-        return f"missing keys: {', '.join(missing)}"
+_known: dict[Path, _Known] = {}
+
+
+def _catch_up(path: Path) -> _Known:
+    """Read the lines that are new since this process last read the ledger. The caller holds the file's lock.
+
+    Others may have changed the file in any way: an editor, a merge, a process on another machine. What was read before
+    is unchanged if the file has the same `stamp`, as between two appends of one process. Otherwise, e.g. if another
+    process has appended, the CRC-32 of these bytes decides, which needs no parsing. If it differs, or the file is
+    shorter, the whole ledger is read again. A stamp can only miss an edit that keeps the file's length and happens
+    within the same tick of the file system's clock, a few milliseconds, as this process's last append.
+    """
+    key = path.resolve()
+    known = _known.pop(key, _Known())  # and back when it is complete: Ctrl-C must not leave half of it
+    if not path.exists():
+        known = _Known()
+    else:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", LedgerWarning)  # for readers of the ledger, not for every writer
+            stamp = _stamp(os.fstat(file.fileno()))
+            if stamp != known.stamp and _checksum(file, known.size) != known.checksum:
+                known = _Known()
+            known.stamp = stamp
+            for _ in _read_on(file, known):
+                pass
+    _known[key] = known
+    return known
+
+
+def _read_on(file: BinaryIO, known: _Known) -> Iterator[dict]:
+    """The trials of the lines after the known part, which grows by them. An incomplete last line is read again later."""
+    file.seek(known.size)
+    known.incomplete = None
+    for line in file:
+        number, is_complete = known.lines + 1, line.endswith(b"\n")
+        if is_complete:
+            known.size += len(line)
+            known.checksum = zlib.crc32(line, known.checksum)
+            known.lines = number
+        if not line.strip():
+            continue
+        where = f"{Path(file.name).name}, line {number}"
+        try:
+            trial, (group, seed) = _parse(line.rstrip(b"\n"))
+        except ValueError as error:
+            _warn(f"{where} is {error}: left out")
+            continue
+        if unknown := sorted(trial.keys() - KEYS):
+            _warn(f"{where} has keys that this version does not know, {', '.join(unknown)}: kept")
+        if first := known.seeds.setdefault(group, {}).get(seed):
+            _warn(f"{where} repeats the trial of line {first}: the earlier one counts")
+            continue
+        if is_complete:
+            known.seeds[group][seed] = number
+        else:
+            known.incomplete = group, seed
+        yield trial
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    """Changes whenever a file is written or replaced."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _checksum(file: BinaryIO, size: int) -> int | None:
+    """The CRC-32 of the first bytes; None if there are fewer."""
+    checksum = 0
+    while size and (block := file.read(min(size, 2**20))):
+        checksum = zlib.crc32(block, checksum)
+        size -= len(block)
+    return None if size else checksum
+
+
+def _parse(line: bytes) -> tuple[dict, tuple]:
+    """The trial of a line, with today's names, and its identity. Raises ValueError, which says what the line is."""
     try:
-        hash(_identity(line))
+        trial = json.loads(line)
+    except ValueError as error:  # no JSON, or bytes that are no text
+        raise ValueError(f"torn or no JSON ({error})") from error
+    if not isinstance(trial, dict):
+        raise ValueError("no trial, it is no JSON object")
+    trial = modernize(trial)
+    if missing := [key for key in KEYS if key not in trial]:
+        raise ValueError(f"no trial, missing keys: {', '.join(missing)}")
+    try:
+        identity = _identity(trial)
+        hash(identity)
     except (AttributeError, TypeError):
-        return "its variant, split, seed, data, recipe or precision is not of the right kind"
-    return ""
+        raise ValueError(
+            "no trial, its variant, split, seed, data, recipe or precision is not of the right kind"
+        ) from None
+    return trial, identity
+
+
+def _identity(trial: dict) -> tuple[tuple, int]:
+    """Two lines with the same identity are one trial twice. The same trial in two precisions stays two.
+
+    The seed is apart, so that all seeds of a recipe share the rest.
+    """
+    variant, split, seed, data, recipe = trial_key(trial)
+    return (trial["precision"], variant, split, data, recipe), seed
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, LedgerWarning, stacklevel=3)
+    warnings.warn(message, LedgerWarning, stacklevel=4)

@@ -41,7 +41,9 @@ def rename(trial: dict) -> dict:
     """The trial with today's names, all values as they are. Parts of the wrong type stay, for the ledger to report."""
 
     def renamed(part: object, names: dict[str, str]) -> object:
-        return {names.get(key, key): value for key, value in part.items()} if isinstance(part, dict) else part
+        if not isinstance(part, dict) or names.keys().isdisjoint(part.keys()):  # most parts: a copy takes much longer
+            return part
+        return {names.get(key, key): value for key, value in part.items()}
 
     changed = {key: trial[key] for key in ("variant", "recipe", "curve", "device") if key in trial}
     if isinstance(changed.get("variant"), str):

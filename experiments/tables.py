@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
+from functools import cache
 
 import pandas as pd
 
@@ -45,10 +47,11 @@ def summary_table(trials: list[dict]) -> pd.DataFrame:
 
     The Wilson interval is that of one network with the mean's accuracy on 10,000 images, excluding seed noise.
     """
-    rows = []
+    rows, groups = [], by_variant(trials)
     for name in VARIANTS:
-        if not (group := select(trials, variant=name)):
+        if name not in groups:
             continue
+        group = groups[name]
         accuracies = pd.Series([trial["accuracy"] for trial in group])
         low, high = wilson_interval(round(accuracies.mean() / 100 * IMAGES), IMAGES)
         best_epoch_bias = pd.Series([trial["best_accuracy"] for trial in group]) - accuracies
@@ -77,14 +80,19 @@ def tried_table(trials: list[dict]) -> pd.DataFrame:
     better than their few mistakes do. "Recipe" is the closest of `s5`, `sgd` and `MILD`, with the changes to it.
     """
     bases = {"s5": FINAL.as_dict(), "sgd": SGD.as_dict(), "mild": MILD.as_dict()}
+
+    @cache  # many trials share a recipe
+    def in_words(fields: tuple[tuple[str, object], ...]) -> str:
+        recipe = dict(fields) | {"epochs": FINAL.epochs}  # which have their own column
+        changes = {name: changes_in_words(recipe, base | {"epochs": FINAL.epochs}) for name, base in bases.items()}
+        nearest = min(changes, key=lambda name: changes[name].count("→"))
+        return ", ".join(filter(None, (nearest, changes[nearest])))
+
     current = {id(trial) for trial in current_trials("validation", trials)}
     groups: dict[tuple, list[dict]] = {}
     for trial in select(trials, split="validation", data="mnist"):
         if id(trial) not in current:
-            recipe = trial["recipe"] | {"epochs": FINAL.epochs}  # which have their own column
-            changes = {name: changes_in_words(recipe, base | {"epochs": FINAL.epochs}) for name, base in bases.items()}
-            nearest = min(changes, key=lambda name: changes[name].count("→"))
-            recipe = ", ".join(filter(None, (nearest, changes[nearest])))
+            recipe = in_words(tuple(trial["recipe"].items()))
             groups.setdefault((trial["variant"], trial["epochs"], recipe, trial["precision"]), []).append(trial)
     rows = []
     for (variant, epochs, recipe, precision), group in groups.items():
@@ -117,9 +125,9 @@ def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = N
     """
     pairs = pairs or [(variant.name, variant.parent) for variant in VARIANTS.values() if variant.parent]
     deviation, freedom = seed_noise(trials)
-    compared, pooled = {}, {}
+    groups, compared, pooled = by_variant(map(in_errors, trials)), {}, {}
     for pair in pairs:
-        own, others = ([in_errors(trial) for trial in select(trials, variant=name)] for name in pair)
+        own, others = (groups.get(name, []) for name in pair)
         if {trial["seed"] for trial in own} & {trial["seed"] for trial in others}:
             compared[pair] = paired_difference(own, others)
             growth = paired_difference(own, others, "log_error")
@@ -156,7 +164,7 @@ def precision_table(trials: list[dict]) -> pd.DataFrame:
     """One row per variant and recipe that was trained in both precisions from at least two common seeds, in points."""
     groups: dict[tuple, dict[str, list[dict]]] = {}
     for trial in select(trials, data="mnist"):
-        key = (trial["variant"], trial["split"], *sorted(trial["recipe"].items()))
+        key = (trial["variant"], trial["split"], frozenset(trial["recipe"].items()))
         groups.setdefault(key, {}).setdefault(trial["precision"], []).append(trial)
     rows = []
     for group in groups.values():
@@ -182,10 +190,16 @@ def in_errors(trial: dict) -> dict:
 
 def seed_noise(trials: list[dict]) -> tuple[float, int]:
     """Standard deviation of `log_error` between seeds, pooled over all variants, and its degrees of freedom."""
-    groups = {}
-    for trial in map(in_errors, trials):
-        groups.setdefault(trial["variant"], []).append(trial["log_error"])
-    return pooled_deviation(list(groups.values()))
+    groups = by_variant(map(in_errors, trials))
+    return pooled_deviation([[trial["log_error"] for trial in group] for group in groups.values()])
+
+
+def by_variant(trials: Iterable[dict]) -> dict[str, list[dict]]:
+    """The trials of each variant, in the order of the first ones."""
+    groups: dict[str, list[dict]] = {}
+    for trial in trials:
+        groups.setdefault(trial["variant"], []).append(trial)
+    return groups
 
 
 def _interval(difference: dict, form: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -79,7 +80,8 @@ class FusedNorm(nn.Module):
         norm = self.norm
         usual = norm.training and norm.affine and norm.track_running_stats and norm.momentum is not None
         odd = self.pools and (images.shape[2] | images.shape[3]) % 2
-        if usual and not odd and images.dtype in DTYPES and images.numel() > images.shape[1]:
+        usual = usual and norm.weight.dtype == torch.float32 and images.dtype in DTYPES
+        if usual and not odd and images.numel() > images.shape[1]:
             norm.num_batches_tracked.add_(1)
             return NormRelu.apply(images, norm.weight, norm.bias, norm, self.pools)
         outputs = F.relu(norm(images))

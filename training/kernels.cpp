@@ -329,11 +329,11 @@ void norm_backward(const T* inputs, const T* gradient, float* saved_values, T* i
 
 }  // namespace
 
-// --- What Python calls: `half` says that the images are bfloat16 ----------------------------------------------------
+// --- What Python calls -----------------------------------------------------------------------------------------------
 
 struct Images {
     Shape shape;
-    bool half;
+    bool is_bfloat16;
 };
 
 extern "C" {
@@ -346,7 +346,7 @@ void norm_forward(const void* inputs, void* outputs, const float* weight, const 
         norm_forward((const T*)inputs, (T*)outputs, weight, bias, running_mean, running_variance, saved, images.shape,
                      pools, eps, momentum, threads);
     };
-    images.half ? run(bfloat16()) : run(float());
+    images.is_bfloat16 ? run(bfloat16()) : run(float());
 }
 
 void norm_backward(const void* inputs, const void* gradient, float* saved, void* input_gradient,
@@ -356,7 +356,7 @@ void norm_backward(const void* inputs, const void* gradient, float* saved, void*
         norm_backward((const T*)inputs, (const T*)gradient, saved, (T*)input_gradient, weight_gradient, bias_gradient,
                       images.shape, pools, threads);
     };
-    images.half ? run(bfloat16()) : run(float());
+    images.is_bfloat16 ? run(bfloat16()) : run(float());
 }
 
 }  // extern "C"

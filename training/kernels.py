@@ -35,7 +35,8 @@ class CompileError(RuntimeError):
 class Shape(ctypes.Structure):
     """The shape of a batch of images, channels last, and the type of its values; as in `kernels.cpp`."""
 
-    _fields_ = [*((name, ctypes.c_long) for name in ("images", "height", "width", "channels")), ("half", ctypes.c_bool)]
+    _fields_ = [(name, ctypes.c_long) for name in ("images", "height", "width", "channels")]
+    _fields_ += [("is_bfloat16", ctypes.c_bool)]
 
     @classmethod
     def of(cls, images: Tensor) -> Shape:
@@ -71,9 +72,11 @@ def load_kernels() -> ctypes.CDLL:
         return ctypes.CDLL(str(KERNELS / name))
     except OSError:  # a folder that cannot be written, or a damaged file
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, name)
-            _compile(command, path)
-            return ctypes.CDLL(str(path))
+            _compile(command, Path(folder, name))
+            try:
+                return ctypes.CDLL(str(Path(folder, name)))
+            except OSError as error:
+                raise CompileError(f"the compiled {SOURCE.name} cannot be loaded: {error}") from error
 
 
 def _processor() -> list[str]:

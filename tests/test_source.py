@@ -1,0 +1,120 @@
+"""Networks from files and from code that is only in memory."""
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from experiments.source import NetworkError, Source, check_network, from_file, from_object
+
+CODE = """
+class MyNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+    def forward(self, images):
+        return self.layers(images)
+"""
+
+
+def small_network():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text: str) -> str:
+        (tmp_path / "mine.py").write_text(text)
+        return f"{tmp_path}/mine.py:MyNet"
+
+    return write
+
+
+def test_a_class_in_a_file_is_built_anywhere_from_its_text(file):
+    source = pickle.loads(pickle.dumps(from_file(file(CODE))))
+    assert source.text == CODE
+    assert source.name.startswith("MyNet@")
+    assert source.build()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert from_file(file(CODE + "\n")).name != source.name
+
+
+def test_a_function_is_known_by_its_text():
+    source = from_object(small_network)
+    assert source.function == "small_network"
+    assert source.text.startswith("def small_network():")
+    torch.manual_seed(0)
+    expected = small_network()
+    torch.manual_seed(0)
+    assert torch.equal(source.build()[1].weight, expected[1].weight)
+
+
+def test_a_class_of_a_notebooks_cell():
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    cell = f"from torch import nn\n{CODE}"
+    assert shell.run_cell(cell, store_history=True).success
+    source = from_object(shell.user_ns["MyNet"])
+    assert source.text.strip() == CODE.strip()
+    assert source.build()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("class Other: pass", "'MyNet' is not defined in the network's code"),
+        ("MyNet = dict", r"MyNet\(\) must return an nn.Module, not dict"),
+        ("def MyNet():\n    return nn.Linear(missing, 3)", r"MyNet cannot be built: NameError: .*missing.*\(line 2\)"),
+        ("def MyNet(size):\n    pass", "MyNet cannot be built: TypeError: .*size"),
+        ("def MyNet(:", "MyNet cannot be built: SyntaxError"),
+    ],
+)
+def test_code_that_fails_is_refused_in_one_line(file, code, message):
+    with pytest.raises(NetworkError, match=message) as raised:
+        from_file(file(code))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("place", ["missing.py:MyNet", "MyNet", ":", ""])
+def test_a_missing_file_is_named(place):
+    with pytest.raises(NetworkError, match="cannot be read"):
+        from_file(place)
+
+
+@pytest.mark.parametrize(("network", "name"), [(nn.Linear(2, 3), "Linear"), (lambda: None, "<lambda>"), (dict, "dict")])
+def test_what_is_no_class_or_function_with_code_is_refused(network, name):
+    with pytest.raises(NetworkError, match=name):
+        from_object(network)
+
+
+class WrongOutput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(28, 12)
+
+    def forward(self, images):
+        return self.layer(images)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: nn.Linear(5, 10), r"it cannot take images of shape \(2, 1, 28, 28\): RuntimeError: "),
+        (WrongOutput, r"it must return logits of shape \(N, 10\); for \(2, 1, 28, 28\) it gave \(2, 1, 28, 12\)"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10)), "it has no parameters to train"),
+        (lambda: nn.LSTM(28, 10), "it cannot take images"),
+    ],
+)
+def test_a_network_of_other_shapes_is_refused_before_training(build, message):
+    with pytest.raises(NetworkError, match=message) as raised:
+        check_network(build, "it")
+    assert "\n" not in str(raised.value)
+
+
+def test_checking_a_network_leaves_the_random_state():
+    before = torch.get_rng_state()
+    check_network(small_network, "it")
+    check_network(Source("MyNet", CODE).build, "it")
+    assert torch.equal(torch.get_rng_state(), before)
