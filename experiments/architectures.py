@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -42,41 +40,9 @@ def gap_head(channels: int) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)]
 
 
-def flat_head(channels: int) -> list[nn.Module]:
-    """A linear classifier on all values of the 7×7 maps."""
-    return [nn.Flatten(), nn.Linear(channels * 7 * 7, 10)]
-
-
 def gdconv_head(channels: int, side: int = 7) -> list[nn.Module]:
     """Global depthwise convolution (a learnt weight for every position of a map), then a linear classifier."""
     return [nn.Conv2d(channels, channels, side, groups=channels, bias=False), nn.Flatten(), nn.Linear(channels, 10)]
-
-
-NET = ((4, 8), (16, 32), (40,))  # the channels of `Net`
-
-
-def plain_cnn(stages, block=conv_block, head=gap_head, dropout: float = 0.0) -> nn.Module:
-    """Blocks of convolutions at 28×28, 14×14, and so on, with max-pooling (and dropout) in between; then a head.
-
-    `stages` are the output channels of the blocks at each resolution.
-    """
-    layers, before = [], 1
-    for number, stage in enumerate(stages):
-        layers += [nn.MaxPool2d(2)] if number else []
-        layers += [nn.Dropout(dropout)] if number and dropout else []
-        for channels in stage:
-            layers += block(before, channels)
-            before = channels
-    return nn.Sequential(*layers, *head(before))
-
-
-HEADS = (flat_head, gdconv_head, gap_head)
-BLOCKS = (separable_block, plain_conv_block, conv_block)
-
-
-def fully_connected() -> nn.Module:
-    """No convolution at all: 19,090 parameters."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 24), nn.ReLU(), nn.Linear(24, 10))
 
 
 def pytorch_example() -> nn.Module:
@@ -99,18 +65,6 @@ def pytorch_example() -> nn.Module:
 def stem(channels: int) -> list[nn.Module]:
     """5×5 convolution with stride 2, BatchNorm, ReLU: 28×28 → 14×14 in the first layer, which saves computation."""
     return [nn.Conv2d(1, channels, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
-
-
-def strided(half=(16, 16, 24), quarter=(32,), block: Callable = conv_block, head: Callable = gdconv_head) -> nn.Module:
-    """A CNN without layers at 28×28: `half` are the channels at 14×14, `quarter` those at 7×7."""
-    at_half = [layer for pair in pairwise(half) for layer in block(*pair)]
-    at_quarter = [layer for pair in pairwise((half[-1], *quarter)) for layer in block(*pair)]
-    return nn.Sequential(*stem(half[0]), *at_half, nn.MaxPool2d(2), *at_quarter, *head(quarter[-1]))
-
-
-def gdconv(stages=((4, 8), (16, 32), (38,)), block: Callable = conv_block) -> nn.Module:
-    """A plain CNN that ends in a global depthwise convolution."""
-    return plain_cnn(stages, block, gdconv_head)
 
 
 class Shared(nn.Module):
@@ -142,11 +96,6 @@ class Shared(nn.Module):
             for step in steps:
                 features = features + step(self.conv(features))
         return self.end(features)
-
-
-def shared_24(channels: int, uses=(1, 2, 2, 2), separable: bool = False) -> nn.Module:
-    """`Shared` on the middle 24×24 pixels, which halve to 12, 6 and 3, with a global depthwise convolution."""
-    return Shared(channels, uses, partial(gdconv_head, side=3), 2, separable)
 
 
 class Dense(nn.Module):
@@ -187,18 +136,3 @@ class RadialBias(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return images + self.pattern
-
-
-def cropped(stages, border: int = 2, block: Callable = conv_block, head: Callable = gap_head) -> nn.Module:
-    """A plain CNN on the middle of the image, where the digits are; a `border` is cropped."""
-    return nn.Sequential(nn.ZeroPad2d(-border), *plain_cnn(stages, block, head))
-
-
-def gdconv_24(stages=NET, block: Callable = conv_block) -> nn.Module:
-    """`gdconv` on the middle 24×24 pixels, which halve to 12, 6 and 3."""
-    return cropped(stages, 2, block, partial(gdconv_head, side=24 >> (len(stages) - 1)))
-
-
-def radial_bias(height: float = 1.0) -> nn.Module:
-    """`Net` with a radial pattern added to its input, so that it can see positions."""
-    return nn.Sequential(RadialBias(height), *plain_cnn(NET))

@@ -67,7 +67,12 @@ def run_locally(trials: list[dict], ledger: str | Path, run: Callable[..., dict]
 def trial_name(trial: dict) -> str:
     """How messages refer to a trial, or to several with `seeds`."""
     seeds = f"seed {trial['seed']}" if "seed" in trial else f"{len(trial['seeds'])} seeds at once"
-    return f"{trial['variant']}, {seeds}"
+    return f"{variant_name(trial)}, {seeds}"
+
+
+def variant_name(trial: dict) -> str:
+    """The name of a trial's variant, which may be a `Source`."""
+    return trial["variant"] if isinstance(trial["variant"], str) else trial["variant"].name
 
 
 def plural(number: int, noun: str) -> str:

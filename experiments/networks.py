@@ -56,7 +56,7 @@ BLOCKS = {  # what the numbers of the stages mean, and the heads and options tha
 
 
 class NetworkError(ValueError):
-    """A line that describes no network. The message is one line: the place, and what is expected there."""
+    """A network that is not understood, or that cannot be built or trained. The message is one line."""
 
 
 @dataclass(frozen=True)

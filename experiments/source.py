@@ -18,11 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from experiments.networks import NetworkError
+
 IMAGES, CLASSES = (2, 1, 28, 28), 10  # what a network is tried on
-
-
-class NetworkError(ValueError):
-    """A network that cannot be built or trained here; the message says why."""
 
 
 @dataclass(frozen=True)

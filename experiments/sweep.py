@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 from experiments.ledger import read_ledger, select, trial_key
-from experiments.local_runner import RERUN, plural, run_locally, trial_name
+from experiments.local_runner import RERUN, plural, run_locally, trial_name, variant_name
 from experiments.ray_runner import ClusterError, run_on_ray
 from training.command_line import INTERRUPTED, PRECISIONS, Parser, add_recipe_options, recipe_changes, run_command
-from training.files import LEDGER
+from training.files import LEDGER, OWN_LEDGER
 
 # Modules that import torch or pandas, which takes seconds, are imported inside functions, so that --help is fast.
 
@@ -25,7 +25,7 @@ MAX_SEEDS_AT_ONCE = 32  # on a GPU
 
 
 def sweep(
-    variants: list[str],
+    variants: list,
     seeds: list[int],
     split: str = "validation",
     changes: dict | None = None,
@@ -37,32 +37,38 @@ def sweep(
     gpus_per_trial: float = 0,
     retries: int = 2,
     limit: float | None = None,
-    ledger: str | Path = LEDGER,
+    ledger: str | Path | None = None,
     dry_run: bool = False,
 ) -> int:
     """Run all trials that are not in the ledger, `workers` at a time; return the number of failures.
 
-    `changes` replaces fields of the recipes. By default there is one worker per CPU core, with one thread each, which
-    is faster than one trial after another with all threads; on a GPU there is one worker, which trains the seeds of a
-    variant at once where it can. `precision`: see `training.device.pick_precision`; with "auto", a trial that is
-    recorded in any precision is skipped. With `ray`, a cluster's address or "auto", the trials run on a Ray cluster:
-    see `ray_runner.run_on_ray`, which also explains `gpus_per_trial`, `retries` and `limit`. `dry_run` only lists the
-    trials.
+    `variants` are names or networks of one's own: lines, "FILE.py:NAME", classes (`candidates.find_variant`). The
+    ledger is results/ledger.jsonl, or runs/ledger.jsonl if one of them is one's own. `changes` replaces fields of the
+    recipes. By default there is one worker per CPU core, with one thread each, which is faster than one trial after
+    another with all threads; on a GPU there is one worker, which trains the seeds of a variant at once where it can.
+    `precision`: see `training.device.pick_precision`; with "auto", trials that are recorded in any precision are
+    skipped. With `ray`, a cluster's address or "auto", the trials run on a Ray cluster: see `ray_runner.run_on_ray`,
+    which also explains `gpus_per_trial`, `retries` and `limit`. `dry_run` only lists the trials.
 
-    Raises ValueError for a bad recipe, DataError if MNIST cannot be loaded, OSError if the ledger cannot be written,
-    ClusterError if there is no usable cluster, and KeyboardInterrupt on Ctrl-C; no process is left running.
+    Raises ValueError for a bad network or recipe, DataError if MNIST cannot be loaded, OSError if the ledger cannot be
+    written, ClusterError if there is no usable cluster, and KeyboardInterrupt on Ctrl-C; no process is left running.
     """
+    from experiments.candidates import KNOWN, find_variant
     from experiments.trial import load_data, planned_recipe, run_trial, run_trials
     from training.cpu import cores
     from training.device import pick_device
 
     source = "sample" if sample else "mnist"
     fixed = {"split": split, "changes": changes, "sample": sample, "device": device, "precision": precision}
-    requested = [{"variant": variant, "seed": seed, **fixed} for seed in seeds for variant in variants]
-    recipes = {variant: planned_recipe(variant, changes) for variant in variants}
+    found = list({variant.name: variant for variant in map(find_variant, variants)}.values())
+    ledger = ledger or (LEDGER if all(variant.name in KNOWN for variant in found) else OWN_LEDGER)
+    sent = [variant.reference for variant in found]
+    requested = [{"variant": variant, "seed": seed, **fixed} for seed in seeds for variant in sent]
+    recipes = {variant: planned_recipe(variant, changes) for variant in sent}
 
     def key(trial: dict) -> tuple:
-        return trial_key({**trial, "data": source, "recipe": recipes[trial["variant"]].as_dict()})
+        recipe = recipes[trial["variant"]].as_dict()
+        return trial_key({**trial, "variant": variant_name(trial), "data": source, "recipe": recipe})
 
     recorded = read_ledger(ledger)
     done = {trial_key(trial) for trial in recorded if precision in ("auto", trial["precision"])}
@@ -76,7 +82,7 @@ def sweep(
     todo = [trial | {"threads": threads} for trial in todo]
     if dry_run:
         print("\n".join(f"  {trial_name(trial)}" for trial in todo))
-        work = [(trial["variant"], recipes[trial["variant"]].epochs) for trial in todo]
+        work = [(variant_name(trial), recipes[trial["variant"]].epochs) for trial in todo]
         print(estimate(work, recorded, workers if ray else at_once))
     if dry_run or not todo:
         return 0
@@ -97,7 +103,7 @@ def sweep(
 
 def grouped(trials: list[dict]) -> list[dict]:
     """The trials as arguments of `trial.run_trials`: per variant, `seeds` instead of `seed`. Lone ones are left out."""
-    seeds: dict[str, list[int]] = {}
+    seeds: dict = {}
     for trial in trials:
         seeds.setdefault(trial["variant"], []).append(trial["seed"])
     shared = {key: value for key, value in (trials or [{}])[0].items() if key not in ("variant", "seed")}
@@ -174,12 +180,14 @@ def parse_arguments(arguments: list[str] | None = None) -> dict:
     """Parse the command line into arguments of `sweep`; exits with code 2 if it is wrong."""
     parser = Parser("sweep", __doc__, usage="python -m experiments.sweep [options]")
     add = parser.add_argument_group("trials").add_argument
-    names = "comma-separated, from experiments/variants.py or candidates.py; all: those of variants.py (default: all)"
-    add("--variants", default="all", metavar="NAMES", help=names)
+    names = "comma-separated, from experiments/variants.py or candidates.py; all: those of variants.py (the default)"
+    add("--variants", metavar="NAMES", help=names)
+    own = 'of one\'s own, e.g. "conv 8 16 / 32 gap" or mine.py:MyNet; can be repeated (see experiments/networks.py)'
+    add("--network", action="append", default=[], metavar="NETWORK", help=own)
     add("--seeds", type=parse_seeds, default=[100, 101, 102], help="e.g. 0-4 or 0,3,7 (default: 100-102)")
     add("--split", choices=("validation", "test"), default="validation", help="evaluated images (default: validation)")
     add("--sample", action="store_true", help="use the small sample instead of MNIST")
-    add("--ledger", type=Path, default=LEDGER, metavar="FILE", help="default: results/ledger.jsonl")
+    add("--ledger", type=Path, metavar="FILE", help="default: results/ledger.jsonl; with --network: runs/ledger.jsonl")
     add("--dry-run", action="store_true", help="list the trials and the expected duration, and stop")
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps (default: auto)")
@@ -199,27 +207,31 @@ def parse_arguments(arguments: list[str] | None = None) -> dict:
         parser.error(f"--limit must be greater than 0, not {options.limit}")
     if options.workers is not None and options.workers < 1:
         parser.error(f"--workers must be 1 or more, not {options.workers}")
-    if options.ledger.suffix != LEDGER.suffix:  # so that no other file is appended to by mistake
+    if options.ledger and options.ledger.suffix != LEDGER.suffix:  # so that no other file is appended to by mistake
         parser.error(f"--ledger must be a {LEDGER.suffix} file, not {options.ledger}")
 
-    from experiments.candidates import KNOWN
+    from experiments.candidates import KNOWN, find_variant
     from experiments.trial import planned_recipe
     from experiments.variants import VARIANTS
     from training.device import pick_device
 
-    names = [name.strip() for name in options.variants.split(",") if name.strip()]
-    options.variants = list(VARIANTS) if names == ["all"] else list(dict.fromkeys(names))
-    if not names:
+    listed = options.variants if options.variants is not None else "" if options.network else "all"
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    names = list(VARIANTS) if names == ["all"] else names
+    if not names and not options.network:
         parser.error(f"--variants is empty; known: {', '.join(KNOWN)}")
-    if unknown := [name for name in options.variants if name not in KNOWN]:
+    if unknown := [name for name in names if name not in KNOWN]:
         parser.error(f"unknown variant {', '.join(unknown)}; known: {', '.join(KNOWN)}")
     changes = recipe_changes(options)
     try:
         pick_device(options.device)
-        for name in options.variants:
-            planned_recipe(name, changes)
+        own = [find_variant(network).reference for network in options.network]
+        options.variants = list(dict.fromkeys([*names, *own]))
+        for variant in options.variants:
+            planned_recipe(variant, changes)
     except ValueError as error:
         parser.error(str(error))
+    del options.network
     arguments = {name: value for name, value in vars(options).items() if name not in changes}
     return arguments | {"changes": changes}
 

@@ -93,16 +93,16 @@ def tried_table(trials: list[dict]) -> pd.DataFrame:
     for trial in select(trials, split="validation", data="mnist"):
         if id(trial) not in current:
             recipe = in_words(tuple(trial["recipe"].items()))
-            groups.setdefault((trial["variant"], trial["epochs"], recipe, trial["precision"]), []).append(trial)
+            groups.setdefault((trial["network"], trial["epochs"], recipe, trial["precision"]), []).append(trial)
     rows = []
-    for (variant, epochs, recipe, precision), group in groups.items():
+    for (network, epochs, recipe, precision), group in groups.items():
         parameters = group[0]["parameters"]
         budget = next((budget for budget in BUDGETS if parameters < budget), math.inf)
         accuracies = pd.Series([trial["accuracy"] for trial in group])
         losses = pd.Series([trial["curve"][-1]["eval_loss"] for trial in group])
         row = {
             "Budget": f"< {budget:,}" if budget < math.inf else "none",
-            "Network": variant,
+            "Network": f"`{network}`",
             "Parameters": f"{parameters:,}",
             "Epochs": epochs,
             "Seeds": len(group),

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from analysis import inspection
-from experiments.candidates import KNOWN
+from experiments.candidates import KNOWN, find_variant
 from experiments.distillation import distillation_loss, load_teacher
+from experiments.source import Source
+from experiments.variants import Variant
 from experiments.vectorized import fit_vectorized
 from helpers import build, fit, mistakes, predict
 from training.cpu import threads_for_idle_cores
@@ -22,7 +24,7 @@ from training.recipe import Recipe
 
 
 def run_trial(
-    variant: str,
+    variant: str | Source,
     seed: int,
     split: str,
     changes: dict | None = None,
@@ -34,31 +36,32 @@ def run_trial(
 ) -> dict:
     """Train one variant from one seed and return its line for the ledger (see `ledger.KEYS`).
 
-    With the split "validation", trains on five sixths of the training images and evaluates on the others; with "test",
-    trains on all and evaluates on the test images. `changes` replaces fields of the recipe. All arguments and the
-    result can be pickled, so that a trial can run in any process on any host; `data` saves loading MNIST. Raises
-    ValueError for an unknown split or precision or a bad recipe, DivergenceError, and KeyboardInterrupt if Ctrl-C ended
-    the training early.
+    `variant` is a name, a line or a `Source` (`candidates.find_variant`). With the split "validation", trains on five
+    sixths of the training images and evaluates on the others; with "test", trains on all and evaluates on the test
+    images. `changes` replaces fields of the recipe. All arguments and the result can be pickled, so that a trial can
+    run in any process on any host; `data` saves loading MNIST. Raises ValueError for an unknown network, split or
+    precision or a bad recipe, DivergenceError, and KeyboardInterrupt if Ctrl-C ended the training early.
     """
     if threads:
         torch.set_num_threads(threads)
     with threads_for_idle_cores():  # around everything, so that the line names the number
-        recipe, data = planned_recipe(variant, changes), split_of(split, data or load_data(sample))
+        known, recipe = find_variant(variant), planned_recipe(variant, changes)
+        data = split_of(split, data or load_data(sample))
         precision = pick_precision(precision, pick_device(device))
         origin = provenance(pick_device(device), precision)  # before training: the commit may change during it
         loss = distillation_loss(load_teacher(recipe, data, device), recipe) if recipe.teacher else None
-        model = build(KNOWN[variant].build, seed)
+        model = build(known.build, seed)
         start = time.perf_counter()
         options = {"device": device, "precision": precision, "loss": loss, "progress": False}
         history = fit(model, data, recipe, seed=seed, **options)
         seconds = time.perf_counter() - start
     if len(history) < recipe.epochs:  # `fit` returns early on Ctrl-C
         raise KeyboardInterrupt
-    return _line(variant, recipe, seed, data, model, history, seconds, origin)
+    return _line(known, recipe, seed, data, model, history, seconds, origin)
 
 
 def run_trials(
-    variant: str,
+    variant: str | Source,
     seeds: list[int],
     split: str,
     changes: dict | None = None,
@@ -75,20 +78,21 @@ def run_trials(
     """
     if threads:
         torch.set_num_threads(threads)
-    recipe, data = planned_recipe(variant, changes), split_of(split, data or load_data(sample))
+    known, recipe = find_variant(variant), planned_recipe(variant, changes)
+    data = split_of(split, data or load_data(sample))
     precision = pick_precision(precision, pick_device(device))
     origin = provenance(pick_device(device), precision)
     start = time.perf_counter()
-    models, histories = fit_vectorized(KNOWN[variant].build, data, recipe, seeds, device, precision=precision)
+    models, histories = fit_vectorized(known.build, data, recipe, seeds, device, precision=precision)
     seconds = (time.perf_counter() - start) / len(seeds)
     return [
-        _line(variant, recipe, seed, data, model, history, seconds, origin)
+        _line(known, recipe, seed, data, model, history, seconds, origin)
         for seed, model, history in zip(seeds, models, histories, strict=True)
     ]
 
 
 def _line(
-    variant: str,
+    variant: Variant,
     recipe: Recipe,
     seed: int,
     data: MnistData,
@@ -99,7 +103,9 @@ def _line(
 ) -> dict:
     """A trial's line for the ledger, with all of `ledger.KEYS`."""
     return {
-        "variant": variant,
+        "variant": variant.name,
+        "network": network if isinstance(network := variant.network, str) else network.name,
+        "source": "" if isinstance(network, str) else network.text,
         "recipe": recipe.as_dict(),
         "seed": seed,
         "split": data.split,
@@ -129,9 +135,9 @@ def load_data(sample: bool) -> MnistData:
     return load_sample() if sample else load_mnist(allow_sample=False)
 
 
-def planned_recipe(variant: str, changes: dict | None = None) -> Recipe:
+def planned_recipe(variant: str | Source, changes: dict | None = None) -> Recipe:
     """The variant's recipe with `changes`. Raises ValueError for an unknown field, a bad value or a bad teacher."""
-    recipe = KNOWN[variant].recipe
+    recipe = find_variant(variant).recipe
     if unknown := sorted((changes or {}).keys() - recipe.as_dict().keys()):
         raise ValueError(f"a recipe has no {', '.join(unknown)}; it has {', '.join(recipe.as_dict())}")
     recipe = replace(recipe, **(changes or {}))

@@ -6,26 +6,17 @@ A variant states its difference from its parent and, before it was run, what was
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 from torch import nn
 
-from experiments.architectures import (
-    BLOCKS,
-    HEADS,
-    NET,
-    flat_head,
-    fully_connected,
-    plain_cnn,
-    plain_conv_block,
-    pytorch_example,
-    separable_block,
-)
+from experiments import networks
+from experiments.architectures import pytorch_example
+from experiments.source import Source
 from helpers import Net
 from training.recipe import NO_AUGMENTATION, Recipe
+
+NAMED = {"Net": Net, "pytorch_example": pytorch_example}  # networks that are no line of `networks.py`
 
 
 @dataclass(frozen=True)
@@ -33,11 +24,22 @@ class Variant:
     """A network and the recipe that trains it."""
 
     name: str
-    build: Callable[[], nn.Module]
+    network: str | Source  # a line of `networks.py`, a key of NAMED, or Python code
     recipe: Recipe
     change: str = ""  # against the parent
     target: str = ""  # the expectation, written before the run
     parent: str | None = None
+
+    @property
+    def reference(self) -> str | Source:
+        """What `candidates.find_variant` finds it by, also in another process."""
+        return self.network if isinstance(self.network, Source) else self.name
+
+    def build(self) -> nn.Module:
+        """A new network. Raises NetworkError."""
+        if isinstance(self.network, Source):
+            return self.network.build()
+        return NAMED[self.network]() if self.network in NAMED else networks.parse(self.network).build()
 
 
 # --- Recipes ----------------------------------------------------------------------------------------------------------
@@ -97,14 +99,14 @@ VARIANTS = {
     for variant in (
         Variant(
             "fully_connected",
-            fully_connected,
+            "linear 24",
             NOT_AUGMENTED,
             change="The starting point: every pixel is an input, without knowledge of which pixels are neighbours.",
             target="About 97%: what a small fully-connected network is known to reach.",
         ),
         Variant(
             "pytorch_example",
-            pytorch_example,
+            "pytorch_example",
             PYTORCH_EXAMPLE,
             parent="fully_connected",
             change="The network most people meet first: two wide convolutions and two linear layers, 14 epochs.",
@@ -113,7 +115,7 @@ VARIANTS = {
         Variant(
             "first_experiment",
             # Channels, dropout and the parameter count are recorded, the position of the pooling is not: it is `Net`'s.
-            partial(plain_cnn, ((8, 16), (32,), (40,)), dropout=0.05),
+            "conv 8 16 / 32 / 40 gap dropout 0.05",
             FIRST_EXPERIMENT,
             parent="pytorch_example",
             change="The budget: four convolutions, dropout 0.05, Adam 0.001, label smoothing, cosine.",
@@ -121,7 +123,7 @@ VARIANTS = {
         ),
         Variant(
             "original",
-            Net,
+            "Net",
             ORIGINAL,
             parent="first_experiment",
             change="Net: a fifth convolution, no dropout. SGD 0.05 with steps, rotation ±15°, translation ±10%.",
@@ -129,7 +131,7 @@ VARIANTS = {
         ),
         Variant(
             "sgd",
-            Net,
+            "Net",
             SGD,
             parent="original",
             change="The same network: a higher rate with warm-up and linear decay, weight decay, averaged weights.",
@@ -137,7 +139,7 @@ VARIANTS = {
         ),
         Variant(
             "no_augmentation",
-            Net,
+            "Net",
             NOT_AUGMENTED,
             parent="sgd",
             change="The training images as they are.",
@@ -145,7 +147,7 @@ VARIANTS = {
         ),
         Variant(
             "no_batchnorm",
-            partial(plain_cnn, NET, plain_conv_block),
+            "plain 4 8 / 16 32 / 40 gap",
             SGD,
             parent="sgd",
             change="No BatchNorm; each convolution has a bias instead.",
@@ -153,7 +155,7 @@ VARIANTS = {
         ),
         Variant(
             "flattened",
-            partial(plain_cnn, NET, head=flat_head),
+            "conv 4 8 / 16 32 / 40 flat",
             SGD,
             parent="sgd",
             change="No global average pooling: twice the parameters; the linear layer sees every position.",
@@ -161,7 +163,7 @@ VARIANTS = {
         ),
         Variant(
             "dropout",
-            partial(plain_cnn, NET, dropout=0.05),
+            "conv 4 8 / 16 32 / 40 gap dropout 0.05",
             SGD,
             parent="sgd",
             change="Dropout 0.05 after each pooling.",
@@ -169,7 +171,7 @@ VARIANTS = {
         ),
         Variant(
             "separable",
-            partial(plain_cnn, ((16, 32), (64, 72), (96,)), separable_block),
+            "separable 16 32 / 64 72 / 96 gap",
             SGD,
             parent="sgd",
             change="Depthwise-separable convolutions: more channels for the same budget.",
@@ -177,7 +179,7 @@ VARIANTS = {
         ),
         Variant(
             "budget_8k",
-            partial(plain_cnn, ((4, 8), (12, 18), (24,))),
+            "conv 4 8 / 12 18 / 24 gap",
             SGD,
             parent="sgd",
             change="Narrower everywhere: fewer than 8,000 parameters.",
@@ -185,7 +187,7 @@ VARIANTS = {
         ),
         Variant(
             "budget_5k",
-            partial(plain_cnn, ((4, 8), (10, 14), (18,))),
+            "conv 4 8 / 10 14 / 18 gap",
             SGD,
             parent="budget_8k",
             change="Fewer than 5,000 parameters.",
@@ -193,7 +195,7 @@ VARIANTS = {
         ),
         Variant(
             "budget_2k",
-            partial(plain_cnn, ((4, 5), (6, 8), (11,))),
+            "conv 4 5 / 6 8 / 11 gap",
             SGD,
             parent="budget_5k",
             change="Fewer than 2,000 parameters.",
@@ -201,7 +203,7 @@ VARIANTS = {
         ),
         Variant(
             "budget_1k",
-            partial(plain_cnn, ((3, 3), (4, 6), (7,))),
+            "conv 3 3 / 4 6 / 7 gap",
             SGD,
             parent="budget_2k",
             change="Fewer than 1,000 parameters.",
@@ -209,7 +211,7 @@ VARIANTS = {
         ),
         Variant(
             "s5",
-            Net,
+            "Net",
             FINAL,
             parent="sgd",
             change="The final recipe: Muon on the convolutions, and translation a little milder.",
@@ -220,21 +222,11 @@ VARIANTS = {
 
 
 def code(name: str) -> str:
-    """The Python source of a variant's network: blocks, function or class, and the call. KeyError if unknown."""
-    build = VARIANTS[name].build
-    function = build.func if isinstance(build, partial) else build
-    text = inspect.getsource(function)
-    if isinstance(build, partial):
-        arguments = [*map(_named, build.args), *(f"{key}={_named(value)}" for key, value in build.keywords.items())]
-        text += f"\n\n{function.__name__}({', '.join(arguments)})\n"
-    for part in (plain_cnn, *HEADS, *BLOCKS):  # each may use the ones after it
-        if part is not function and re.search(rf"\b{part.__name__}\b", text):
-            text = f"{inspect.getsource(part)}\n\n{text}"
-    return text
-
-
-def _named(value: object) -> str:
-    return getattr(value, "__name__", repr(value))
+    """What a variant's network is written as: a line, or its Python source. KeyError if the name is unknown."""
+    network = VARIANTS[name].network
+    if isinstance(network, Source):
+        return network.text
+    return inspect.getsource(NAMED[network]) if network in NAMED else network
 
 
 def recipe_change(name: str) -> str:

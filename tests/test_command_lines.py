@@ -16,7 +16,7 @@ from training.recipe import CHOICES, Recipe
 
 RECIPE_OPTIONS = {"--" + field.name.replace("_", "-") for field in fields(Recipe)}
 DISTILLATION = {"--teacher", "--teachers", "--teacher-weight", "--temperature"}
-SWEEP = {"--variants", "--seeds", "--split", "--sample", "--ledger", "--dry-run", "--device", "--precision"}
+SWEEP = {"--variants", "--seeds", "--split", "--sample", "--ledger", "--dry-run", "--device", "--network"}
 OPTIONS = {
     "main": {
         "--seed",
@@ -28,7 +28,16 @@ OPTIONS = {
         "--resume",
         *(RECIPE_OPTIONS - DISTILLATION),
     },
-    "experiments.sweep": {*SWEEP, "--workers", "--ray", "--gpus-per-trial", "--retries", "--limit", *RECIPE_OPTIONS},
+    "experiments.sweep": {
+        *SWEEP,
+        "--precision",
+        "--workers",
+        "--ray",
+        "--gpus-per-trial",
+        "--retries",
+        "--limit",
+        *RECIPE_OPTIONS,
+    },
     "experiments.report": {"--check", "--figures"},
     "inference.predict": {"IMAGE", "--json", "--show", "--prepared", "--weights"},
     "inference.demo": {"--host", "--port", "--weights"},

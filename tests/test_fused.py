@@ -202,7 +202,7 @@ def test_only_relu_and_2x2_pooling_are_fused():
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["s5", "separable", "gdconv"])
+@pytest.mark.parametrize("name", ["s5", "separable", "to_99_0"])
 def test_every_normalisation_of_a_network_is_fused_and_shares_its_weights(name):
     model = helpers.build(KNOWN[name].build)
     traced = fuse(model)

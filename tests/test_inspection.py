@@ -16,7 +16,7 @@ from analysis.inspection import (
     receptive_field_table,
     summary,
 )
-from experiments.candidates import CLAIMS, KNOWN
+from experiments.candidates import CLAIMS, find_variant
 from experiments.variants import VARIANTS
 from helpers import Net
 
@@ -325,20 +325,25 @@ def test_input_size_without_a_batch_dimension():
 # --- Receptive fields of all networks, and by gradients ---------------------------------------------------------------
 
 
-NAMES = [*VARIANTS, *CLAIMS, "dense_2k", "strided", "radial_bias", "shared_24_1k_separable"]
-DIFFERENT = list({KNOWN[name].build: name for name in NAMES}.values())  # several train the same network
+OTHERS = (
+    "dense 3 3 / 3 3 / 3 / 3 gdconv crop 2",
+    "conv 16 24 / 32 gdconv stem 16",
+    "conv 4 8 / 16 32 / 40 gap radial 1",
+    "shared-separable 14 ×1 / ×2 / ×2 / ×2 gdconv crop 2",
+)
+NETWORKS = {variant.network: variant for variant in (*VARIANTS.values(), *CLAIMS.values(), *map(find_variant, OTHERS))}
 
 
-@pytest.mark.parametrize("name", DIFFERENT)
-def test_receptive_field_of_experiments(name):
-    table = receptive_field_table(KNOWN[name].build())
+@pytest.mark.parametrize("network", NETWORKS)
+def test_receptive_field_of_experiments(network):
+    table = receptive_field_table(NETWORKS[network].build())
     fields, jumps = table["Receptive field"].tolist(), table["Jump"].tolist()
     assert fields == sorted(fields)  # they are chains of layers, or sums and concatenations of all that came before
     assert jumps == sorted(jumps)
     assert all(1 <= field <= 28 for field in fields)
-    if name in CLAIMS:
+    if NETWORKS[network].name in CLAIMS:
         assert fields[0] == 3
-        assert fields[-1] == (24 if "24" in CLAIMS[name].parent else 28)  # some are cropped to 24×24 pixels
+        assert fields[-1] == (24 if "crop 2" in network else 28)
 
 
 def test_receptive_field_of_shared_convolutions_on_a_crop():

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 import random
 import signal
 import time
@@ -12,6 +13,7 @@ from multiprocessing import get_context
 
 import pytest
 
+from experiments import ledger
 from experiments.ledger import KEYS, LedgerWarning, append_trial, read_ledger, select, trial_key
 from experiments.legacy import DEFAULTS, VARIANTS
 from tests.utils import make_trial, read_strictly
@@ -37,8 +39,8 @@ def test_round_trip(path):
 
 
 def test_a_trial_has_the_documented_keys():
-    documented = "variant recipe seed split epochs parameters macs accuracy best_accuracy curve mistakes seconds device"
-    assert set(KEYS) == {*documented.split(), "precision", "versions", "commit", "data", "time"}
+    documented = "variant network source recipe seed split epochs parameters macs accuracy best_accuracy curve mistakes"
+    assert set(KEYS) == {*documented.split(), *["seconds", "device", "precision", "versions", "commit", "data", "time"]}
     assert list(make_trial()) == list(KEYS)
 
 
@@ -141,7 +143,7 @@ def test_a_last_line_without_newline_is_complete(path):
         (b"\x00\xff\xfe\x80", "line 2 is torn or no JSON"),
         (b"[1, 2]", "line 2 is no trial, it is no JSON object"),
         (b"17", "line 2 is no trial, it is no JSON object"),
-        (b'{"variant": "s5"}', "line 2 is no trial, missing keys: recipe, seed"),
+        (b'{"variant": "s5"}', "line 2 is no trial, missing keys: .*recipe, seed"),
         (
             json.dumps(make_trial(recipe=3)).encode(),
             "line 2 is no trial, its variant, .* precision is not of the right kind",
@@ -168,6 +170,40 @@ def test_a_duplicate_is_named_and_the_first_counts(path):
         assert [trial["accuracy"] for trial in read_ledger(path)] == [99.1]
 
 
+def test_a_trial_in_a_last_line_without_newline_is_not_repeated(path):
+    append_trial(make_trial(0), path)
+    append_trial(make_trial(1), path)
+    path.write_bytes(path.read_bytes().rstrip())
+    before = path.read_bytes()
+    assert not append_trial(make_trial(1), path)
+    assert path.read_bytes() == before
+    path.write_bytes(before[:-9])  # now it is torn
+    assert append_trial(make_trial(1), path)
+
+
+def test_a_failed_write_leaves_nothing(path, monkeypatch):
+    def fail(descriptor):
+        raise OSError("no space left on device")
+
+    append_trial(make_trial(0), path)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.os, "fsync", fail)
+        with pytest.raises(OSError, match="no space"):
+            append_trial(make_trial(1), path)
+    assert path.read_bytes() == before
+    assert append_trial(make_trial(1), path)
+    assert read_strictly(path) == [make_trial(0), make_trial(1)]
+
+
+def test_warnings_point_to_the_reader(path):
+    path.parent.mkdir()
+    path.write_bytes(b"torn\n")
+    with pytest.warns(LedgerWarning) as warned:
+        read_ledger(path)
+    assert warned[0].filename == __file__
+
+
 def test_an_unknown_key_is_named_and_kept(path):
     path.parent.mkdir()
     path.write_text(json.dumps(make_trial(luck=7)) + "\n")
@@ -184,10 +220,11 @@ def test_blank_lines_and_unicode_line_separators_are_read(path):
 
 def test_committed_ledger_is_valid():
     from experiments.candidates import KNOWN  # imports torch
+    from experiments.legacy import NETWORKS
 
     for trial in read_strictly(LEDGER):
         assert trial["data"] == "mnist", "trials on the sample must not be committed"
-        assert trial["variant"] in KNOWN
+        assert trial["variant"] in {*KNOWN, *NETWORKS}
         assert trial["split"] in ("validation", "test")
         assert len(trial["curve"]) == trial["epochs"] == trial["recipe"]["epochs"]
 
@@ -201,6 +238,120 @@ def test_renaming_did_not_change_results():
         digest.update(json.dumps([results, epochs]).encode())
         digest.update({new: old for old, new in VARIANTS.items()}.get(trial["variant"], trial["variant"]).encode())
     assert digest.hexdigest()[:16] == "fd67057b1fe0a9e0"
+
+
+# --- Long ledgers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """The lines that are parsed."""
+    lines, loads = [], json.loads
+
+    def recorded(line):
+        lines.append(line)
+        return loads(line)
+
+    monkeypatch.setattr(ledger.json, "loads", recorded)
+    return lines
+
+
+def write_lines(path, seeds) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(make_trial(seed)) + "\n" for seed in seeds))
+
+
+@pytest.mark.parametrize("read_before", [True, False])
+def test_an_append_parses_only_new_lines(path, parsed, read_before):
+    write_lines(path, range(200))
+    if read_before:
+        read_ledger(path)
+    append_trial(make_trial(200), path)
+    assert len(parsed) == 200 + 1  # each line once, and the new one before it is written
+    parsed.clear()
+    for seed in range(201, 211):
+        assert append_trial(make_trial(seed), path)
+        assert not append_trial(make_trial(seed), path)
+    assert len(parsed) == 20 + 11  # the trials, and the lines 200 to 210, which the next append reads
+    assert len(read_strictly(path)) == 211
+
+
+def test_an_append_neither_parses_nor_reads_the_lines_before_its_last_one(path, parsed, monkeypatch):
+    write_lines(path, range(200))
+    append_trial(make_trial(200), path)
+    monkeypatch.setattr(ledger, "_checksum", lambda *_: pytest.fail("all of the file is read"))
+    assert append_trial(make_trial(201), path)
+    assert not append_trial(make_trial(7), path)
+
+
+def test_lines_of_another_writer_are_parsed_once(path, parsed):
+    write_lines(path, range(200))
+    append_trial(make_trial(200), path)
+    with open(path, "a") as file:
+        file.write(json.dumps(make_trial(300)) + "\n")
+    parsed.clear()
+    assert not append_trial(make_trial(300), path)
+    assert len(parsed) == 3  # the trial, the line 200, which this process wrote, and the line 300
+    assert append_trial(make_trial(301), path)
+    assert len(parsed) == 4
+
+
+def edit_in_the_middle(path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'"seed": 5,', b'"seed": 9,'))  # as long as before
+
+
+def edit_and_append(path) -> None:
+    edit_in_the_middle(path)
+    with open(path, "a") as file:
+        file.write(json.dumps(make_trial(20)) + "\n")
+
+
+def insert(path) -> None:
+    write_lines(path, [9, 0, 1, 2, 3, 4, 6, 7])
+
+
+def truncate(path) -> None:
+    os.truncate(path, path.read_bytes().index(b'"seed": 5,'))  # a torn line stays
+
+
+def replace_file(path) -> None:
+    other = path.with_name("merged.jsonl")
+    write_lines(other, [9, 0, 1, 2, 3, 4, 6, 7])
+    os.replace(other, path)
+
+
+def delete(path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("change", [edit_in_the_middle, edit_and_append, insert, truncate, replace_file, delete])
+@pytest.mark.filterwarnings("ignore::experiments.ledger.LedgerWarning")
+def test_a_ledger_may_change_between_two_appends(path, change):
+    """Seed 5 is no longer in the file and can be appended; all that is in it is not repeated."""
+    write_lines(path, range(8))
+    assert append_trial(make_trial(8), path)
+    change(path)
+    if path.exists():
+        os.utime(path, (0, 0))  # an edit takes longer than a tick of the clock, unlike this test
+    copy = path.with_name("copy.jsonl")
+    copy.write_bytes(path.read_bytes() if path.exists() else b"")
+    seeds = {trial["seed"] for trial in read_ledger(copy)}
+    assert 5 not in seeds
+    assert [seed for seed in (*range(10), 20) if not append_trial(make_trial(seed), path)] == sorted(seeds)
+
+
+def test_an_interrupted_append_can_be_repeated(path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    write_lines(path, range(8))
+    append_trial(make_trial(8), path)
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "append_line", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            append_trial(make_trial(9), path)
+    assert append_trial(make_trial(9), path)
+    assert not append_trial(make_trial(3), path)
 
 
 # --- Several writers, killed writers ----------------------------------------------------------------------------------

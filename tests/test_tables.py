@@ -18,6 +18,7 @@ from training.recipe import Recipe
 def trial(seed, accuracy, variant="s5", split="test", data="mnist", **changes):
     return {
         "variant": variant,
+        "network": variant,
         "recipe": Recipe().as_dict(),
         "precision": "float32",
         "seed": seed,
@@ -189,7 +190,7 @@ def test_tried_table_leaves_out_current_trials():
     ]
     table = tables.tried_table(trials)
     assert list(table["Budget"]) == ["none", "< 20,000", "< 20,000", "< 5,000"]
-    assert list(table["Network"]) == ["wide", "gdconv", "s5", "shared_24_5k"]
+    assert list(table["Network"]) == ["`wide`", "`gdconv`", "`s5`", "`shared_24_5k`"]
     assert list(table["Epochs"]) == [20, 20, 8, 15]
     assert list(table["Seeds"]) == [1, 1, 2, 1]
     assert list(table["Mean"]) == ["99.600", "99.500", "99.250", "99.000"]

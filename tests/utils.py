@@ -53,6 +53,8 @@ def make_trial(seed: int = 0, **changes) -> dict:
     """A line for a ledger."""
     trial = {
         "variant": "s5",
+        "network": "Net",
+        "source": "",
         "recipe": Recipe().as_dict(),
         "seed": seed,
         "split": "validation",

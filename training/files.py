@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 README, RESULTS_PAGE = ROOT / "README.md", ROOT / "RESULTS.md"
 FIGURES, RESULTS, RUNS = ROOT / "figures", ROOT / "results", ROOT / "runs"
 LEDGER = RESULTS / "ledger.jsonl"  # one line per trial
+OWN_LEDGER = RUNS / "ledger.jsonl"  # the same, of networks of one's own
 SPEED, EXPORT = RESULTS / "speed.json", RESULTS / "export.json"  # timings; exported networks
 PEERS = RESULTS / "peers.csv"  # what other repositories state of themselves
 WEIGHTS = RESULTS / "s5_seed0.safetensors"  # of `Net` from the first seed, not the best
