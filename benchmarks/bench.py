@@ -20,7 +20,7 @@ from training.files import SPEED, atomic_path
 # part: (mean test accuracy in percent, variant that reaches it in the fewest epochs)
 ACCURACY_TARGETS = {"to 99.0%": (99.0, "to_99_0"), "to 99.4%": (99.4, "to_99_4")}
 EPOCHS = ("epoch", "small", "busy", "profile", "memory", "start")  # functions of epochs.py
-RUNS = ("inference", "throughput", "sweeps", "gpu")  # of runs.py
+RUNS = ("inference", "throughput", "sweeps", "ledger", "gpu")  # of runs.py
 PARTS = (*EPOCHS, *ACCURACY_TARGETS, *RUNS)
 
 

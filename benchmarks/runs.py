@@ -6,10 +6,11 @@ last epoch, the mean over seeds, after a warm-up on random labels that is not co
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -21,8 +22,9 @@ import torch
 from analysis.statistics import p_mean_above
 from benchmarks.epochs import warm_up
 from benchmarks.timing import load, measure_interleaved, seconds_of, summarize
+from experiments import tables
 from experiments.candidates import KNOWN
-from experiments.ledger import read_ledger
+from experiments.ledger import append_trial, read_ledger
 from experiments.local_runner import run_locally
 from experiments.ray_runner import ClusterError, run_on_ray
 from experiments.trial import run_trial
@@ -148,6 +150,44 @@ def sweeps(repeats: int, smoke: bool) -> dict:
         f"seconds of {trials} trials": seconds,
         "overhead seconds per trial": {name: summarize(values) for name, values in overhead.items()},
     }
+
+
+def ledger(repeats: int, smoke: bool) -> dict:
+    """Appending a trial to a small and to a large ledger, and reading the large one and drawing its tables."""
+    small, large = (5, 50) if smoke else (500, 50_000)
+    recorded = read_ledger()
+
+    def extended(trial: dict, number: int) -> dict:
+        return trial | {"seed": 1_000_000 + number}
+
+    with tempfile.TemporaryDirectory() as folder:
+        functions = {}
+        for count in (small, large):
+            path = Path(folder) / f"{count}.jsonl"
+            lines = (json.dumps(extended(recorded[number % len(recorded)], number)) for number in range(count))
+            path.write_text("".join(f"{line}\n" for line in lines))
+            seeds = iter(range(count, count + repeats + 1))
+            append = partial(_seconds_to_append, path, recorded[0], seeds)
+            append()  # the first reads the file
+            functions[f"append to {count:,} lines"] = append
+        functions[f"read {large:,} lines and draw tables"] = partial(_seconds_to_draw, path)
+        return measure_interleaved(functions, repeats)
+
+
+def _seconds_to_append(path: Path, trial: dict, seeds: Iterator[int]) -> float:
+    new = trial | {"seed": 1_000_000 + next(seeds)}
+    return seconds_of(lambda: append_trial(new, path))
+
+
+def _seconds_to_draw(path: Path) -> float:
+    def draw() -> None:
+        trials = read_ledger(path)
+        current = tables.current_trials("validation", trials)
+        for table in (tables.summary_table, tables.comparison_table):
+            table(current)
+        tables.tried_table(trials)
+
+    return seconds_of(draw)
 
 
 def inference(repeats: int, smoke: bool) -> dict:

@@ -59,7 +59,7 @@ def find_variant(network: str | Source | Callable[[], nn.Module]) -> Variant:
         except NetworkError as error:
             raise NetworkError(f"{network!r} is no variant ({', '.join(KNOWN)}) and no network: {error}") from error
         return Variant(line, line, FINAL)
-    if not isinstance(network, Source):
+    if not isinstance(network, Source):  # else it was checked when it was made
         network = from_file(network) if isinstance(network, str) else from_object(network)
-    check_network(network.build, network.function)
+        check_network(network.build, network.function)
     return Variant(network.name, network, FINAL)

@@ -149,8 +149,8 @@ def _catch_up(path: Path) -> _Known:
     Others may have changed the file in any way: an editor, a merge, a process on another machine. What was read before
     is unchanged if the file has the same `stamp`, as between two appends of one process. Otherwise, e.g. if another
     process has appended, the CRC-32 of these bytes decides, which needs no parsing. If it differs, or the file is
-    shorter, the whole ledger is read again. A stamp can only miss an edit that keeps the file's length and happens
-    within the same tick of the file system's clock, a few milliseconds, as this process's last append.
+    shorter, the whole ledger is read again. Only an edit in place that keeps the file's length and happens within a few
+    milliseconds of this process's last append, without the lock, can be missed.
     """
     key = path.resolve()
     known = _known.pop(key, _Known())  # and back when it is complete: Ctrl-C must not leave half of it

@@ -34,6 +34,7 @@ KEY_COLUMNS = {  # of the peers' table: position in the axes, alignment, text
     "best epoch": (0.64, "right", lambda number, peer: _percent(peer.best)),
     "how it was made": (0.665, "left", lambda number, peer: peer.made),
 }
+OFFSET = {"textcoords": "offset points", "fontsize": 9.5}  # of a label
 ROW = 0.19  # inches, a row of that table
 SIDES = [  # of a label at its point, the preferred first: offset in points, horizontal and vertical alignment
     ((0, 5), "center", "bottom"),
@@ -181,6 +182,41 @@ def plot_seeds(accuracies, threshold=99.4, title=None, eval_name="validation"):
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(f"{eval_name} {axes.get_xlabel()}")
     axes.set_title(title or "Accuracy of each seed (dots) and mean over n seeds (lines)")
+    return figure
+
+
+@styled()
+def plot_search(groups, title=None):
+    """Validation loss against parameters: one dot per network and number of epochs, and the front of the longest.
+
+    groups: lists of trials, each of one network and one number of epochs. Raises ValueError if there are none.
+    """
+    if not groups:
+        raise ValueError("nothing to plot: no trials")
+    points = pd.DataFrame(
+        {
+            "name": group[0]["variant"],
+            "parameters": group[0]["parameters"],
+            "epochs": group[0]["epochs"],
+            "loss": np.mean([trial["curve"][-1]["eval_loss"] for trial in group]),
+        }
+        for group in groups
+    ).sort_values(["parameters", "loss"])
+    figure = Picture(figsize=(WIDTH, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for colour, (epochs, part) in zip(COLOURS * len(points), points.groupby("epochs"), strict=False):
+        label = f"{epochs} epoch{'s' if epochs > 1 else ''}: {len(part)} networks"
+        axes.plot(part["parameters"], part["loss"], "o", color=colour, markersize=5, label=label)
+    longest = points[points["epochs"] == points["epochs"].max()]
+    front = longest[longest["loss"] < longest["loss"].cummin().shift(fill_value=np.inf)]
+    axes.plot(front["parameters"], front["loss"], "-", color=INK, linewidth=1, label="lowest loss up to this size")
+    best = longest.loc[longest["loss"].idxmin()]
+    axes.annotate(best["name"], (best["parameters"], best["loss"]), (-6, -6), ha="right", va="top", **OFFSET)
+    axes.set_yscale("log")
+    axes.set_ylabel("validation loss (mean cross-entropy), log scale")
+    axes.set_xlabel("parameters")
+    axes.set_title(title or "Validation loss against size, in each round of a search")
+    axes.legend(loc="upper right")
     return figure
 
 

@@ -25,7 +25,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from experiments.ledger import append_line, append_trial, check_writable
-from experiments.local_runner import deferred_interrupt, plural, trial_name
+from experiments.local_runner import deferred_interrupt, plural, trial_name, variant_name
 from training.files import ROOT
 
 if TYPE_CHECKING:  # it imports torch
@@ -50,7 +50,7 @@ class Attempt(NamedTuple):
 
     def key(self) -> str:
         """The attempt's name in the record of start times."""
-        return f"{trial_name(self.trial)}, attempt {self.number}"
+        return f"{trial_name(self.trial)}, {self.trial.get('changes')}, attempt {self.number}"
 
 
 def run_on_ray(
@@ -232,7 +232,7 @@ def failures_path(ledger: str | Path) -> Path:
 def append_failure(trial: dict, attempts: int, reason: str, ledger: str | Path) -> None:
     """Record a failed trial: its arguments, the number of attempts, the last reason, and the time."""
     path = failures_path(ledger)
-    line = {**trial, "attempts": attempts, "reason": reason}
+    line = {**trial, "variant": variant_name(trial), "attempts": attempts, "reason": reason}
     line["time"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     with FileLock(path.with_suffix(".lock")):
         append_line(json.dumps(line).encode() + b"\n", path)

@@ -54,25 +54,48 @@ def sweep(
     written, ClusterError if there is no usable cluster, and KeyboardInterrupt on Ctrl-C; no process is left running.
     """
     from experiments.candidates import KNOWN, find_variant
+
+    fixed = {"split": split, "changes": changes, "sample": sample, "device": device, "precision": precision}
+    found = list({variant.name: variant for variant in map(find_variant, variants)}.values())
+    ledger = ledger or (LEDGER if all(variant.name in KNOWN for variant in found) else OWN_LEDGER)
+    requested = [{"variant": variant.reference, "seed": seed, **fixed} for seed in seeds for variant in found]
+    where = {"ray": ray, "gpus_per_trial": gpus_per_trial, "retries": retries, "limit": limit}
+    failed, keys = run_missing(requested, ledger, workers=workers, dry_run=dry_run, **where)
+    if not dry_run and len(keys) > failed:
+        print(summary(keys, ledger))
+    return failed
+
+
+def run_missing(
+    requested: list[dict],
+    ledger: str | Path,
+    recorded: list[dict] | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
+    gpus_per_trial: float = 0,
+    retries: int = 2,
+    limit: float | None = None,
+    dry_run: bool = False,
+) -> tuple[int, list[tuple]]:
+    """Run the trials that are not `recorded` (default: in the ledger); return the failures and all trials' keys.
+
+    `requested` are arguments of `trial.run_trial`, equal in all but variant, seed and changes. See also `sweep`.
+    """
     from experiments.trial import load_data, planned_recipe, run_trial, run_trials
     from training.cpu import cores
     from training.device import pick_device
 
+    sample, split, device, precision = (requested[0][name] for name in ("sample", "split", "device", "precision"))
     source = "sample" if sample else "mnist"
-    fixed = {"split": split, "changes": changes, "sample": sample, "device": device, "precision": precision}
-    found = list({variant.name: variant for variant in map(find_variant, variants)}.values())
-    ledger = ledger or (LEDGER if all(variant.name in KNOWN for variant in found) else OWN_LEDGER)
-    sent = [variant.reference for variant in found]
-    requested = [{"variant": variant, "seed": seed, **fixed} for seed in seeds for variant in sent]
-    recipes = {variant: planned_recipe(variant, changes) for variant in sent}
+    recorded = read_ledger(ledger) if recorded is None else recorded
 
     def key(trial: dict) -> tuple:
-        recipe = recipes[trial["variant"]].as_dict()
+        recipe = planned_recipe(trial["variant"], trial["changes"]).as_dict()
         return trial_key({**trial, "variant": variant_name(trial), "data": source, "recipe": recipe})
 
-    recorded = read_ledger(ledger)
+    keys = list(map(key, requested))
     done = {trial_key(trial) for trial in recorded if precision in ("auto", trial["precision"])}
-    todo = [trial for trial in requested if key(trial) not in done]
+    todo = [trial for trial, key in zip(requested, keys, strict=True) if key not in done]
     skipped = f"{len(requested) - len(todo)} already in {Path(ledger).name}"
     print(f"{plural(len(requested), 'trial')}, {source} {split}: {skipped}, {len(todo)} to run")
     at_once = min(workers or default_workers(device), len(todo) or 1)
@@ -82,37 +105,32 @@ def sweep(
     todo = [trial | {"threads": threads} for trial in todo]
     if dry_run:
         print("\n".join(f"  {trial_name(trial)}" for trial in todo))
-        work = [(variant_name(trial), recipes[trial["variant"]].epochs) for trial in todo]
+        work = [(variant_name(trial), planned_recipe(trial["variant"], trial["changes"]).epochs) for trial in todo]
         print(estimate(work, recorded, workers if ray else at_once))
     if dry_run or not todo:
-        return 0
+        return 0, keys
     if ray:
         data = load_data(sample)
-        failed = run_on_ray(todo, data, ledger, run_trial, ray, workers, gpus_per_trial, retries, limit)
-    else:
-        if not sample:
-            load_data(sample)  # download once, or fail with one error, before several trials need it
-        if pick_device(device).type == "cuda":
-            run_locally(grouped(todo), ledger, run_trials)
-            done = set(map(trial_key, read_ledger(ledger)))
-            todo = [trial for trial in todo if key(trial) not in done]  # those that cannot be trained at once
-        failed = run_locally(todo, ledger, run_trial, at_once)
-    print(summary(list(map(key, requested)), ledger))
-    return failed
+        return run_on_ray(todo, data, ledger, run_trial, ray, workers, gpus_per_trial, retries, limit), keys
+    if not sample:
+        load_data(sample)  # download once, or fail with one error, before several trials need it
+    if pick_device(device).type == "cuda":
+        run_locally(grouped(todo), ledger, run_trials)
+        done = set(map(trial_key, read_ledger(ledger)))
+        todo = [trial for trial in todo if key(trial) not in done]  # those that cannot be trained at once
+    return run_locally(todo, ledger, run_trial, at_once), keys
 
 
 def grouped(trials: list[dict]) -> list[dict]:
-    """The trials as arguments of `trial.run_trials`: per variant, `seeds` instead of `seed`. Lone ones are left out."""
-    seeds: dict = {}
+    """The trials as arguments of `trial.run_trials`: `seeds` instead of `seed`. Lone trials are left out."""
+    groups: list[tuple[dict, list[int]]] = []
     for trial in trials:
-        seeds.setdefault(trial["variant"], []).append(trial["seed"])
-    shared = {key: value for key, value in (trials or [{}])[0].items() if key not in ("variant", "seed")}
-    groups = [
-        {"variant": variant, "seeds": together[start : start + MAX_SEEDS_AT_ONCE], **shared}
-        for variant, together in seeds.items()
-        for start in range(0, len(together), MAX_SEEDS_AT_ONCE)
-    ]
-    return [group for group in groups if len(group["seeds"]) > 1]
+        shared = {name: value for name, value in trial.items() if name != "seed"}
+        seeds = next((seeds for other, seeds in groups if other == shared and len(seeds) < MAX_SEEDS_AT_ONCE), None)
+        if seeds is None:
+            groups.append((shared, seeds := []))
+        seeds.append(trial["seed"])
+    return [{**shared, "seeds": seeds} for shared, seeds in groups if len(seeds) > 1]
 
 
 def estimate(work: list[tuple[str, int]], trials: list[dict], workers: int | None) -> str:
@@ -142,7 +160,8 @@ def summary(keys: list[tuple], ledger: str | Path) -> str:
     import pandas as pd
 
     variants = dict.fromkeys(key[0] for key in keys)
-    found = {key: trial for trial in read_ledger(ledger) if (key := trial_key(trial)) in set(keys)}
+    wanted = set(keys)
+    found = {key: trial for trial in read_ledger(ledger) if (key := trial_key(trial)) in wanted}
     rows = []
     for variant in variants:
         accuracies = [trial["accuracy"] for trial in found.values() if trial["variant"] == variant]

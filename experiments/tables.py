@@ -160,6 +160,26 @@ def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = N
     return pd.DataFrame(rows)
 
 
+def network_table(groups: list[list[dict]]) -> pd.DataFrame:
+    """One row per group of trials of one network: size, cost, accuracy in percent and loss over seeds."""
+    rows = []
+    for group in groups:
+        accuracies = pd.Series([trial["accuracy"] for trial in group])
+        rows.append(
+            {
+                "Network": group[0]["variant"],
+                "Parameters": f"{group[0]['parameters']:,}",
+                "Multiply-adds": f"{group[0]['macs']:,}",
+                "Epochs": group[0]["epochs"],
+                "Seeds": len(group),
+                "Mean": f"{accuracies.mean():.3f}",
+                "Std": f"{accuracies.std():.3f}" if len(group) > 1 else "–",
+                "Loss": f"{pd.Series([trial['curve'][-1]['eval_loss'] for trial in group]).mean():.4f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def precision_table(trials: list[dict]) -> pd.DataFrame:
     """One row per variant and recipe that was trained in both precisions from at least two common seeds, in points."""
     groups: dict[tuple, dict[str, list[dict]]] = {}

@@ -38,6 +38,14 @@ OPTIONS = {
         "--limit",
         *RECIPE_OPTIONS,
     },
+    "experiments.compare": {
+        *{"NETWORK", "OTHER", "--seeds", "--sample", "--device", "--precision", "--workers", "--figure"},
+        *RECIPE_OPTIONS,
+    },
+    "experiments.search": {
+        *{"--below", "--trials", "--seed", "--epochs", "--sample", "--dry-run", "--figure"},
+        *{"--device", "--precision", "--workers", "--ray"},
+    },
     "experiments.report": {"--check", "--figures"},
     "inference.predict": {"IMAGE", "--json", "--show", "--prepared", "--weights"},
     "inference.demo": {"--host", "--port", "--weights"},

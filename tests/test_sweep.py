@@ -227,12 +227,14 @@ def test_on_a_gpu_seeds_are_trained_at_once_and_one_by_one_where_that_fails(tmp_
     assert "s5, 3 seeds at once: FAILED, RuntimeError: out of memory" in capsys.readouterr().out
 
 
-def test_trials_are_grouped_by_variant_and_at_most_32_seeds():
-    trials = [{"variant": "s5", "seed": seed, "split": "test"} for seed in range(40)]
-    groups = sweep.grouped([*trials, {"variant": "sgd", "seed": 0, "split": "test"}])
-    assert [(group["variant"], len(group["seeds"]), group["split"]) for group in groups] == [
-        ("s5", 32, "test"),
-        ("s5", 8, "test"),
+def test_trials_are_grouped_by_all_but_the_seed_and_at_most_32():
+    trials = [{"variant": "s5", "seed": seed, "changes": None} for seed in range(40)]
+    others = [{"variant": "s5", "seed": seed, "changes": {"epochs": 1}} for seed in range(2)]
+    groups = sweep.grouped([*trials, *others, {"variant": "sgd", "seed": 0, "changes": None}])
+    assert [(group["variant"], len(group["seeds"]), group["changes"]) for group in groups] == [
+        ("s5", 32, None),
+        ("s5", 8, None),
+        ("s5", 2, {"epochs": 1}),
     ]
     assert sweep.grouped([]) == []
 
@@ -243,3 +245,42 @@ def test_a_trial_in_another_precision_is_skipped_unless_asked_for(tmp_path, caps
     for precision, skipped in (("auto", 1), ("bfloat16", 1), ("float32", 0)):
         sweep.sweep(["s5"], [0], sample=True, precision=precision, ledger=path, dry_run=True)
         assert f"{skipped} already in ledger.jsonl" in capsys.readouterr().out
+
+
+def own_stand_in(variant, seed: int, changes: dict | None, **_) -> dict:
+    """A replacement for `run_trial` that knows the names of sources."""
+    name = getattr(variant, "name", variant)
+    return make_trial(seed, variant=name, network=name, source=getattr(variant, "text", ""))
+
+
+def test_networks_of_ones_own_are_recorded_in_a_ledger_of_ones_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "OWN_LEDGER", tmp_path / "own.jsonl")
+    monkeypatch.setattr(sweep, "LEDGER", tmp_path / "main.jsonl")
+    monkeypatch.setattr("experiments.trial.run_trial", own_stand_in)
+    (tmp_path / "mine.py").write_text("def MyNet():\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n")
+    command = ["--network", "conv 4  8 GAP", "--network", f"{tmp_path}/mine.py:MyNet", "--seeds", "0", "--sample"]
+    assert sweep.main(command) == 0
+    line, source = read_strictly(tmp_path / "own.jsonl")
+    assert {line["variant"], source["variant"].split("@")[0]} == {"conv 4 8 gap", "MyNet"}
+    assert "def MyNet()" in line["source"] + source["source"]
+    assert not (tmp_path / "main.jsonl").exists()
+    capsys.readouterr()
+    assert sweep.main(command) == 0
+    assert "2 already in own.jsonl, 0 to run" in capsys.readouterr().out
+    assert sweep.parse_arguments([])["ledger"] is None
+    assert sweep.parse_arguments(["--network", "conv 4 gap", "--variants", "s5"])["variants"] == ["s5", "conv 4 gap"]
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("conv 4 q gap", '\'conv 4 q gap\' is no variant .* and no network: in "conv 4 q gap", word 3: "q" is no'),
+        ("missing.py:MyNet", "missing.py cannot be read: No such file or directory"),
+        ("mine.py", "mine.py cannot be read"),
+    ],
+)
+def test_a_bad_network_gives_one_line_and_exit_code_2(network, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        sweep.main(["--network", network])
+    assert stopped.value.code == 2
+    assert re.fullmatch(f"sweep: .*{message}.*\n", capsys.readouterr().err)

@@ -6,6 +6,7 @@ import pickle
 import signal
 import sys
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from experiments import ledger, trial
 from experiments.distillation import Ensemble
+from experiments.source import Source
 from experiments.variants import VARIANTS
 from tests.utils import read_strictly, wait_for
 from training.mnist import validation_split
@@ -145,3 +147,15 @@ def test_trials_at_once_give_the_lines_of_each_seed(small):
         assert line["curve"][-1]["eval_loss"] == pytest.approx(expected["curve"][-1]["eval_loss"], rel=0.01)
         for key in ("recipe", "parameters", "macs", "split", "precision", "device"):
             assert line[key] == expected[key]
+
+
+def test_the_code_of_ones_own_network_goes_with_its_trial(small, tmp_path):
+    source = Source("MyNet", "def MyNet():\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n")
+    run = partial(trial.run_trial, seed=3, split="validation", changes=ONE_EPOCH, sample=True, device="cpu", data=small)
+    line = run(pickle.loads(pickle.dumps(source)))
+    assert (line["variant"], line["network"], line["source"]) == (source.name, source.name, source.text)
+    assert line["parameters"] == 7850
+    assert ledger.append_trial(line, tmp_path / "ledger.jsonl")
+    assert read_strictly(tmp_path / "ledger.jsonl") == [line]
+    assert run("conv 4 gap")["network"] == "conv 4 gap"
+    assert run("s5")["network"] == "Net"

@@ -1,0 +1,153 @@
+"""Compare a network with another one, both trained by the same recipe from the same seeds.
+
+python -m experiments.compare "conv 8 16 / 24 32 / 32 gap"       a line of experiments/networks.py, against s5
+python -m experiments.compare mine.py:MyNet s5 --seeds 100-104   a class or function of one's own
+python -m experiments.compare separable sgd                      two variants
+
+Recorded trials are taken from the ledgers; the others are trained and recorded in runs/ledger.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.ledger import read_ledger, trial_key
+from experiments.local_runner import RERUN
+from experiments.sweep import parse_seeds, run_missing
+from training.command_line import INTERRUPTED, PRECISIONS, Parser, add_recipe_options, recipe_changes, run_command
+from training.files import LEDGER, OWN_LEDGER, RUNS
+
+# Modules that import torch or pandas, which takes seconds, are imported inside functions, so that --help is fast.
+
+SEEDS = [100, 101, 102]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` finds. A notebook shows the table; `figure` is a `Picture`."""
+
+    table: Any  # DataFrame: a row per network
+    verdict: str
+    figure: Any
+
+    def _repr_html_(self) -> str:
+        return f"{self.table.to_html(index=False)}<p>{self.verdict}</p>"
+
+    def __str__(self) -> str:
+        return f"{self.table.to_string(index=False)}\n\n{self.verdict}"
+
+
+def compare(
+    network: Any,
+    other: Any = "s5",
+    seeds: list[int] = SEEDS,
+    changes: dict | None = None,
+    sample: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int | None = None,
+    ledger: str | Path = OWN_LEDGER,
+) -> Comparison:
+    """Train both networks by the recipe of `other`, with `changes`, and compare them on the validation split.
+
+    A network is a variant's name, a line, "FILE.py:NAME", or a class (`candidates.find_variant`). Trials in `ledger`
+    and in results/ledger.jsonl are not trained again. Raises ValueError for a bad network or recipe, or for one that is
+    compared with itself, RuntimeError if a trial failed, DataError, OSError, and KeyboardInterrupt on Ctrl-C.
+    """
+    from experiments.candidates import find_variant
+    from experiments.plots import plot_seeds
+    from experiments.tables import network_table
+
+    variants = [find_variant(network), find_variant(other)]
+    if variants[0].name == variants[1].name:
+        raise ValueError(f"{variants[0].name} is compared with itself")
+    recipe = variants[1].recipe.as_dict() | (changes or {})
+    shared = {"split": "validation", "changes": recipe, "sample": sample, "device": device, "precision": precision}
+    requested = [{"variant": each.reference, "seed": seed, **shared} for seed in seeds for each in variants]
+    recorded = [*read_ledger(LEDGER), *read_ledger(ledger)]
+    failed, keys = run_missing(requested, ledger, recorded, workers)
+    if failed:
+        raise RuntimeError(f"{failed} of {len(requested)} trials failed. {RERUN}")
+    found = {key: trial for trial in [*read_ledger(ledger), *recorded] if (key := trial_key(trial)) in set(keys)}
+    own, others = ([found[key] for key in keys if key[0] == variant.name] for variant in variants)
+    accuracies = {trials[0]["variant"]: [trial["accuracy"] for trial in trials] for trials in (own, others)}
+    figure = plot_seeds(accuracies, None, "Accuracy of each seed (dots) and mean over n seeds (lines)")
+    return Comparison(network_table([own, others]), verdict(own, others), figure)
+
+
+def verdict(own: list[dict], others: list[dict]) -> str:
+    """What the trials of two networks say, paired by seed, in a sentence."""
+    from analysis.statistics import paired_difference
+
+    difference = paired_difference(own, others)
+    name, other, n = own[0]["variant"], others[0]["variant"], difference["n"]
+    points = f"{difference['mean']:+.3f} points on {own[0]['data']} {own[0]['split']} images"
+    if n == 1:
+        return f"{name} against {other}: {points}, from one seed, which decides nothing. Use several seeds."
+    interval = f"95% interval {difference['low']:+.3f} to {difference['high']:+.3f}, paired over {n} seeds"
+    if difference["low"] <= 0 <= difference["high"]:
+        return f"No difference beyond the noise between {name} and {other}: {points} ({interval})."
+    better = "better" if difference["mean"] > 0 else "worse"
+    return f"{name} is {better} than {other}: {points} ({interval})."
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; exits with code 2 if it is wrong."""
+    parser = Parser("compare", __doc__, usage="python -m experiments.compare NETWORK [OTHER] [options]")
+    parser.add_argument("network", metavar="NETWORK", help="a variant, a line, or FILE.py:NAME")
+    parser.add_argument("other", metavar="OTHER", nargs="?", default="s5", help="the same; its recipe trains both")
+    add = parser.add_argument_group("trials").add_argument
+    add("--seeds", type=parse_seeds, default=SEEDS, help="e.g. 0-4 or 0,3,7 (default: 100-102)")
+    add("--sample", action="store_true", help="use the small sample instead of MNIST")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps (default: auto)")
+    add("--precision", choices=PRECISIONS, default="auto", help="default: bfloat16 if native to the device")
+    add("--workers", type=int, metavar="N", help="trials at a time (default: one per core)")
+    add("--figure", type=Path, default=RUNS / "compare.png", metavar="FILE", help="default: runs/compare.png")
+    add_recipe_options(parser, "changes to the recipe")
+    options = parser.parse_args(arguments)
+    if options.workers is not None and options.workers < 1:
+        parser.error(f"--workers must be 1 or more, not {options.workers}")
+
+    from experiments.candidates import find_variant
+    from experiments.trial import planned_recipe
+    from training.device import pick_device
+
+    options.changes = recipe_changes(options)
+    try:
+        pick_device(options.device)
+        names = {find_variant(each).name for each in (options.network, options.other)}
+        planned_recipe(options.other, options.changes)
+    except ValueError as error:
+        parser.error(str(error))
+    if len(names) == 1:
+        parser.error(f"{names.pop()} is compared with itself")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code: 0, 1 after a failure, 130 after Ctrl-C."""
+    options = parse_arguments(arguments)
+
+    from analysis.style import save_figure
+    from training.mnist import DataError
+
+    names = ("network", "other", "seeds", "changes", "sample", "device", "precision", "workers")
+    try:
+        result = compare(**{name: getattr(options, name) for name in names})
+        save_figure(result.figure, options.figure)
+    except KeyboardInterrupt:
+        print(f"Interrupted. {RERUN}", file=sys.stderr)
+        return INTERRUPTED
+    except (DataError, OSError, RuntimeError) as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 1
+    print(f"\n{result}\nFigure: {options.figure}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,250 @@
+"""Search for the best network below a number of parameters, by the loss on the validation split.
+
+python -m experiments.search --below 2000                       60 networks, then the best third for longer, and so on
+python -m experiments.search --below 2000 --trials 200 --ray auto
+python -m experiments.search --below 2000 --dry-run             what would be trained, and how long it would take
+
+The networks are lines of experiments/networks.py, drawn at random. Every trial is recorded in runs/ledger.jsonl, so
+that the same command continues after a stop. The test images are never used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.ledger import read_ledger, trial_key
+from experiments.local_runner import RERUN, plural
+from experiments.ray_runner import ClusterError
+from experiments.sweep import default_workers, run_missing
+from training.command_line import INTERRUPTED, PRECISIONS, Parser, run_command
+from training.files import LEDGER, OWN_LEDGER, RUNS
+
+# Modules that import torch or pandas, which takes seconds, are imported inside functions, so that --help is fast.
+
+KEPT = 3  # one network in so many goes on, and is trained for so many times the epochs
+FINALISTS, SEEDS = 3, [100, 101, 102]  # of the last round; earlier rounds train from the first seed alone
+SMALLEST_SHARE = 0.75  # of the budget that a network must use
+DRAWS = 3000  # after which a budget counts as impossible
+MAX_TRIALS = 10_000
+
+
+@dataclass(frozen=True)
+class Round:
+    """`networks` networks, trained for `epochs` epochs from each of `seeds`."""
+
+    networks: int
+    epochs: int
+    seeds: list[int]
+
+    def __str__(self) -> str:
+        counts = (self.networks, "network"), (self.epochs, "epoch"), (len(self.seeds), "seed")
+        return ", ".join(plural(*count) for count in counts)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `search` finds. `figure` is a `Picture`."""
+
+    best: str  # the network's line
+    table: Any  # DataFrame: a row per network of the last round, the best first
+    figure: Any
+
+    def __str__(self) -> str:
+        return f"{self.table.to_string(index=False)}\n\nBest: {self.best}"
+
+
+def search(
+    below: int,
+    trials: int = 60,
+    seed: int = 0,
+    epochs: int = 1,
+    changes: dict | None = None,
+    sample: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int | None = None,
+    ray: str | None = None,
+    ledger: str | Path = OWN_LEDGER,
+    dry_run: bool = False,
+) -> Found | None:
+    """Draw `trials` networks with fewer parameters than `below` and find the best by successive halving.
+
+    All are trained for `epochs` epochs, the best third for three times as long, and so on; the last few from several
+    seeds. Each round trains anew, with a whole schedule: a pruner that stops one long run early, as Optuna's or Ray
+    Tune's, would compare networks in the middle of a schedule, where the learning rate is still high. Drawing and
+    halving take thirty lines, so no library is used. Jamieson and Talwalkar, "Non-stochastic best arm identification
+    and hyperparameter optimization", 2016: arxiv.org/abs/1502.07943.
+
+    The same `seed` draws the same networks. The recipe is `candidates.MILD` with `changes`. `dry_run` only prints the
+    rounds and an estimate of their duration. A network whose trial fails is out. Raises ValueError for a budget that no
+    network fits or for zero trials, RuntimeError if all trials of a round fail, and else what `sweep` raises.
+    """
+    from experiments.candidates import MILD
+    from experiments.plots import plot_search
+    from experiments.tables import network_table
+
+    if not 1 <= trials <= MAX_TRIALS or epochs < 1:
+        raise ValueError(f"a search needs 1 to {MAX_TRIALS:,} trials and 1 epoch or more, not {trials} and {epochs}")
+    recipe = MILD.as_dict() | (changes or {})
+    shared = {"split": "validation", "sample": sample, "device": device, "precision": precision}
+    networks = draw_networks(below, trials, seed)
+    plan = rounds(trials, epochs)
+    if dry_run:
+        print(describe(plan, networks, workers or default_workers(device)))
+        return None
+    tried: list[list[dict]] = []
+    for number, each in enumerate(plan, start=1):
+        print(f"Round {number} of {len(plan)}: {each}")
+        trained = {**shared, "changes": recipe | {"epochs": each.epochs}}
+        requested = [{"variant": line, "seed": seed, **trained} for line in networks for seed in each.seeds]
+        recorded = [*read_ledger(LEDGER), *read_ledger(ledger)]
+        _, keys = run_missing(requested, ledger, recorded, workers, ray)
+        wanted = set(keys)
+        found: dict[str, list[dict]] = {}
+        for trial in {trial_key(trial): trial for trial in [*recorded, *read_ledger(ledger)]}.values():
+            if trial_key(trial) in wanted:
+                found.setdefault(trial["variant"], []).append(trial)
+        complete = [group for group in found.values() if len(group) == len(each.seeds)]
+        if not complete:
+            raise RuntimeError(f"no trial of round {number} succeeded")
+        tried += (ranked := sorted(complete, key=loss))
+        networks = [group[0]["variant"] for group in ranked[: max(FINALISTS, each.networks // KEPT)]]
+    title = f"{trials} networks below {below:,} parameters: best validation loss {loss(ranked[0]):.4f}"
+    return Found(ranked[0][0]["variant"], network_table(ranked), plot_search(tried, title))
+
+
+def loss(group: list[dict]) -> float:
+    """The mean validation loss of a network's trials, in the last epoch."""
+    return statistics.mean(trial["curve"][-1]["eval_loss"] for trial in group)
+
+
+def rounds(trials: int, epochs: int) -> list[Round]:
+    """The rounds of a search: fewer and fewer networks, longer and longer."""
+    plan = []
+    while trials > FINALISTS:
+        plan.append(Round(trials, epochs, SEEDS[:1]))
+        trials, epochs = max(FINALISTS, trials // KEPT), epochs * KEPT
+    return [*plan, Round(trials, epochs, SEEDS)]
+
+
+def draw_networks(below: int, count: int, seed: int) -> list[str]:
+    """Lines of `count` different networks with fewer parameters than `below`, but not many fewer.
+
+    Raises NetworkError if none is found.
+    """
+    from experiments.networks import NetworkError, parse
+
+    draw, lines = random.Random(seed), {}  # a dict keeps the order
+    for number in range(DRAWS + 100 * count):
+        if len(lines) == count or (number >= DRAWS and not lines):
+            break
+        line = _draw_line(draw, below)
+        if line not in lines and SMALLEST_SHARE * below <= parse(line).parameters < below:
+            lines[line] = None
+    if len(lines) < count:
+        raise NetworkError(f"only {len(lines)} of {count} networks were found below {below:,} parameters")
+    return list(lines)
+
+
+def _draw_line(draw: random.Random, below: int) -> str:
+    """A random network whose size is near the budget; it may be above it."""
+    block = draw.choice(["conv", "separable", "shared", "shared-separable"])
+    crop = draw.choice([0, 2])
+    depths = [draw.randint(1, 3) for _ in range(draw.choice([3, 4]) if crop else 3)]  # layers at each resolution
+    ending = draw.choice(["gap", "gdconv"]) + (" crop 2" if crop else "")
+    weights = 9 if block in ("conv", "shared") else 1  # for each pair of channels
+    layers = 1 if block.startswith("shared") else sum(depths)
+    width = math.sqrt(below / (weights * layers)) * math.exp(draw.uniform(-1, 0.3))
+    if block.startswith("shared"):
+        return f"{block} {_channels(width)} {' / '.join(f'×{depth}' for depth in depths)} {ending}"
+    growth, stages = draw.uniform(1, 2), []
+    for number, depth in enumerate(depths):
+        first = width * growth ** (number - (len(depths) - 1) / 2)
+        stages.append(" ".join(str(_channels(first * growth ** (layer / depth))) for layer in range(depth)))
+    return f"{block} {' / '.join(stages)} {ending}"
+
+
+def _channels(width: float) -> int:
+    return min(512, max(2, round(width)))
+
+
+def describe(plan: list[Round], networks: list[str], workers: int) -> str:
+    """The rounds, the networks of the first, and the expected duration, from the recorded trials' multiply-adds."""
+    import numpy as np
+
+    from experiments.networks import parse
+
+    lines = [f"Round {number}: {each}" for number, each in enumerate(plan, start=1)]
+    lines += ["The networks of the first round:", *(f"  {line}" for line in networks)]
+    recorded = [(trial["macs"], trial["seconds"] / trial["epochs"]) for trial in read_ledger(LEDGER)]
+    slope, base = np.polyfit(*zip(*recorded, strict=True), 1)
+    macs = statistics.mean(parse(line).macs for line in networks)
+    epochs = sum(each.networks * each.epochs * len(each.seeds) for each in plan)
+    minutes = epochs * max(1.0, base + slope * macs) / 60 / workers
+    return "\n".join([*lines, f"about {minutes:.0f} minutes with {workers} at a time"])
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; exits with code 2 if it is wrong."""
+    parser = Parser("search", __doc__, usage="python -m experiments.search --below N [options]")
+    add = parser.add_argument_group("search").add_argument
+    add("--below", type=int, required=True, metavar="N", help="every network has fewer parameters than this")
+    add("--trials", type=int, default=60, metavar="N", help="networks that are drawn (default: 60)")
+    add("--seed", type=int, default=0, metavar="N", help="of the drawing (default: 0)")
+    add("--epochs", type=int, default=1, metavar="N", help="of the first round (default: 1)")
+    add("--sample", action="store_true", help="use the small sample instead of MNIST")
+    add("--dry-run", action="store_true", help="print the rounds and the expected duration, and stop")
+    add("--figure", type=Path, default=RUNS / "search.png", metavar="FILE", help="default: runs/search.png")
+    add = parser.add_argument_group("machine").add_argument
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps (default: auto)")
+    add("--precision", choices=PRECISIONS, default="auto", help="default: bfloat16 if native to the device")
+    add("--workers", type=int, metavar="N", help="trials at a time (default: one per core; GPU: 1; --ray: no limit)")
+    add("--ray", metavar="ADDRESS", help="run on a Ray cluster; auto: this machine's, or one started for the search")
+    options = parser.parse_args(arguments)
+    if options.below < 1:
+        parser.error(f"--below must be 1 or more, not {options.below}")
+    if not 1 <= options.trials <= MAX_TRIALS:
+        parser.error(f"--trials must be from 1 to {MAX_TRIALS:,}, not {options.trials}")
+    if options.epochs < 1 or (options.workers is not None and options.workers < 1):
+        parser.error("--epochs and --workers must be 1 or more")
+
+    from training.device import pick_device
+
+    try:
+        pick_device(options.device)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code: 0, 1 after a failure, 130 after Ctrl-C."""
+    options = parse_arguments(arguments)
+
+    from analysis.style import save_figure
+    from training.mnist import DataError
+
+    names = ("below", "trials", "seed", "epochs", "sample", "device", "precision", "workers", "ray", "dry_run")
+    try:
+        found = search(**{name: getattr(options, name) for name in names})
+        if found:
+            save_figure(found.figure, options.figure)
+            print(f"\n{found}\nFigure: {options.figure}")
+    except KeyboardInterrupt:
+        print(f"Interrupted. {RERUN}", file=sys.stderr)
+        return INTERRUPTED
+    except (DataError, ClusterError, OSError, RuntimeError, ValueError) as error:
+        print(f"search: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

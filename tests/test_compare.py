@@ -1,0 +1,93 @@
+"""Two networks through the same recipe and seeds: what is trained, the verdict and the errors."""
+
+import pytest
+
+from experiments import compare
+from experiments.ledger import append_trial
+from tests.utils import make_trial, read_strictly
+from training.recipe import Recipe
+
+# The worker processes import this file to find `stand_in`, so it must not import torch.
+
+ACCURACY = {"s5": 99.4, "conv 4 8 / 8 gap": 99.0, "conv 8 / 8 gap": 99.4}
+
+
+def stand_in(variant: str, seed: int, changes: dict, **_) -> dict:
+    """A replacement for `run_trial`."""
+    accuracy = ACCURACY[variant] + seed % 3 / 100 * (2 if variant == "s5" else 1)
+    curve = [{"eval_loss": 0.02}]
+    about = {"variant": variant, "recipe": Recipe(**changes).as_dict(), "data": "mnist"}
+    return make_trial(seed, accuracy=accuracy, curve=curve, **about)
+
+
+@pytest.fixture
+def stood_in(monkeypatch, sample, tmp_path):
+    """Replaces training; returns the path of the own ledger."""
+    monkeypatch.setattr("experiments.trial.run_trial", stand_in)
+    monkeypatch.setattr("experiments.trial.load_data", lambda _: sample)
+    monkeypatch.setattr(compare, "LEDGER", tmp_path / "main.jsonl")
+    return tmp_path / "own.jsonl"
+
+
+def test_what_is_recorded_is_taken_from_both_ledgers_and_the_rest_is_trained(stood_in, tmp_path):
+    append_trial(stand_in("s5", 100, {}), tmp_path / "main.jsonl")
+    append_trial(stand_in("conv 4 8 / 8 gap", 101, {}), stood_in)
+    result = compare.compare("conv 4 8/8 GAP", seeds=[100, 101], device="cpu", workers=1, ledger=stood_in)
+    trained = [(trial["variant"], trial["seed"]) for trial in read_strictly(stood_in)]
+    assert trained == [("conv 4 8 / 8 gap", 101), ("conv 4 8 / 8 gap", 100), ("s5", 101)]
+    assert list(result.table["Network"]) == ["conv 4 8 / 8 gap", "s5"]
+    assert list(result.table["Seeds"]) == [2, 2]
+    assert result.verdict.startswith("conv 4 8 / 8 gap is worse than s5: -0.4")
+    assert "paired over 2 seeds" in result.verdict
+    assert result.verdict in str(result)
+    assert result.verdict in result._repr_html_()
+    assert result.figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_both_are_trained_by_the_recipe_of_the_second(stood_in):
+    compare.compare("s5", "conv 8 / 8 gap", [100], {"epochs": 3}, device="cpu", workers=1, ledger=stood_in)
+    recipes = [trial["recipe"] for trial in read_strictly(stood_in)]
+    assert recipes == [Recipe(epochs=3).as_dict()] * 2
+
+
+def test_the_noise_is_named(stood_in):
+    result = compare.compare("conv 8 / 8 gap", "s5", [100, 101, 102], device="cpu", workers=1, ledger=stood_in)
+    start = "No difference beyond the noise between conv 8 / 8 gap and s5: -0.010 points on mnist validation images"
+    assert result.verdict.startswith(start)
+    result = compare.compare("conv 8 / 8 gap", "s5", [100], device="cpu", workers=1, ledger=stood_in)
+    assert "from one seed, which decides nothing" in result.verdict
+
+
+def test_a_failed_trial_is_an_error(stood_in, monkeypatch, capsys):
+    monkeypatch.setattr("experiments.trial.run_trial", fails)
+    monkeypatch.setattr(compare, "OWN_LEDGER", stood_in)
+    assert compare.main(["conv 8 / 8 gap", "--seeds", "100", "--device", "cpu"]) == 1
+    assert "compare: 2 of 2 trials failed" in capsys.readouterr().err
+
+
+def fails(**_) -> dict:
+    raise ValueError("no luck")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: NETWORK"),
+        (["conv 4 q gap"], 'no network: in "conv 4 q gap", word 3'),
+        (["missing.py:MyNet"], "missing.py cannot be read: No such file"),
+        (["s5"], "s5 is compared with itself"),
+        (["conv 4 gap", "CONV  4 GAP"], "conv 4 gap is compared with itself"),
+        (["conv 4 gap", "--epochs", "0"], "epochs must be"),
+        (["conv 4 gap", "--seeds", "x"], "seeds must be like"),
+        (["conv 4 gap", "--workers", "0"], "--workers must be 1 or more"),
+        (["conv 4 gap", "--device", "abacus"], "device must be"),
+    ],
+)
+def test_wrong_options_give_one_line_and_exit_code_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        compare.main(arguments)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error.startswith("compare: ")
+    assert message in error
+    assert error.count("\n") == 1

@@ -1,0 +1,109 @@
+"""The search: what is drawn, the rounds, resuming, and a real one on the sample."""
+
+import statistics
+
+import pytest
+
+from experiments import search
+from tests.utils import make_trial, read_strictly
+from training.recipe import Recipe
+
+# The worker processes import this file to find `stand_in`, so it must not import torch.
+
+
+def stand_in(variant: str, seed: int, changes: dict, **_) -> dict:
+    """A replacement for `run_trial`: the loss is the smaller, the more channels the network begins with."""
+    channels = int(variant.split()[1])
+    curve = [{"epoch": changes["epochs"], "eval_loss": 1 / channels + seed / 1e6, "eval_accuracy": 90.0}]
+    about = {"variant": variant, "network": variant, "recipe": Recipe(**changes).as_dict(), "data": "mnist"}
+    return make_trial(seed, curve=curve, epochs=changes["epochs"], **about)
+
+
+@pytest.mark.parametrize("below", [500, 2_000, 20_000])
+def test_networks_are_different_and_within_the_budget(below):
+    from experiments.networks import parse
+
+    lines = search.draw_networks(below, 30, seed=0)
+    assert len(set(lines)) == 30
+    assert all(search.SMALLEST_SHARE * below <= parse(line).parameters < below for line in lines)
+    assert len({line.split()[0] for line in lines}) == 4, "every block"
+    assert search.draw_networks(below, 30, seed=0) == lines
+    assert search.draw_networks(below, 30, seed=1) != lines
+
+
+def test_a_third_goes_on_for_three_times_as_long_and_the_last_from_several_seeds():
+    plan = [(each.networks, each.epochs, len(each.seeds)) for each in search.rounds(60, 1)]
+    assert plan == [(60, 1, 1), (20, 3, 1), (6, 9, 1), (3, 27, 3)]
+    assert [(each.networks, each.epochs, len(each.seeds)) for each in search.rounds(2, 5)] == [(2, 5, 3)]
+
+
+@pytest.fixture
+def stood_in(monkeypatch, sample):
+    monkeypatch.setattr("experiments.trial.run_trial", stand_in)
+    monkeypatch.setattr("experiments.trial.load_data", lambda _: sample)
+
+
+def test_the_best_of_each_round_goes_on_and_a_second_call_trains_nothing(stood_in, tmp_path, capsys):
+    path = tmp_path / "ledger.jsonl"
+    found = search.search(2000, trials=12, ledger=path, device="cpu", workers=1)
+    drawn = search.draw_networks(2000, 12, seed=0)
+    channels = sorted((int(line.split()[1]) for line in drawn), reverse=True)
+    assert int(found.best.split()[1]) == channels[0]
+    assert len(read_strictly(path)) == 12 + 4 + 3 * 3
+    assert list(found.table["Seeds"]) == [3, 3, 3]
+    assert list(found.table["Epochs"]) == [9, 9, 9]
+    assert list(found.table["Loss"]) == sorted(found.table["Loss"])
+    assert {trial["split"] for trial in read_strictly(path)} == {"validation"}
+    assert "Round 2 of 3: 4 networks, 3 epochs, 1 seed" in capsys.readouterr().out
+
+    content = path.read_bytes()
+    again = search.search(2000, trials=12, ledger=path, device="cpu", workers=1)
+    assert path.read_bytes() == content
+    assert again.table.equals(found.table)
+    assert "12 already in ledger.jsonl, 0 to run" in capsys.readouterr().out
+
+
+def test_dry_run_trains_nothing(tmp_path, capsys):
+    path = tmp_path / "ledger.jsonl"
+    assert search.search(1000, trials=9, dry_run=True, ledger=path, device="cpu", workers=2) is None
+    printed = capsys.readouterr().out
+    assert "Round 1: 9 networks, 1 epoch, 1 seed" in printed
+    assert all(f"  {line}" in printed for line in search.draw_networks(1000, 9, 0))
+    assert "minutes with 2 at a time" in printed
+    assert not path.exists()
+
+
+def test_a_search_on_the_sample_finds_a_better_network_than_the_median(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "SEEDS", [100])
+    path = tmp_path / "ledger.jsonl"
+    found = search.search(600, trials=9, sample=True, device="cpu", ledger=path, workers=1)
+    first = {trial["variant"]: search.loss([trial]) for trial in read_strictly(path) if trial["epochs"] == 1}
+    assert len(first) == 9
+    assert first[found.best] < statistics.median(first.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "the following arguments are required: --below"),
+        ("--below 0", "--below must be 1 or more, not 0"),
+        ("--below few", "argument --below: invalid int value: 'few'"),
+        ("--below 2000 --trials 0", "--trials must be from 1 to 10,000, not 0"),
+        ("--below 2000 --epochs 0", "--epochs and --workers must be 1 or more"),
+        ("--below 2000 --device abacus", "device must be auto, cpu, cuda or mps, not 'abacus'"),
+    ],
+)
+def test_wrong_options_give_one_line_and_exit_code_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        search.main(arguments.split())
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error.startswith("search: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_budget_that_no_network_fits_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(search, "DRAWS", 50)
+    assert search.main(["--below", "20", "--dry-run"]) == 1
+    assert capsys.readouterr().err == "search: only 0 of 60 networks were found below 20 parameters\n"
