@@ -70,12 +70,15 @@ def goals_table(trials: list[dict]) -> pd.DataFrame:
     rows = []
     for goal in GOALS:
         row = {"Budget": goal.budget, "Max epochs": goal.epochs, "Goal": f"{goal.accuracy:.2f}"}
-        result = dict.fromkeys(("Variant", "Parameters", "Epochs", "Seeds", "Mean", "95% interval", "Minimum"), "–")
+        result = dict.fromkeys(
+            ("Variant", "Network", "Parameters", "Epochs", "Seeds", "Mean", "95% interval", "Minimum"), "–"
+        )
         if found := find_claims(goal, trials):
             accuracies = pd.Series([trial["accuracy"] for trial in found])
             low, high = mean_interval(list(accuracies))
             result = {
                 "Variant": f"`{goal.variant}`",
+                "Network": f"`{KNOWN[goal.variant].network}`",
                 "Parameters": f"{found[0]['parameters']:,}",
                 "Epochs": found[0]["epochs"],
                 "Seeds": len(found),

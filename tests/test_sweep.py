@@ -156,7 +156,9 @@ def test_the_summary_counts_and_averages_the_requested_trials(tmp_path):
 def test_one_worker_per_core_by_default(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr("training.cpu.cores", lambda: 6)
-    monkeypatch.setattr(sweep, "run_locally", lambda todo, *rest: calls.append((rest[-1], todo[0]["threads"])))
+    monkeypatch.setattr(
+        sweep, "run_locally", lambda todo, *rest: calls.append((rest[-1], todo[0]["threads"])) or len(todo)
+    )
     for seeds, workers in ((range(9), None), (range(3), None), ([0], None), (range(9), 2)):
         sweep.sweep(["s5"], list(seeds), sample=True, device="cpu", workers=workers, ledger=tmp_path / "ledger.jsonl")
     assert calls == [(6, 1), (3, 2), (1, None), (2, 3)]
@@ -170,6 +172,7 @@ def test_on_ray_each_trial_has_one_thread(tmp_path, monkeypatch, small):
     def run_on_ray(todo, data, ledger, run, address, workers, gpus, retries, limit):
         assert (data, run, address) == (small, trial.run_trial, "auto")
         calls.append((todo[0]["threads"], workers, gpus, retries, limit))
+        return len(todo)
 
     monkeypatch.setattr(sweep, "run_on_ray", run_on_ray)
     monkeypatch.setattr(trial, "load_data", lambda sample: small)
