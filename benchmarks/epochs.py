@@ -121,7 +121,7 @@ def small(repeats: int, smoke: bool) -> dict:
 
 
 def busy(repeats: int, smoke: bool) -> dict:
-    """One epoch of `Net` beside no, one and two busy programs: with threads for idle cores, and for all cores."""
+    """One epoch of `Net` beside no, one and two busy programs; beside some, also with a thread for every core."""
     data = load(smoke)
     data = data.subset(min(PART_OF_AN_EPOCH, len(data.train_images)), 100)
 

@@ -57,9 +57,9 @@ def find_variant(network: str | Source | Callable[[], nn.Module]) -> Variant:
         try:
             line = str(networks.parse(network))
         except NetworkError as error:
-            raise NetworkError(f"{network!r} is no variant ({', '.join(KNOWN)}) and no network: {error}") from error
+            raise NetworkError(f"{error}; it is no variant either ({', '.join(KNOWN)})") from error
         return Variant(line, line, FINAL)
-    if not isinstance(network, Source):  # else it was checked when it was made
+    if not isinstance(network, Source):  # one that is passed on to a worker was checked before
         network = from_file(network) if isinstance(network, str) else from_object(network)
         check_network(network.build, network.function)
     return Variant(network.name, network, FINAL)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.ledger import read_ledger, trial_key
+from experiments.ledger import read_ledger, read_precision, trial_key
 from experiments.local_runner import RERUN
 from experiments.sweep import parse_seeds, run_missing
 from training.command_line import INTERRUPTED, PRECISIONS, Parser, add_recipe_options, recipe_changes, run_command
@@ -68,11 +68,11 @@ def compare(
     recipe = variants[1].recipe.as_dict() | (changes or {})
     shared = {"split": "validation", "changes": recipe, "sample": sample, "device": device, "precision": precision}
     requested = [{"variant": each.reference, "seed": seed, **shared} for seed in seeds for each in variants]
-    recorded = [*read_ledger(LEDGER), *read_ledger(ledger)]
+    recorded = read_precision(precision, LEDGER, ledger)
     failed, keys = run_missing(requested, ledger, recorded, workers)
     if failed:
         raise RuntimeError(f"{failed} of {len(requested)} trials failed. {RERUN}")
-    found = {key: trial for trial in [*read_ledger(ledger), *recorded] if (key := trial_key(trial)) in set(keys)}
+    found = {trial_key(trial): trial for trial in [*read_ledger(ledger), *recorded]}
     own, others = ([found[key] for key in keys if key[0] == variant.name] for variant in variants)
     accuracies = {trials[0]["variant"]: [trial["accuracy"] for trial in trials] for trials in (own, others)}
     figure = plot_seeds(accuracies, None, "Accuracy of each seed (dots) and mean over n seeds (lines)")

@@ -67,6 +67,12 @@ def read_ledger(path: str | Path = LEDGER) -> list[dict]:
     return trials
 
 
+def read_precision(precision: str, *paths: str | Path) -> list[dict]:
+    """The trials of several ledgers that were trained in a precision; all of them for "auto"."""
+    trials = [trial for path in paths for trial in read_ledger(path)]
+    return [trial for trial in trials if precision in ("auto", trial["precision"])]
+
+
 def append_trial(trial: dict, path: str | Path = LEDGER) -> bool:
     """Append one trial; return False, and write nothing, if the ledger already has it.
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.ledger import read_ledger, trial_key
+from experiments.ledger import read_ledger, read_precision, trial_key
 from experiments.local_runner import RERUN, plural
 from experiments.ray_runner import ClusterError
 from experiments.sweep import default_workers, run_missing
@@ -31,8 +31,8 @@ from training.files import LEDGER, OWN_LEDGER, RUNS
 KEPT = 3  # one network in so many goes on, and is trained for so many times the epochs
 FINALISTS, SEEDS = 3, [100, 101, 102]  # of the last round; earlier rounds train from the first seed alone
 SMALLEST_SHARE = 0.75  # of the budget that a network must use
-DRAWS = 3000  # after which a budget counts as impossible
-MAX_TRIALS = 10_000
+DRAWS = 1000  # in vain, after which no further network is expected
+MAX_TRIALS, MAX_BELOW = 10_000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,11 @@ def search(
         print(f"Round {number} of {len(plan)}: {each}")
         trained = {**shared, "changes": recipe | {"epochs": each.epochs}}
         requested = [{"variant": line, "seed": seed, **trained} for line in networks for seed in each.seeds]
-        recorded = [*read_ledger(LEDGER), *read_ledger(ledger)]
+        recorded = read_precision(precision, LEDGER, ledger)
         _, keys = run_missing(requested, ledger, recorded, workers, ray)
         wanted = set(keys)
         found: dict[str, list[dict]] = {}
-        for trial in {trial_key(trial): trial for trial in [*recorded, *read_ledger(ledger)]}.values():
+        for trial in {trial_key(trial): trial for trial in [*read_ledger(ledger), *recorded]}.values():
             if trial_key(trial) in wanted:
                 found.setdefault(trial["variant"], []).append(trial)
         complete = [group for group in found.values() if len(group) == len(each.seeds)]
@@ -142,12 +142,12 @@ def draw_networks(below: int, count: int, seed: int) -> list[str]:
     from experiments.networks import NetworkError, parse
 
     draw, lines = random.Random(seed), {}  # a dict keeps the order
-    for number in range(DRAWS + 100 * count):
-        if len(lines) == count or (number >= DRAWS and not lines):
-            break
+    in_vain = 0
+    while len(lines) < count and in_vain < DRAWS:
         line = _draw_line(draw, below)
+        in_vain += 1
         if line not in lines and SMALLEST_SHARE * below <= parse(line).parameters < below:
-            lines[line] = None
+            lines[line], in_vain = None, 0
     if len(lines) < count:
         raise NetworkError(f"only {len(lines)} of {count} networks were found below {below:,} parameters")
     return list(lines)
@@ -184,6 +184,8 @@ def describe(plan: list[Round], networks: list[str], workers: int) -> str:
     lines = [f"Round {number}: {each}" for number, each in enumerate(plan, start=1)]
     lines += ["The networks of the first round:", *(f"  {line}" for line in networks)]
     recorded = [(trial["macs"], trial["seconds"] / trial["epochs"]) for trial in read_ledger(LEDGER)]
+    if len(recorded) < 2:
+        return "\n".join(lines)
     slope, base = np.polyfit(*zip(*recorded, strict=True), 1)
     macs = statistics.mean(parse(line).macs for line in networks)
     epochs = sum(each.networks * each.epochs * len(each.seeds) for each in plan)
@@ -208,8 +210,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--workers", type=int, metavar="N", help="trials at a time (default: one per core; GPU: 1; --ray: no limit)")
     add("--ray", metavar="ADDRESS", help="run on a Ray cluster; auto: this machine's, or one started for the search")
     options = parser.parse_args(arguments)
-    if options.below < 1:
-        parser.error(f"--below must be 1 or more, not {options.below}")
+    if not 1 <= options.below <= MAX_BELOW:
+        parser.error(f"--below must be from 1 to {MAX_BELOW:,}, not {options.below}")
     if not 1 <= options.trials <= MAX_TRIALS:
         parser.error(f"--trials must be from 1 to {MAX_TRIALS:,}, not {options.trials}")
     if options.epochs < 1 or (options.workers is not None and options.workers < 1):

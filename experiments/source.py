@@ -1,6 +1,7 @@
 """A network of one's own: a class or function in a file or in a notebook's cell, kept as text.
 
-The text goes with every trial, so that a worker of any kind can build the network and the ledger says what was run.
+The text goes with every trial, so that a worker of any kind can build the network and the ledger says what was run. It
+must contain all that the network needs, or import it from installed packages; `torch`, `nn` and `F` are there already.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ import ast
 import hashlib
 import inspect
 import linecache
+import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from experiments.networks import NetworkError
 
@@ -37,17 +41,21 @@ class Source:
 
     def build(self) -> nn.Module:
         """A new network. Raises NetworkError if the code fails."""
-        name = f"<{self.name}>"
-        # Tracebacks, and libraries that read the source of a class, find the text here.
-        linecache.cache[name] = (len(self.text), None, self.text.splitlines(keepends=True), name)
-        space = {"__name__": "own_network", "torch": torch, "nn": nn, "F": F}
+        file = f"<{self.name}>"
+        linecache.cache[file] = (len(self.text), None, self.text.splitlines(keepends=True), file)  # for tracebacks
+        module = ModuleType(f"own_network_{self.name.rpartition('@')[2]}")
+        module.__dict__.update(torch=torch, nn=nn, F=F)
+        sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
         try:
-            exec(compile(self.text, name, "exec"), space)
-            network = space[self.function]()
-        except KeyError as error:
-            raise NetworkError(f"{error.args[0]!r} is not defined in the network's code") from error
-        except Exception as error:  # anything, it is the user's code
-            raise NetworkError(f"{self.function} cannot be built: {_describe(error, name)}") from error
+            exec(compile(self.text, file, "exec"), module.__dict__)
+            if self.function not in module.__dict__:
+                raise NetworkError(f"{self.function!r} is not defined in the network's code")
+            network = module.__dict__[self.function]()
+        except NetworkError:
+            raise
+        except (Exception, SystemExit) as error:  # anything, it is the user's code
+            hint = "; import and define all it needs in the same class, function or file" * isinstance(error, NameError)
+            raise NetworkError(f"{self.function} cannot be built: {_describe(error, file)}{hint}") from error
         if not isinstance(network, nn.Module):
             raise NetworkError(f"{self.function}() must return an nn.Module, not {type(network).__name__}")
         return network
@@ -56,10 +64,12 @@ class Source:
 def from_file(place: str) -> Source:
     """The network of "FILE.py:NAME". Raises NetworkError if there is no such file or name."""
     file, _, function = place.rpartition(":")
+    if not file or not function.isidentifier():
+        raise NetworkError(f"write a network as FILE.py:NAME, not {place!r}")
     try:
         text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise NetworkError(f"{file or place} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except (OSError, ValueError) as error:
+        raise NetworkError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     source = Source(function, text)
     source.build()
     return source
@@ -67,6 +77,8 @@ def from_file(place: str) -> Source:
 
 def from_object(network: Callable[[], nn.Module]) -> Source:
     """The network of a class or function, e.g. one from a notebook's cell. Raises NetworkError without its text."""
+    if isinstance(network, nn.Module):
+        raise NetworkError(f"pass the class {type(network).__name__}, not an instance of it")
     name = getattr(network, "__name__", "")
     try:
         text = textwrap.dedent(_class_in_a_cell(network) or inspect.getsource(network))
@@ -88,7 +100,8 @@ def _class_in_a_cell(network: object) -> str:
         for node in ast.walk(ast.parse(text)):
             is_it = isinstance(node, ast.ClassDef) and node.name == network.__name__
             if is_it and node.lineno <= method.__code__.co_firstlineno <= node.end_lineno:
-                return ast.get_source_segment(text, node)
+                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                return "\n".join(text.splitlines()[first - 1 : node.end_lineno]) + "\n"
     return ""
 
 
@@ -99,7 +112,7 @@ def check_network(build: Callable[[], nn.Module], name: str) -> None:
         for mode in (False, True):
             try:
                 logits = network.train(mode)(torch.zeros(IMAGES))
-            except Exception as error:  # anything, it may be the user's code
+            except (Exception, SystemExit) as error:  # anything, it may be the user's code
                 raise NetworkError(f"{name} cannot take images of shape {IMAGES}: {_describe(error)}") from error
             expected = (IMAGES[0], CLASSES)
             found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
@@ -107,6 +120,8 @@ def check_network(build: Callable[[], nn.Module], name: str) -> None:
                 raise NetworkError(f"{name} must return logits of shape (N, {CLASSES}); for {IMAGES} it gave {found}")
         if not any(parameter.requires_grad for parameter in network.parameters()):
             raise NetworkError(f"{name} has no parameters to train")
+        if any(map(is_lazy, build().parameters())):
+            raise NetworkError(f"{name} has lazy layers, whose sizes are unknown before the first image: state them")
 
 
 def _describe(error: Exception, file: str = "") -> str:

@@ -85,6 +85,8 @@ def run_missing(
     from training.cpu import cores
     from training.device import pick_device
 
+    if not requested:
+        raise ValueError("there is nothing to run: no variant, or no seed")
     sample, split, device, precision = (requested[0][name] for name in ("sample", "split", "device", "precision"))
     source = "sample" if sample else "mnist"
     recorded = read_ledger(ledger) if recorded is None else recorded
@@ -186,10 +188,10 @@ def parse_seeds(text: str) -> list[int]:
         for part in text.split(","):
             first, dash, last = part.partition("-")
             numbers = range(int(first), int(last if dash else first) + 1)
-            if not 0 < len(numbers) <= MAX_SEEDS:
-                raise ValueError("an empty range, or too many seeds")
+            if not 0 < len(numbers) <= MAX_SEEDS or numbers[-1] >= 2**63:
+                raise ValueError("an empty range, too many seeds, or more than torch takes")
             seeds += numbers
-    except ValueError:
+    except (ValueError, OverflowError):
         message = f"seeds must be like 0-4 or 0,3,7, and at most {MAX_SEEDS:,}, not {text!r}"
         raise argparse.ArgumentTypeError(message) from None
     return list(dict.fromkeys(seeds))

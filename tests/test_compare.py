@@ -73,7 +73,7 @@ def fails(**_) -> dict:
     ("arguments", "message"),
     [
         ([], "the following arguments are required: NETWORK"),
-        (["conv 4 q gap"], 'no network: in "conv 4 q gap", word 3'),
+        (["conv 4 q gap"], 'compare: in "conv 4 q gap", word 3'),
         (["missing.py:MyNet"], "missing.py cannot be read: No such file"),
         (["s5"], "s5 is compared with itself"),
         (["conv 4 gap", "CONV  4 GAP"], "conv 4 gap is compared with itself"),
@@ -91,3 +91,16 @@ def test_wrong_options_give_one_line_and_exit_code_2(arguments, message, capsys)
     assert error.startswith("compare: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_only_trials_of_the_precision_that_is_asked_for_are_compared(stood_in, tmp_path):
+    wrong = stand_in("s5", 100, {}) | {"precision": "bfloat16", "accuracy": 50.0}
+    append_trial(wrong, tmp_path / "main.jsonl")
+    options = {"device": "cpu", "workers": 1, "ledger": stood_in, "precision": "float32"}
+    result = compare.compare("conv 8 / 8 gap", "s5", [100], **options)
+    assert list(result.table["Mean"]) == ["99.410", "99.420"]
+
+
+def test_no_seeds_are_refused():
+    with pytest.raises(ValueError, match="nothing to run"):
+        compare.compare("conv 8 / 8 gap", "s5", [])

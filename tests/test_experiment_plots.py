@@ -136,3 +136,26 @@ def test_hardest_images_are_counted_with_their_most_common_prediction():
         plots.plot_hardest(images, labels, [{"9": 1}])
     with pytest.raises(ValueError, match="no networks"):
         plots.plot_hardest(images, labels, [])
+
+
+def searched(name, parameters, epochs, *losses):
+    """The trials of one network in a search, one per loss."""
+    return [
+        {"variant": name, "parameters": parameters, "epochs": epochs, "curve": [{"eval_loss": loss}]} for loss in losses
+    ]
+
+
+def test_a_search_shows_every_round_and_the_front_of_the_longest():
+    groups = [
+        *(searched(f"conv {number} gap", 700 + number, 1, 1.0 - number / 10) for number in range(5)),
+        searched("conv 9 gap", 750, 3, 0.4, 0.6),
+        searched("conv 8 gap", 760, 3, 0.7),
+        searched("best 7 gap", 800, 3, 0.3),
+    ]
+    figure = plots.plot_search(groups)
+    written = texts(figure)
+    assert {"1 epoch: 5 networks", "3 epochs: 3 networks", "best 7 gap"} <= set(written)
+    front = figure.axes[0].lines[-1]
+    assert front.get_xydata().tolist() == [[750, 0.5], [800, 0.3]]
+    with pytest.raises(ValueError, match="no trials"):
+        plots.plot_search([])

@@ -13,7 +13,7 @@ import helpers
 from experiments.candidates import KNOWN
 from training import device, kernels
 from training.augmentation import normalize
-from training.fused import FusedNorm, fuse
+from training.fused import FusedNorm, fuse, fusible
 from training.kernels import CompileError, NormRelu, can_compile, load_kernels
 
 needs_compiler = pytest.mark.skipif(not can_compile(), reason="requires a C++ compiler with OpenMP")
@@ -30,16 +30,20 @@ def small_model(*last: nn.Module, channels: int = 6) -> nn.Sequential:
     return model
 
 
-def run(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+def run(model: nn.Module, images: torch.Tensor, forward=None) -> list[torch.Tensor]:
     """Outputs and the gradients of images and parameters, for a loss that weights every output differently."""
     images = images.clone().requires_grad_()
-    outputs = model(images)
+    outputs = (forward or model)(images)
     (outputs.float() * torch.linspace(-1, 1, outputs.numel()).view(outputs.shape)).sum().backward()
     return [outputs, images.grad, *(parameter.grad for parameter in model.parameters())]
 
 
-def fused_modules(model: nn.Module) -> list[FusedNorm]:
-    return [module for module in model.modules() if isinstance(module, FusedNorm)]
+def run_fused(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+    return run(model, images, fuse(model))
+
+
+def fused_norms(model: nn.Module) -> list[FusedNorm]:
+    return [layer for _, layers in fusible(model) for layer in layers if isinstance(layer, FusedNorm)]
 
 
 @needs_compiler
@@ -51,11 +55,10 @@ def fused_modules(model: nn.Module) -> list[FusedNorm]:
 def test_outputs_gradients_and_statistics_equal_those_of_the_layers(last, layout, mean):
     reference = small_model(*last)
     model = copy.deepcopy(reference)
-    traced = fuse(model)
-    assert len(fused_modules(traced)) == 1
+    assert len(fused_norms(model)) == 1
     images = (mean + torch.randn(SHAPE)).to(memory_format=layout)
     for _ in range(2):
-        for actual, expected in zip(run(traced, images), run(reference, images), strict=True):
+        for actual, expected in zip(run_fused(model, images), run(reference, images), strict=True):
             torch.testing.assert_close(actual, expected, rtol=2e-3 if mean else 1e-4, atol=2e-2 if mean else 1e-4)
     for name, tensor in reference.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
@@ -67,13 +70,13 @@ def test_bfloat16_is_as_precise_as_with_the_layers(last):
     model, images = small_model(*last), torch.randn(32, 2, 8, 8).to(memory_format=torch.channels_last)
     expected = run(copy.deepcopy(model).double(), images.double())
 
-    def relative_errors(network: nn.Module) -> list[float]:
+    def relative_errors(run) -> list[float]:
         with torch.autocast("cpu", torch.bfloat16):
-            actual = run(network, images)
+            actual = run(copy.deepcopy(model), images)
         assert actual[0].dtype == torch.bfloat16
         return [((a.double() - e).norm() / e.norm()).item() for a, e in zip(actual, expected, strict=True)]
 
-    fused_errors, layer_errors = relative_errors(fuse(copy.deepcopy(model))), relative_errors(copy.deepcopy(model))
+    fused_errors, layer_errors = relative_errors(run_fused), relative_errors(run)
     for fused_error, layer_error in zip(fused_errors, layer_errors, strict=True):
         assert fused_error < max(2 * layer_error, 0.02)
 
@@ -83,11 +86,10 @@ def test_gradients_on_digits_equal_those_in_float64(sample):
     """Digits have a background: blocks of equal pixels, whose gradient must not be counted four times."""
     net = helpers.build()
     model = nn.Sequential(net.conv1, net.gap, nn.Flatten(), nn.Linear(8, 10))
-    reference, traced = copy.deepcopy(model).double(), fuse(model)
-    assert [module.pools for module in fused_modules(traced)] == [False, True]
+    reference = copy.deepcopy(model).double()
+    assert [layer.pools for layer in fused_norms(model)] == [False, True]
     images, labels = normalize(sample.train_images[:32]), sample.train_labels[:32]
-    for network, inputs in ((reference, images.double()), (traced, images)):
-        network.train()
+    for network, inputs in ((reference, images.double()), (fuse(model), images)):
         nn.functional.cross_entropy(network(inputs), labels).backward()
     for (name, actual), expected in zip(model.named_parameters(), reference.parameters(), strict=True):
         assert (actual.grad - expected.grad).norm() / expected.grad.norm() < 0.01, name
@@ -98,12 +100,12 @@ def test_gradients_on_digits_equal_those_in_float64(sample):
 @pytest.mark.parametrize("pools", [False, True])
 def test_any_number_of_channels_and_any_side(channels, pools):
     reference = small_model(nn.ReLU(), *([nn.MaxPool2d(2)] if pools else []), channels=channels)
-    traced = fuse(copy.deepcopy(reference))
+    model = copy.deepcopy(reference)
     for sides in ((2, 2), (6, 10), (14, 14)):
         images = torch.randn(3, 2, *sides)
-        for actual, expected in zip(run(traced, images), run(reference, images), strict=True):
+        for actual, expected in zip(run_fused(model, images), run(reference, images), strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
-        traced.zero_grad()
+        model.zero_grad()
         reference.zero_grad()
 
 
@@ -113,9 +115,8 @@ def test_a_negative_or_zero_weight_of_the_normalisation(pools):
     reference = small_model(nn.ReLU(), *([nn.MaxPool2d(2)] if pools else []))
     with torch.no_grad():
         reference[1].weight.copy_(torch.tensor([-1.0, 0.0, 1.0, -0.5, 0.0, 2.0]))
-    traced = fuse(copy.deepcopy(reference))
     images = torch.randn(SHAPE)
-    for actual, expected in zip(run(traced, images), run(reference, images), strict=True):
+    for actual, expected in zip(run_fused(copy.deepcopy(reference), images), run(reference, images), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -144,38 +145,95 @@ def test_nan_is_not_hidden(pools):
     assert not outputs[:, 0].isnan().any()
 
 
-@needs_compiler
-def test_odd_sides_one_value_and_evaluation_run_layer_by_layer(monkeypatch):
+def unusual(change) -> nn.Sequential:
     model = small_model(nn.ReLU(), nn.MaxPool2d(2))
-    traced = fuse(model)
+    change(model)
+    return model
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (unusual(lambda model: None), (4, 2, 7, 7)),
+        (unusual(lambda model: model.eval()), SHAPE),
+        (unusual(lambda model: model.double()), SHAPE),
+        (unusual(lambda model: setattr(model[1], "momentum", None)), SHAPE),
+        (unusual(lambda model: setattr(model[1], "bias", None)), SHAPE),
+        (nn.Sequential(nn.BatchNorm2d(2, affine=False), nn.ReLU()), SHAPE),
+        (nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False), nn.ReLU()), SHAPE),
+    ],
+)
+def test_what_the_kernel_does_not_expect_runs_layer_by_layer(model, shape, monkeypatch):
     monkeypatch.setattr(kernels, "_call", lambda *_: pytest.fail("ran a kernel"))
-    run(traced, torch.randn(4, 2, 7, 7))
-    traced.double()(torch.randn(SHAPE).double())
-    model.float().eval()
-    run(traced, torch.randn(SHAPE))
+    images = torch.randn(shape, dtype=next(model.parameters(), torch.zeros(1)).dtype)
+    assert torch.equal(fuse(copy.deepcopy(model))(images), copy.deepcopy(model)(images))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [([nn.BatchNorm2d(8), nn.ReLU()], (2, 4, 6, 6)), ([nn.BatchNorm2d(4), nn.ReLU()], (2, 8, 6, 6))],
+)
+def test_a_wrong_number_of_channels_is_torchs_error_and_no_broken_memory(layers, shape):
+    with pytest.raises(RuntimeError, match="running_mean should contain"):
+        fuse(nn.Sequential(*layers))(torch.randn(shape))
+
+
+@needs_compiler
+@pytest.mark.parametrize("momentum", [0, 1, 0.25])
+def test_whole_numbers_as_settings(momentum):
+    reference = nn.Sequential(nn.BatchNorm2d(2, eps=1, momentum=momentum), nn.ReLU())
+    model, images = copy.deepcopy(reference), torch.randn(SHAPE)
+    for actual, expected in zip(run_fused(model, images), run(reference, images), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model[0].running_var, reference[0].running_var)
+
+
+@needs_compiler
+def test_a_second_derivative_is_refused():
+    images = torch.randn(SHAPE, requires_grad=True)
+    (gradient,) = torch.autograd.grad(fuse(small_model(nn.ReLU()))(images).square().sum(), images, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
 
 
 @needs_compiler
 def test_forward_passes_are_run_as_written():
-    """Also where they decide something anew in every call: nothing is recorded once and replayed."""
+    """Also where they decide something in every call, keep something, or use the layers of a Sequential one by one."""
 
     class Branches(nn.Module):
         def __init__(self):
             super().__init__()
-            self.block, self.norm, self.calls = small_model(nn.ReLU()), nn.BatchNorm2d(6), 0
+            self.block, self.norm, self.calls, self.features = small_model(nn.ReLU()), nn.BatchNorm2d(6), 0, []
 
         def forward(self, images):
             self.calls += 1
-            features = self.block(images)
-            return F.relu(self.norm(features)) if self.calls % 2 else F.dropout(features, 1.0, self.training)
+            self.features = [images := layer(images) for layer in self.block] if self.calls == 1 else [images]
+            features = images if self.calls == 1 else self.block(images)
+            return F.relu(self.norm(features)) if self.calls < 3 else F.dropout(features, 1.0, self.training)
 
     model = Branches().eval()  # as after an evaluation
-    traced = fuse(model)
-    assert len(fused_modules(traced)) == 1
+    forward, names = fuse(model), list(model.state_dict())
+    assert len(fused_norms(model)) == 1
     model.train()
     images = torch.randn(SHAPE)
-    assert traced(images).any()
-    assert not traced(images).any(), "dropout of everything"
+    assert forward(images).any()
+    assert len(model.features) == 3
+    assert forward(images).any()
+    assert not forward(images).any(), "dropout of everything"
+    assert model.calls == 3
+    assert list(model.state_dict()) == names
+    assert "forward" not in vars(model.block)
+    assert not fuse(copy.deepcopy(model))(images).any()
+
+
+@needs_compiler
+def test_the_model_is_itself_again_after_an_error():
+    model = small_model(nn.ReLU())
+    with pytest.raises(RuntimeError):
+        fuse(model)(torch.randn(1, 3, 8, 8))
+    assert "forward" not in vars(model)
 
 
 @needs_compiler
@@ -195,20 +253,18 @@ def test_a_network_without_such_layers_stays_the_same_object():
 
 @needs_compiler
 def test_only_relu_and_2x2_pooling_are_fused():
-    assert not fused_modules(fuse(small_model(nn.Sigmoid())))
-    traced = fuse(small_model(nn.ReLU(), nn.MaxPool2d(3)))
-    assert [module.pools for module in fused_modules(traced)] == [False]
-    assert any(isinstance(module, nn.MaxPool2d) for module in traced.modules())
+    assert not fused_norms(small_model(nn.Sigmoid()))
+    ((_, layers),) = fusible(small_model(nn.ReLU(), nn.MaxPool2d(3)))
+    assert [type(layer) for layer in layers] == [nn.Conv2d, FusedNorm, nn.MaxPool2d]
+    assert [layer.pools for layer in fused_norms(small_model(nn.ReLU(), nn.MaxPool2d([2, 2])))] == [True]
 
 
 @needs_compiler
 @pytest.mark.parametrize("name", ["s5", "separable", "to_99_0"])
-def test_every_normalisation_of_a_network_is_fused_and_shares_its_weights(name):
+def test_every_normalisation_of_a_network_is_fused(name):
     model = helpers.build(KNOWN[name].build)
-    traced = fuse(model)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert [module.norm for module in fused_modules(traced)] == norms
-    assert set(map(id, traced.parameters())) == set(map(id, model.parameters()))
+    assert [layer.norm for layer in fused_norms(model)] == norms
 
 
 @pytest.fixture
@@ -265,6 +321,6 @@ def test_kernels_are_kept_on_disk_or_compiled_elsewhere_if_that_fails(uncompiled
 @needs_compiler
 def test_only_the_cpu_compiles_without_being_asked():
     model = helpers.build()
-    assert fused_modules(device.compile_model(model, torch.device("cpu"), None))
+    assert device.compile_model(model, torch.device("cpu"), None) is not model
     assert device.compile_model(model, torch.device("cuda"), None) is model
     assert device.compile_model(model, torch.device("cpu"), False) is model

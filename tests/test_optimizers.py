@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import helpers
-from training.optimizers import Muon, make_optimizer, orthogonal
+from training.optimizers import Muon, make_optimizer, moving_average, orthogonal
 from training.recipe import Recipe
 
 
@@ -71,3 +71,21 @@ def test_muon_of_a_recipe_trains_convolutions_apart_from_the_rest():
     optimizer = make_optimizer(parameters, Recipe(learning_rate=0.1, sgd_learning_rate=0.02))
     assert [(len(group["params"]), group["lr"]) for group in optimizer.param_groups] == [(5, 0.1), (12, 0.02)]
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(parameters)
+
+
+def test_a_convolution_that_starts_at_zero_is_trained():
+    model = nn.Conv2d(2, 6, 3)
+    nn.init.zeros_(model.weight)
+    optimizer = Muon(model.parameters(), lr=0.1, sgd_lr=0.1, momentum=0.9)
+    model(torch.ones(1, 2, 3, 3)).sum().backward()
+    optimizer.step()
+    assert model.weight.any()
+
+
+def test_the_average_takes_whole_numbers_as_they_are():
+    model = nn.Linear(2, 2)
+    model.register_buffer("index", torch.arange(10))
+    average = moving_average(model, 0.995)
+    for _ in range(50):
+        average.update_parameters(model)
+    assert torch.equal(average.module.index, torch.arange(10))

@@ -54,10 +54,10 @@ def test_a_class_of_a_notebooks_cell():
     from IPython.core.interactiveshell import InteractiveShell
 
     shell = InteractiveShell()
-    cell = f"from torch import nn\n{CODE}"
+    cell = f"from torch import nn\n@(lambda network: network)\n{CODE.strip()}"
     assert shell.run_cell(cell, store_history=True).success
     source = from_object(shell.user_ns["MyNet"])
-    assert source.text.strip() == CODE.strip()
+    assert source.text == f"@(lambda network: network)\n{CODE.strip()}\n"
     assert source.build()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 
@@ -69,6 +69,10 @@ def test_a_class_of_a_notebooks_cell():
         ("def MyNet():\n    return nn.Linear(missing, 3)", r"MyNet cannot be built: NameError: .*missing.*\(line 2\)"),
         ("def MyNet(size):\n    pass", "MyNet cannot be built: TypeError: .*size"),
         ("def MyNet(:", "MyNet cannot be built: SyntaxError"),
+        ("def MyNet():\n    return {}['width']", "MyNet cannot be built: KeyError: 'width'"),
+        ("def MyNet():\n    raise KeyError", "MyNet cannot be built: KeyError"),
+        ("import sys\ndef MyNet():\n    sys.exit(3)", "MyNet cannot be built: SystemExit: 3"),
+        ("def MyNet():\n    return Block()", "NameError: name 'Block' .*import and define all it needs"),
     ],
 )
 def test_code_that_fails_is_refused_in_one_line(file, code, message):
@@ -77,13 +81,22 @@ def test_code_that_fails_is_refused_in_one_line(file, code, message):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("place", ["missing.py:MyNet", "MyNet", ":", ""])
+@pytest.mark.parametrize("place", ["missing.py:MyNet", ".:MyNet", "a\0b.py:MyNet"])
 def test_a_missing_file_is_named(place):
     with pytest.raises(NetworkError, match="cannot be read"):
         from_file(place)
 
 
-@pytest.mark.parametrize(("network", "name"), [(nn.Linear(2, 3), "Linear"), (lambda: None, "<lambda>"), (dict, "dict")])
+@pytest.mark.parametrize("place", ["mine.py", "mine.py:", ":MyNet", ":", "", "mine.py:My Net"])
+def test_a_place_without_file_or_name_is_refused(place):
+    with pytest.raises(NetworkError, match="write a network as FILE.py:NAME, not"):
+        from_file(place)
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [(nn.Linear(2, 3), "pass the class Linear, not an instance"), (lambda: None, "<lambda>"), (dict, "dict")],
+)
 def test_what_is_no_class_or_function_with_code_is_refused(network, name):
     with pytest.raises(NetworkError, match=name):
         from_object(network)
@@ -105,6 +118,7 @@ class WrongOutput(nn.Module):
         (WrongOutput, r"it must return logits of shape \(N, 10\); for \(2, 1, 28, 28\) it gave \(2, 1, 28, 12\)"),
         (lambda: nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10)), "it has no parameters to train"),
         (lambda: nn.LSTM(28, 10), "it cannot take images"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "it has lazy layers, whose sizes are unknown"),
     ],
 )
 def test_a_network_of_other_shapes_is_refused_before_training(build, message):
@@ -118,3 +132,17 @@ def test_checking_a_network_leaves_the_random_state():
     check_network(small_network, "it")
     check_network(Source("MyNet", CODE).build, "it")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_dataclasses_and_later_annotations_work():
+    text = """from __future__ import annotations
+from dataclasses import dataclass
+
+@dataclass
+class Settings:
+    width: int = 10
+
+def MyNet() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, Settings().width))
+"""
+    assert Source("MyNet", text).build()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)

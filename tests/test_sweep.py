@@ -277,9 +277,9 @@ def test_networks_of_ones_own_are_recorded_in_a_ledger_of_ones_own(tmp_path, cap
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        ("conv 4 q gap", '\'conv 4 q gap\' is no variant .* and no network: in "conv 4 q gap", word 3: "q" is no'),
+        ("conv 4 q gap", 'in "conv 4 q gap", word 3: "q" is no .*; it is no variant either'),
         ("missing.py:MyNet", "missing.py cannot be read: No such file or directory"),
-        ("mine.py", "mine.py cannot be read"),
+        ("mine.py", "write a network as FILE.py:NAME, not 'mine.py'"),
     ],
 )
 def test_a_bad_network_gives_one_line_and_exit_code_2(network, message, capsys):

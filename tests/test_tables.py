@@ -219,3 +219,10 @@ def test_current_trials_are_of_one_precision_per_variant():
     others = [trial(2, 99.5, precision="bfloat16"), trial(3, 99.5, "sgd", precision="bfloat16")]
     others[1]["recipe"] = SGD.as_dict()
     assert tables.current_trials("test", [*trials, *others]) == [*trials, others[1]]
+
+
+def test_network_table_has_a_row_for_each_group():
+    groups = [[trial(0, 99.3), trial(1, 99.5)], [trial(0, 98.0, "conv 4 gap", parameters=1_060, macs=30_000)]]
+    table = tables.network_table(groups)
+    assert list(table.loc[0]) == ["s5", "18,214", "1,947,866", 20, 2, "99.400", "0.141", "0.0200"]
+    assert list(table.loc[1]) == ["conv 4 gap", "1,060", "30,000", 20, 1, "98.000", "–", "0.0200"]

@@ -102,7 +102,8 @@ def compile_model(model: nn.Module, device: torch.device, compile: bool | None =
 
 
 def use_channels_last(model: nn.Module) -> None:
-    """Lay out a model's weights channels last, in place, if it is on a CPU, where that is faster."""
-    if next(model.parameters()).device.type == "cpu":
-        with torch.inference_mode(False):  # weights made in inference mode could not be trained
-            model.to(memory_format=torch.channels_last)
+    """Lay out a model's convolutions channels last, in place, if it is on a CPU, where that is faster."""
+    with torch.inference_mode(False):  # weights made in inference mode could not be trained
+        for parameter in model.parameters():
+            if parameter.dim() == 4 and parameter.is_cpu:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -58,11 +59,12 @@ def can_compile() -> bool:
 @cache
 def load_kernels() -> ctypes.CDLL:
     """The compiled functions. Raises CompileError if there is no compiler or it fails."""
-    candidates = [os.environ["CXX"]] if "CXX" in os.environ else COMPILERS
-    compiler = next(filter(shutil.which, candidates), None)
+    candidates = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else [[name] for name in COMPILERS]
+    compiler = next((command for command in candidates if shutil.which(command[0])), None)
     if compiler is None:
-        raise CompileError("compiling for the CPU requires a C++ compiler, g++ or clang++, which is not installed")
-    command = [compiler, *FLAGS, "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"]
+        wanted = f"{candidates[0][0]} ($CXX)" if len(candidates) == 1 else "g++ or clang++"
+        raise CompileError(f"compiling for the CPU requires a C++ compiler, {wanted}, which is not installed")
+    command = [*compiler, *FLAGS, "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"]
     identity = "\n".join([SOURCE.read_text(encoding="utf-8"), *command, platform.platform(), *_processor()])
     name = f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     try:
@@ -90,7 +92,8 @@ def _compile(command: list[str], path: Path) -> None:
     try:
         subprocess.run([*command, SOURCE, "-o", path], check=True, capture_output=True, text=True, timeout=TIME_LIMIT)
     except subprocess.SubprocessError as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
+        lines = [*(getattr(error, "stderr", None) or "").strip().splitlines(), str(error)]
+        reason = next((line for line in lines if "error" in line), lines[0])
         raise CompileError(f"{command[0]} cannot compile {SOURCE.name}: {reason}") from error
 
 
@@ -121,13 +124,14 @@ class NormRelu(torch.autograd.Function):
         outputs = torch.empty(size, dtype=images.dtype, memory_format=torch.channels_last)
         saved = weight.new_empty(4, channels)
         statistics = norm.running_mean, norm.running_var
-        settings = Shape.of(images), pools, norm.eps, norm.momentum
+        settings = Shape.of(images), pools, float(norm.eps), float(norm.momentum)
         _call("norm_forward", images, outputs, weight, bias, *statistics, saved, *settings)
         ctx.save_for_backward(images, saved)
         ctx.pools = pools
         return outputs
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
         images, saved = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)

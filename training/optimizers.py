@@ -41,6 +41,9 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     """
 
     def update(averaged: list[Tensor], current: list[Tensor], count_on_device: Tensor) -> None:
+        if not averaged[0].is_floating_point():  # an average of whole numbers makes no sense
+            torch._foreach_copy_(averaged, current)
+            return
         count = int(average.n_averaged)  # on the CPU; reading `count_on_device` would make a GPU wait
         get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averaged, current, count_on_device)
 
@@ -54,8 +57,8 @@ class Muon(torch.optim.Optimizer):
     Parameters of four dimensions (outputs, inputs, height, width) count as convolutions; more dimensions in front
     stack the convolutions of several networks (`experiments/vectorized.py`). The gradient with momentum is flattened
     to a matrix (outputs, inputs × height × width) and replaced by the nearest matrix with orthonormal rows or columns,
-    so that no direction dominates. Weights keep their initial norm: BatchNorm makes the output independent of it, so
-    it would only change the effective rate.
+    so that no direction dominates. Weights keep their initial norm: after a convolution that BatchNorm follows, the
+    output does not depend on it, so it would only change the effective rate. What starts at zero is trained by SGD.
 
     `lr` is the rate of convolutions as a fraction of their norm; `sgd_lr` and `weight_decay` belong to SGD.
 
@@ -67,10 +70,12 @@ class Muon(torch.optim.Optimizer):
         self, parameters: Iterable[Tensor], lr: float, sgd_lr: float, momentum: float, weight_decay: float = 0.0
     ):
         parameters = list(parameters)
+        convolutions = [parameter for parameter in parameters if parameter.dim() >= 4 and parameter.any()]
+        others = [each for each in parameters if all(each is not convolution for convolution in convolutions)]
         groups = [
-            {"params": [p for p in parameters if p.dim() >= 4], "lr": lr, "orthogonal": True, "weight_decay": 0.0},
+            {"params": convolutions, "lr": lr, "orthogonal": True, "weight_decay": 0.0},
             {
-                "params": [p for p in parameters if p.dim() < 4],
+                "params": others,
                 "lr": sgd_lr,
                 "orthogonal": False,
                 "weight_decay": weight_decay,
