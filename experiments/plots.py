@@ -34,6 +34,7 @@ KEY_COLUMNS = {  # of the peers' table: position in the axes, alignment, text
     "best epoch": (0.64, "right", lambda number, peer: _percent(peer.best)),
     "how it was made": (0.665, "left", lambda number, peer: peer.made),
 }
+LOSS_TICKS = [digit / scale for scale in (1000, 100, 10, 1) for digit in (1, 2, 3, 5)]
 OFFSET = {"textcoords": "offset points", "fontsize": 9.5}  # of a label
 ROW = 0.19  # inches, a row of that table
 SIDES = [  # of a label at its point, the preferred first: offset in points, horizontal and vertical alignment
@@ -211,12 +212,19 @@ def plot_search(groups, title=None):
     front = longest[longest["loss"] < longest["loss"].cummin().shift(fill_value=np.inf)]
     axes.plot(front["parameters"], front["loss"], "-", color=INK, linewidth=1, label="lowest loss up to this size")
     best = longest.loc[longest["loss"].idxmin()]
-    axes.annotate(best["name"], (best["parameters"], best["loss"]), (-6, -6), ha="right", va="top", **OFFSET)
+    side = "right" if best["parameters"] > points["parameters"].mean() else "left"
+    axes.annotate(best["name"], (best["parameters"], best["loss"]), (0, -7), ha=side, va="top", **OFFSET)
     axes.set_yscale("log")
+    axes.margins(x=0.08, y=0.12)
+    low, high = axes.get_ylim()
+    axes.set_yticks([tick for tick in LOSS_TICKS if low <= tick <= high])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_ylabel("validation loss (mean cross-entropy), log scale")
     axes.set_xlabel("parameters")
     axes.set_title(title or "Validation loss against size, in each round of a search")
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 

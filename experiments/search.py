@@ -32,6 +32,7 @@ KEPT = 3  # one network in so many goes on, and is trained for so many times the
 FINALISTS, SEEDS = 3, [100, 101, 102]  # of the last round; earlier rounds train from the first seed alone
 SMALLEST_SHARE = 0.75  # of the budget that a network must use
 DRAWS = 1000  # in vain, after which no further network is expected
+RATES = (0.015, 0.1)  # of Muon
 MAX_TRIALS, MAX_BELOW = 10_000, 1_000_000
 
 
@@ -66,6 +67,7 @@ def search(
     seed: int = 0,
     epochs: int = 1,
     changes: dict | None = None,
+    vary_rate: bool = False,
     sample: bool = False,
     device: str = "auto",
     precision: str = "auto",
@@ -82,9 +84,10 @@ def search(
     halving take thirty lines, so no library is used. Jamieson and Talwalkar, "Non-stochastic best arm identification
     and hyperparameter optimization", 2016: arxiv.org/abs/1502.07943.
 
-    The same `seed` draws the same networks. The recipe is `candidates.MILD` with `changes`. `dry_run` only prints the
-    rounds and an estimate of their duration. A network whose trial fails is out. Raises ValueError for a budget that no
-    network fits or for zero trials, RuntimeError if all trials of a round fail, and else what `sweep` raises.
+    The same `seed` draws the same networks. The recipe is `candidates.MILD` with `changes`; `vary_rate` draws a
+    learning rate for each network, which it keeps in all rounds. `dry_run` only prints the rounds and an estimate of
+    their duration. A network whose trial fails is out. Raises ValueError for a budget that no network fits or for zero
+    trials, RuntimeError if all trials of a round fail, and else what `sweep` raises.
     """
     from experiments.candidates import MILD
     from experiments.plots import plot_search
@@ -95,6 +98,7 @@ def search(
     recipe = MILD.as_dict() | (changes or {})
     shared = {"split": "validation", "sample": sample, "device": device, "precision": precision}
     networks = draw_networks(below, trials, seed)
+    rates = draw_rates(networks, seed) if vary_rate else {}
     plan = rounds(trials, epochs)
     if dry_run:
         print(describe(plan, networks, workers or default_workers(device)))
@@ -102,8 +106,12 @@ def search(
     tried: list[list[dict]] = []
     for number, each in enumerate(plan, start=1):
         print(f"Round {number} of {len(plan)}: {each}")
-        trained = {**shared, "changes": recipe | {"epochs": each.epochs}}
-        requested = [{"variant": line, "seed": seed, **trained} for line in networks for seed in each.seeds]
+        recipes = {line: recipe | {"epochs": each.epochs} | rates.get(line, {}) for line in networks}
+        requested = [
+            {"variant": line, "seed": seed, "changes": recipes[line], **shared}
+            for line in networks
+            for seed in each.seeds
+        ]
         recorded = read_precision(precision, LEDGER, ledger)
         _, keys = run_missing(requested, ledger, recorded, workers, ray)
         wanted = set(keys)
@@ -117,7 +125,10 @@ def search(
         tried += (ranked := sorted(complete, key=loss))
         networks = [group[0]["variant"] for group in ranked[: max(FINALISTS, each.networks // KEPT)]]
     title = f"{trials} networks below {below:,} parameters: best validation loss {loss(ranked[0]):.4f}"
-    return Found(ranked[0][0]["variant"], network_table(ranked), plot_search(tried, title))
+    table = network_table(ranked)
+    if vary_rate:
+        table["Learning rate"] = [group[0]["recipe"]["learning_rate"] for group in ranked]
+    return Found(ranked[0][0]["variant"], table, plot_search(tried, title))
 
 
 def loss(group: list[dict]) -> float:
@@ -151,6 +162,12 @@ def draw_networks(below: int, count: int, seed: int) -> list[str]:
     if len(lines) < count:
         raise NetworkError(f"only {len(lines)} of {count} networks were found below {below:,} parameters")
     return list(lines)
+
+
+def draw_rates(networks: list[str], seed: int) -> dict[str, dict]:
+    """A learning rate for each network, as a change of the recipe: evenly spread on a log scale, within RATES."""
+    draw, (low, high) = random.Random(seed), map(math.log, RATES)
+    return {line: {"learning_rate": round(math.exp(draw.uniform(low, high)), 4)} for line in networks}
 
 
 def _draw_line(draw: random.Random, below: int) -> str:
@@ -201,6 +218,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--trials", type=int, default=60, metavar="N", help="networks that are drawn (default: 60)")
     add("--seed", type=int, default=0, metavar="N", help="of the drawing (default: 0)")
     add("--epochs", type=int, default=1, metavar="N", help="of the first round (default: 1)")
+    add("--vary-rate", action="store_true", help="draw a learning rate for each network as well")
     add("--sample", action="store_true", help="use the small sample instead of MNIST")
     add("--dry-run", action="store_true", help="print the rounds and the expected duration, and stop")
     add("--figure", type=Path, default=RUNS / "search.png", metavar="FILE", help="default: runs/search.png")
@@ -233,7 +251,19 @@ def main(arguments: list[str] | None = None) -> int:
     from analysis.style import save_figure
     from training.mnist import DataError
 
-    names = ("below", "trials", "seed", "epochs", "sample", "device", "precision", "workers", "ray", "dry_run")
+    names = (
+        "below",
+        "trials",
+        "seed",
+        "epochs",
+        "vary_rate",
+        "sample",
+        "device",
+        "precision",
+        "workers",
+        "ray",
+        "dry_run",
+    )
     try:
         found = search(**{name: getattr(options, name) for name in names})
         if found:

@@ -43,7 +43,7 @@ OPTIONS = {
         *RECIPE_OPTIONS,
     },
     "experiments.search": {
-        *{"--below", "--trials", "--seed", "--epochs", "--sample", "--dry-run", "--figure"},
+        *{"--below", "--trials", "--seed", "--epochs", "--vary-rate", "--sample", "--dry-run", "--figure"},
         *{"--device", "--precision", "--workers", "--ray"},
     },
     "experiments.report": {"--check", "--figures"},

@@ -63,6 +63,18 @@ def test_the_best_of_each_round_goes_on_and_a_second_call_trains_nothing(stood_i
     assert "12 already in ledger.jsonl, 0 to run" in capsys.readouterr().out
 
 
+def test_a_learning_rate_can_be_drawn_for_each_network(stood_in, tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    found = search.search(2000, trials=9, vary_rate=True, ledger=path, device="cpu", workers=1)
+    rates = {}
+    for trial in read_strictly(path):
+        rates.setdefault(trial["variant"], set()).add(trial["recipe"]["learning_rate"])
+    assert all(len(each) == 1 for each in rates.values()), "the same in all rounds"
+    assert len(set().union(*rates.values())) > 5
+    assert all(search.RATES[0] <= rate <= search.RATES[1] for (rate,) in rates.values())
+    assert {found.table["Learning rate"][0]} == rates[found.best]
+
+
 def test_dry_run_trains_nothing(tmp_path, capsys):
     path = tmp_path / "ledger.jsonl"
     assert search.search(1000, trials=9, dry_run=True, ledger=path, device="cpu", workers=2) is None
