@@ -63,6 +63,12 @@ def timed_epoch(variant: str, data: MnistData, **options) -> Callable[[], float]
     return lambda: run()[0]["seconds"] * IMAGES / len(data.train_images)
 
 
+def load_part(smoke: bool) -> MnistData:
+    """A part of MNIST, or in a smoke run of the sample, and few images to evaluate."""
+    data = load(smoke)
+    return data.subset(min(PART_OF_AN_EPOCH, len(data.train_images)), 100)
+
+
 def precisions() -> list[str]:
     """float32, and bfloat16 if this processor multiplies it: emulated, it would take minutes."""
     return list(dict.fromkeys(["float32", pick_precision("auto", CPU)]))
@@ -107,8 +113,7 @@ def epoch(repeats: int, smoke: bool) -> dict:
 
 def small(repeats: int, smoke: bool) -> dict:
     """One epoch of each claimed small network, with one thread, as in a sweep; and without compiling, in float32."""
-    data, threads = load(smoke), torch.get_num_threads()
-    data = data.subset(min(PART_OF_AN_EPOCH, len(data.train_images)), 100)
+    data, threads = load_part(smoke), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         functions = {}
@@ -122,8 +127,7 @@ def small(repeats: int, smoke: bool) -> dict:
 
 def busy(repeats: int, smoke: bool) -> dict:
     """One epoch of `Net` beside no, one and two busy programs; beside some, also with a thread for every core."""
-    data = load(smoke)
-    data = data.subset(min(PART_OF_AN_EPOCH, len(data.train_images)), 100)
+    data = load_part(smoke)
 
     def beside(programs: int, threads: str | None) -> float:
         with _busy_programs(programs), ProcessPoolExecutor(1, get_context("spawn"), _set_threads, (threads,)) as pool:
@@ -214,7 +218,6 @@ def start(repeats: int, smoke: bool) -> dict:
 def _extra_of_the_first_epoch(folder: Path, smoke: bool) -> float:
     """In a new process that finds no compiled kernels: seconds of the first `fit` minus those of the second."""
     kernels.KERNELS = folder
-    data = load(smoke)
-    data = data.subset(min(PART_OF_AN_EPOCH, len(data.train_images)), 100)
+    data = load_part(smoke)
     train = partial(fit, build(Net, 0), data, Recipe(epochs=1), device="cpu", progress=False)
     return seconds_of(train) - seconds_of(train)

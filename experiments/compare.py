@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.ledger import read_ledger, read_precision, trial_key
+from experiments.ledger import select
 from experiments.local_runner import RERUN
-from experiments.sweep import parse_seeds, run_missing
+from experiments.sweep import SEEDS, parse_seeds, run_and_collect
 from training.command_line import INTERRUPTED, PRECISIONS, Parser, add_recipe_options, recipe_changes, run_command
-from training.files import LEDGER, OWN_LEDGER, RUNS
+from training.files import OWN_LEDGER, RUNS
 
 # Modules that import torch or pandas, which takes seconds, are imported inside functions, so that --help is fast.
-
-SEEDS = [100, 101, 102]
 
 
 @dataclass(frozen=True)
@@ -68,12 +66,10 @@ def compare(
     recipe = variants[1].recipe.as_dict() | (changes or {})
     shared = {"split": "validation", "changes": recipe, "sample": sample, "device": device, "precision": precision}
     requested = [{"variant": each.reference, "seed": seed, **shared} for seed in seeds for each in variants]
-    recorded = read_precision(precision, LEDGER, ledger)
-    failed, keys = run_missing(requested, ledger, recorded, workers)
+    failed, trials = run_and_collect(requested, ledger, workers)
     if failed:
         raise RuntimeError(f"{failed} of {len(requested)} trials failed. {RERUN}")
-    found = {trial_key(trial): trial for trial in [*read_ledger(ledger), *recorded]}
-    own, others = ([found[key] for key in keys if key[0] == variant.name] for variant in variants)
+    own, others = (select(trials, variant=variant.name) for variant in variants)
     accuracies = {trials[0]["variant"]: [trial["accuracy"] for trial in trials] for trials in (own, others)}
     figure = plot_seeds(accuracies, None, "Accuracy of each seed (dots) and mean over n seeds (lines)")
     return Comparison(network_table([own, others]), verdict(own, others), figure)

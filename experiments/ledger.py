@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import statistics
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
@@ -128,6 +129,11 @@ def append_line(line: bytes, path: Path) -> None:
 def select(trials: Iterable[dict], **conditions) -> list[dict]:
     """The trials that match all conditions, e.g. `select(trials, variant="s5", split="test")`."""
     return [trial for trial in trials if all(trial[key] == value for key, value in conditions.items())]
+
+
+def mean_loss(trials: list[dict]) -> float:
+    """The mean loss of trials on the evaluated images, in the last epoch."""
+    return statistics.mean(trial["curve"][-1]["eval_loss"] for trial in trials)
 
 
 @dataclass

@@ -24,6 +24,7 @@ from analysis.style import (
     tile_figure,
 )
 from experiments.goals import BUDGETS
+from experiments.ledger import mean_loss
 
 FRONTIER_TICKS = [96, 97, 98, 98.5, 99, 99.2, 99.4, 99.5, 99.6, 99.7, 99.8]  # percent
 KEY_COLUMNS = {  # of the peers' table: position in the axes, alignment, text
@@ -199,7 +200,7 @@ def plot_search(groups, title=None):
             "name": group[0]["variant"],
             "parameters": group[0]["parameters"],
             "epochs": group[0]["epochs"],
-            "loss": np.mean([trial["curve"][-1]["eval_loss"] for trial in group]),
+            "loss": mean_loss(group),
         }
         for group in groups
     ).sort_values(["parameters", "loss"])

@@ -19,17 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.ledger import read_ledger, read_precision, trial_key
+from experiments.ledger import mean_loss, read_ledger
 from experiments.local_runner import RERUN, plural
 from experiments.ray_runner import ClusterError
-from experiments.sweep import default_workers, run_missing
+from experiments.sweep import SEEDS, default_workers, run_and_collect
 from training.command_line import INTERRUPTED, PRECISIONS, Parser, run_command
 from training.files import LEDGER, OWN_LEDGER, RUNS
 
 # Modules that import torch or pandas, which takes seconds, are imported inside functions, so that --help is fast.
 
 KEPT = 3  # one network in so many goes on, and is trained for so many times the epochs
-FINALISTS, SEEDS = 3, [100, 101, 102]  # of the last round; earlier rounds train from the first seed alone
+FINALISTS = 3  # networks in the last round, from all SEEDS; earlier rounds train from the first seed alone
 SMALLEST_SHARE = 0.75  # of the budget that a network must use
 DRAWS = 1000  # in vain, after which no further network is expected
 RATES = (0.015, 0.1)  # of Muon
@@ -91,7 +91,7 @@ def search(
     """
     from experiments.candidates import MILD
     from experiments.plots import plot_search
-    from experiments.tables import network_table
+    from experiments.tables import by_variant, network_table
 
     if not 1 <= trials <= MAX_TRIALS or epochs < 1:
         raise ValueError(f"a search needs 1 to {MAX_TRIALS:,} trials and 1 epoch or more, not {trials} and {epochs}")
@@ -112,28 +112,17 @@ def search(
             for line in networks
             for seed in each.seeds
         ]
-        recorded = read_precision(precision, LEDGER, ledger)
-        _, keys = run_missing(requested, ledger, recorded, workers, ray)
-        wanted = set(keys)
-        found: dict[str, list[dict]] = {}
-        for trial in {trial_key(trial): trial for trial in [*read_ledger(ledger), *recorded]}.values():
-            if trial_key(trial) in wanted:
-                found.setdefault(trial["variant"], []).append(trial)
-        complete = [group for group in found.values() if len(group) == len(each.seeds)]
+        _, found = run_and_collect(requested, ledger, workers, ray)
+        complete = [group for group in by_variant(found).values() if len(group) == len(each.seeds)]
         if not complete:
             raise RuntimeError(f"no trial of round {number} succeeded")
-        tried += (ranked := sorted(complete, key=loss))
+        tried += (ranked := sorted(complete, key=mean_loss))
         networks = [group[0]["variant"] for group in ranked[: max(FINALISTS, each.networks // KEPT)]]
-    title = f"{trials} networks below {below:,} parameters: best validation loss {loss(ranked[0]):.4f}"
+    title = f"{trials} networks below {below:,} parameters: best validation loss {mean_loss(ranked[0]):.4f}"
     table = network_table(ranked)
     if vary_rate:
         table["Learning rate"] = [group[0]["recipe"]["learning_rate"] for group in ranked]
     return Found(ranked[0][0]["variant"], table, plot_search(tried, title))
-
-
-def loss(group: list[dict]) -> float:
-    """The mean validation loss of a network's trials, in the last epoch."""
-    return statistics.mean(trial["curve"][-1]["eval_loss"] for trial in group)
 
 
 def rounds(trials: int, epochs: int) -> list[Round]:

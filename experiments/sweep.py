@@ -12,7 +12,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from experiments.ledger import read_ledger, select, trial_key
+from experiments.ledger import read_ledger, read_precision, select, trial_key
 from experiments.local_runner import RERUN, plural, run_locally, trial_name, variant_name
 from experiments.ray_runner import ClusterError, run_on_ray
 from training.command_line import INTERRUPTED, PRECISIONS, Parser, add_recipe_options, recipe_changes, run_command
@@ -20,6 +20,7 @@ from training.files import LEDGER, OWN_LEDGER
 
 # Modules that import torch or pandas, which takes seconds, are imported inside functions, so that --help is fast.
 
+SEEDS = [100, 101, 102]  # to choose by, unless others are given
 MAX_SEEDS = 10_000
 MAX_SEEDS_AT_ONCE = 32  # on a GPU
 
@@ -123,6 +124,16 @@ def run_missing(
     return run_locally(todo, ledger, run_trial, at_once), keys
 
 
+def run_and_collect(
+    requested: list[dict], ledger: str | Path, workers: int | None = None, ray: str | None = None
+) -> tuple[int, list[dict]]:
+    """`run_missing`, with what results/ledger.jsonl has already; return the failures and the trials, in this order."""
+    recorded = read_precision(requested[0]["precision"] if requested else "auto", LEDGER, ledger)
+    failed, keys = run_missing(requested, ledger, recorded, workers, ray)
+    found = {trial_key(trial): trial for trial in [*read_ledger(ledger), *recorded]}
+    return failed, [found[key] for key in keys if key in found]
+
+
 def grouped(trials: list[dict]) -> list[dict]:
     """The trials as arguments of `trial.run_trials`: `seeds` instead of `seed`. Lone trials are left out."""
     groups: list[tuple[dict, list[int]]] = []
@@ -205,7 +216,7 @@ def parse_arguments(arguments: list[str] | None = None) -> dict:
     add("--variants", metavar="NAMES", help=names)
     own = 'of one\'s own, e.g. "conv 8 16 / 32 gap" or mine.py:MyNet; can be repeated (see experiments/networks.py)'
     add("--network", action="append", default=[], metavar="NETWORK", help=own)
-    add("--seeds", type=parse_seeds, default=[100, 101, 102], help="e.g. 0-4 or 0,3,7 (default: 100-102)")
+    add("--seeds", type=parse_seeds, default=SEEDS, help="e.g. 0-4 or 0,3,7 (default: 100-102)")
     add("--split", choices=("validation", "test"), default="validation", help="evaluated images (default: validation)")
     add("--sample", action="store_true", help="use the small sample instead of MNIST")
     add("--ledger", type=Path, metavar="FILE", help="default: results/ledger.jsonl; with --network: runs/ledger.jsonl")

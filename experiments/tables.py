@@ -20,7 +20,7 @@ from analysis.statistics import (
 )
 from experiments.candidates import MILD
 from experiments.goals import BUDGETS, GOALS, find_claims
-from experiments.ledger import read_ledger, select
+from experiments.ledger import mean_loss, read_ledger, select
 from experiments.variants import FINAL, SGD, VARIANTS, changes_in_words
 
 IMAGES = 10_000  # in either evaluation split of the full MNIST
@@ -58,12 +58,7 @@ def summary_table(trials: list[dict]) -> pd.DataFrame:
         rows.append(
             {
                 "Variant": name,
-                "Parameters": f"{group[0]['parameters']:,}",
-                "Multiply-adds": f"{group[0]['macs']:,}",
-                "Epochs": group[0]["epochs"],
-                "Seeds": len(group),
-                "Mean": f"{accuracies.mean():.3f}",
-                "Std": f"{accuracies.std():.3f}" if len(group) > 1 else "–",
+                **_size_and_accuracy(group),
                 "Minimum": f"{accuracies.min():.2f}",
                 "Wilson 95%": f"{low:.2f}–{high:.2f}",
                 "Best-epoch bias": f"{best_epoch_bias.mean():.3f}",
@@ -99,7 +94,7 @@ def tried_table(trials: list[dict]) -> pd.DataFrame:
         parameters = group[0]["parameters"]
         budget = next((budget for budget in BUDGETS if parameters < budget), math.inf)
         accuracies = pd.Series([trial["accuracy"] for trial in group])
-        losses = pd.Series([trial["curve"][-1]["eval_loss"] for trial in group])
+        loss = mean_loss(group)
         row = {
             "Budget": f"< {budget:,}" if budget < math.inf else "none",
             "Network": f"`{network}`",
@@ -107,11 +102,11 @@ def tried_table(trials: list[dict]) -> pd.DataFrame:
             "Epochs": epochs,
             "Seeds": len(group),
             "Mean": f"{accuracies.mean():.3f}",
-            "Loss": f"{losses.mean():.4f}",
+            "Loss": f"{loss:.4f}",
             "Precision": precision,
             "Recipe": recipe,
         }
-        rows.append((-budget, losses.mean(), row))
+        rows.append((-budget, loss, row))
     return pd.DataFrame([row for *_, row in sorted(rows, key=lambda item: item[:2])])
 
 
@@ -162,22 +157,24 @@ def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = N
 
 def network_table(groups: list[list[dict]]) -> pd.DataFrame:
     """One row per group of trials of one network: size, cost, accuracy in percent and loss over seeds."""
-    rows = []
-    for group in groups:
-        accuracies = pd.Series([trial["accuracy"] for trial in group])
-        rows.append(
-            {
-                "Network": group[0]["variant"],
-                "Parameters": f"{group[0]['parameters']:,}",
-                "Multiply-adds": f"{group[0]['macs']:,}",
-                "Epochs": group[0]["epochs"],
-                "Seeds": len(group),
-                "Mean": f"{accuracies.mean():.3f}",
-                "Std": f"{accuracies.std():.3f}" if len(group) > 1 else "–",
-                "Loss": f"{pd.Series([trial['curve'][-1]['eval_loss'] for trial in group]).mean():.4f}",
-            }
-        )
+    rows = [
+        {"Network": group[0]["variant"], **_size_and_accuracy(group), "Loss": f"{mean_loss(group):.4f}"}
+        for group in groups
+    ]
     return pd.DataFrame(rows)
+
+
+def _size_and_accuracy(group: list[dict]) -> dict:
+    """The columns that describe the trials of one network, over seeds."""
+    accuracies = pd.Series([trial["accuracy"] for trial in group])
+    return {
+        "Parameters": f"{group[0]['parameters']:,}",
+        "Multiply-adds": f"{group[0]['macs']:,}",
+        "Epochs": group[0]["epochs"],
+        "Seeds": len(group),
+        "Mean": f"{accuracies.mean():.3f}",
+        "Std": f"{accuracies.std():.3f}" if len(group) > 1 else "–",
+    }
 
 
 def precision_table(trials: list[dict]) -> pd.DataFrame:

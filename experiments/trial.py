@@ -47,12 +47,11 @@ def run_trial(
     with threads_for_idle_cores():  # around everything, so that the line names the number
         known, recipe = find_variant(variant), planned_recipe(variant, changes)
         data = split_of(split, data or load_data(sample))
-        precision = pick_precision(precision, pick_device(device))
-        origin = provenance(pick_device(device), precision)  # before training: the commit may change during it
+        origin = _origin(device, precision)
         loss = distillation_loss(load_teacher(recipe, data, device), recipe) if recipe.teacher else None
         model = build(known.build, seed)
         start = time.perf_counter()
-        options = {"device": device, "precision": precision, "loss": loss, "progress": False}
+        options = {"device": device, "precision": origin["precision"], "loss": loss, "progress": False}
         history = fit(model, data, recipe, seed=seed, **options)
         seconds = time.perf_counter() - start
     if len(history) < recipe.epochs:  # `fit` returns early on Ctrl-C
@@ -80,15 +79,20 @@ def run_trials(
         torch.set_num_threads(threads)
     known, recipe = find_variant(variant), planned_recipe(variant, changes)
     data = split_of(split, data or load_data(sample))
-    precision = pick_precision(precision, pick_device(device))
-    origin = provenance(pick_device(device), precision)
+    origin = _origin(device, precision)
     start = time.perf_counter()
-    models, histories = fit_vectorized(known.build, data, recipe, seeds, device, precision=precision)
+    models, histories = fit_vectorized(known.build, data, recipe, seeds, device, precision=origin["precision"])
     seconds = (time.perf_counter() - start) / len(seeds)
     return [
         _line(known, recipe, seed, data, model, history, seconds, origin)
         for seed, model, history in zip(seeds, models, histories, strict=True)
     ]
+
+
+def _origin(device: str, precision: str) -> dict:
+    """Where a trial is trained and in which precision; taken before training, since the commit may change during it."""
+    chosen = pick_device(device)
+    return provenance(chosen, pick_precision(precision, chosen))
 
 
 def _line(

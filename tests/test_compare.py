@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import compare
+from experiments import compare, sweep
 from experiments.ledger import append_trial
 from tests.utils import make_trial, read_strictly
 from training.recipe import Recipe
@@ -25,7 +25,7 @@ def stood_in(monkeypatch, sample, tmp_path):
     """Replaces training; returns the path of the own ledger."""
     monkeypatch.setattr("experiments.trial.run_trial", stand_in)
     monkeypatch.setattr("experiments.trial.load_data", lambda _: sample)
-    monkeypatch.setattr(compare, "LEDGER", tmp_path / "main.jsonl")
+    monkeypatch.setattr(sweep, "LEDGER", tmp_path / "main.jsonl")
     return tmp_path / "own.jsonl"
 
 
