@@ -13,7 +13,7 @@ import torch
 
 from experiments.trial import load_data
 from training.cpu import cores
-from training.device import pick_precision
+from training.device import bfloat16_instructions, pick_precision
 from training.mnist import MnistData
 from training.provenance import provenance
 
@@ -77,6 +77,4 @@ def environment() -> dict:
 
 def capability() -> str:
     """The widest instructions that torch uses on this processor, e.g. "AVX2" or "AVX512, AVX512-BF16"."""
-    names = {"_is_avx512_bf16_supported": "AVX512-BF16", "_is_amx_tile_supported": "AMX"}
-    native = [name for function, name in names.items() if getattr(torch.cpu, function, bool)()]
-    return ", ".join([torch.backends.cpu.get_cpu_capability(), *native])
+    return ", ".join(filter(None, [torch.backends.cpu.get_cpu_capability(), bfloat16_instructions()]))

@@ -93,3 +93,10 @@ def test_every_part_has_a_measurement():
         assert callable(getattr(epochs if part in bench.EPOCHS else runs, part))
     for _, variant in bench.ACCURACY_TARGETS.values():
         assert variant in KNOWN
+
+
+def test_a_machine_is_named_by_its_widest_instructions(monkeypatch):
+    monkeypatch.setattr(timing.torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    for native, expected in (("AMX", "AVX512, AMX"), ("", "AVX512")):
+        monkeypatch.setattr(timing, "bfloat16_instructions", lambda native=native: native)
+        assert timing.capability() == expected

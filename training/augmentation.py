@@ -63,7 +63,7 @@ def warp(images: Tensor, affine: Tensor, shifts: Tensor | None = None) -> Tensor
 
     Pixels from outside the image are black.
     """
-    # The sum of a part per column and a part per row takes a fifth of the time of F.affine_grid's matrix products.
+    # The sum of a part per column and a part per row is faster than the matrix products of F.affine_grid.
     x, y = ((torch.arange(n, device=images.device) * 2 + 1) / n - 1 for n in (images.shape[3], images.shape[2]))
     grid = (x[:, None] * affine[:, None, None, :, 0] + affine[:, None, None, :, 2]) + (
         y[:, None, None] * affine[:, None, None, :, 1]

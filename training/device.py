@@ -62,10 +62,9 @@ def pick_precision(precision: str, device: torch.device) -> str:
 
 @cache
 def _cpu_multiplies_bfloat16() -> bool:
-    """Ask torch on x86; measure a convolution, for about 50 ms, on other processors."""
+    """Ask torch on x86; measure a convolution on other processors."""
     if platform.machine().lower() in ("x86_64", "amd64"):
-        asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # an older torch lacks them
-        return any(getattr(torch.cpu, name, bool)() for name in asked)
+        return bool(bfloat16_instructions())
     images, weight = torch.randn(128, 32, 7, 7), torch.randn(40, 32, 3, 3)
     images = images.to(memory_format=torch.channels_last)
 
@@ -80,6 +79,12 @@ def _cpu_multiplies_bfloat16() -> bool:
     return fastest(torch.float32) > MIN_GAIN * fastest(torch.bfloat16)
 
 
+def bfloat16_instructions() -> str:
+    """The widest instructions of an x86 processor that multiply bfloat16: "AMX", "AVX512-BF16", or "" for none."""
+    asked = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}  # an older torch lacks them
+    return next((name for name, function in asked.items() if getattr(torch.cpu, function, bool)()), "")
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which a forward pass runs in a precision (see `pick_precision`)."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
@@ -89,8 +94,8 @@ def compile_model(model: nn.Module, device: torch.device, compile: bool | None =
     """The model compiled for training, equal up to rounding; it shares its weights with `model`.
 
     On a CPU some of its layers are fused (`fused.py`), which takes two seconds the first time. On CUDA it is recorded
-    as CUDA graphs, which removes Python's overhead but takes half a minute. `compile` None: only on a CPU, if there is
-    a compiler; False: returns `model`. Raises CompileError if it is True and there is no compiler.
+    as CUDA graphs, which removes Python's overhead but takes long the first time. `compile` None: only on a CPU, if
+    there is a compiler; False: returns `model`. Raises CompileError if it is True and there is no compiler.
     """
     if compile is None:
         compile = device.type == "cpu" and can_compile()

@@ -1,6 +1,6 @@
 """The functions of `kernels.cpp`: compiled for this processor at first use, which takes two seconds, then kept on disk.
 
-Plain C functions, called by ctypes: compiling PyTorch's own headers would take half a minute.
+Plain C functions, called by ctypes: compiling PyTorch's own headers would take much longer.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class Muon(torch.optim.Optimizer):
 def _turn(convolutions: list[Tensor], updates: list[Tensor], rate: float) -> None:
     """Move each convolution's weights by `rate` of their norm along minus its orthogonalised update; keep the norm.
 
-    All layers at once, their matrices padded with zeros to one size: that takes a third of the time.
+    All layers at once, their matrices padded with zeros to one size: that is faster than one after the other.
     """
     (weights, places), (matrices, _) = _stacked(convolutions), _stacked(updates)
     directions = orthogonal(matrices)
