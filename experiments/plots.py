@@ -36,6 +36,7 @@ KEY_COLUMNS = {  # of the peers' table: position in the axes, alignment, text
     "how it was made": (0.665, "left", lambda number, peer: peer.made),
 }
 LOSS_TICKS = [digit / scale for scale in (1000, 100, 10, 1) for digit in (1, 2, 3, 5)]
+MINUTE_TICKS = [digit * scale for scale in (0.1, 1, 10, 100) for digit in (1, 2, 3, 5)]
 OFFSET = {"textcoords": "offset points", "fontsize": 9.5}  # of a label
 ROW = 0.19  # inches, a row of that table
 SIDES = [  # of a label at its point, the preferred first: offset in points, horizontal and vertical alignment
@@ -96,6 +97,38 @@ def plot_frontier(points, peers=None, threshold=99.4, title=None, split="test"):
     axes.legend(handles[::-1], labels[::-1], loc="lower right", framealpha=1, edgecolor="white")
     _draw_key(key, peers)
     _label_points(axes, texts, front, threshold)  # last: it depends on the layout
+    return figure
+
+
+@styled()
+def plot_training_time(points, title=None):
+    """Mean test accuracy against the minutes of training, a labelled point per network.
+
+    points: DataFrame with name, parameters, minutes, seeds, mean, low and high (percent; NaN for a single seed).
+    Raises ValueError if there are none.
+    """
+    if points.empty:
+        raise ValueError("nothing to plot: no points")
+    figure = Picture(figsize=(WIDTH, 4.2), layout="constrained")
+    axes = figure.subplots()
+    bars = np.nan_to_num(np.abs(points[["low", "high"]].to_numpy().T - points["mean"].to_numpy()))
+    axes.errorbar(points["minutes"], points["mean"], bars, fmt="o", capsize=3, markersize=7, color=COLOURS[0])
+    for row in points.itertuples():
+        top = np.nanmax([row.mean, row.high])
+        axes.annotate(f"{row.parameters:,}", (row.minutes, top), (0, 4), ha="center", va="bottom", **OFFSET)
+    low, high = points["minutes"].min(), points["minutes"].max()
+    axes.set_xscale("log")
+    axes.set_xlim(0.7 * low, 1.4 * high)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    ticks = [tick for tick in MINUTE_TICKS if 0.7 * low <= tick <= 1.4 * high]
+    axes.set_xticks(ticks)
+    accuracy_axis(axes, [*points["mean"], *points["low"].dropna(), *points["high"].dropna()])
+    axes.set_ylabel(f"test {axes.get_ylabel()}")
+    axes.set_xlabel("minutes of training on one thread, median, log scale")
+    best = points.loc[points["mean"].idxmax()]
+    found = f"Training time: {best['mean']:.2f}% takes {best['minutes']:.0f} minutes (labels: number of parameters)"
+    axes.set_title(title or found)
     return figure
 
 

@@ -68,26 +68,48 @@ def summary_table(trials: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@cache  # many trials share a recipe
+def recipe_in_words(fields: tuple[tuple[str, object], ...]) -> str:
+    """A recipe, as items of its dict, in words: the closest of `s5`, `sgd` and `MILD`, with the changes to it.
+
+    The number of epochs is left out: tables have a column for it.
+    """
+    recipe = dict(fields) | {"epochs": FINAL.epochs}
+    bases = {"s5": FINAL.as_dict(), "sgd": SGD.as_dict(), "mild": MILD.as_dict()}
+    changes = {name: changes_in_words(recipe, base | {"epochs": FINAL.epochs}) for name, base in bases.items()}
+    nearest = min(changes, key=lambda name: changes[name].count("→"))
+    return ", ".join(filter(None, (nearest, changes[nearest])))
+
+
+def earlier_claims_table(trials: list[dict]) -> pd.DataFrame:
+    """One row per network and recipe that was evaluated on the full test set and is no current claim or variant."""
+    current = {id(trial) for goal in GOALS for trial in find_claims(goal, trials)}
+    current |= {id(trial) for trial in current_trials("test", trials)}
+    groups: dict[tuple, list[dict]] = {}
+    for trial in select(trials, split="test", data="mnist"):
+        if id(trial) not in current:
+            recipe = recipe_in_words(tuple(trial["recipe"].items()))
+            groups.setdefault((trial["variant"], trial["network"], trial["epochs"], recipe), []).append(trial)
+    rows = []
+    for (variant, network, _, recipe), group in groups.items():
+        low, high = mean_interval([trial["accuracy"] for trial in group])
+        row = {"Variant": variant, "Network": f"`{network}`", **_size_and_accuracy(group)}
+        row["95% interval"] = f"{low:.2f}–{high:.2f}" if len(group) > 1 else "–"
+        rows.append(row | {"Minimum": f"{min(trial['accuracy'] for trial in group):.2f}", "Recipe": recipe})
+    return pd.DataFrame(rows).drop(columns="Multiply-adds", errors="ignore")
+
+
 def tried_table(trials: list[dict]) -> pd.DataFrame:
     """One row for each network and recipe that was tried on the validation split, except `current_trials`.
 
     Grouped by parameter budget and sorted by loss (mean cross-entropy per image), which separates two good networks
-    better than their few mistakes do. "Recipe" is the closest of `s5`, `sgd` and `MILD`, with the changes to it.
+    better than their few mistakes do. "Recipe" is that of `recipe_in_words`.
     """
-    bases = {"s5": FINAL.as_dict(), "sgd": SGD.as_dict(), "mild": MILD.as_dict()}
-
-    @cache  # many trials share a recipe
-    def in_words(fields: tuple[tuple[str, object], ...]) -> str:
-        recipe = dict(fields) | {"epochs": FINAL.epochs}  # which have their own column
-        changes = {name: changes_in_words(recipe, base | {"epochs": FINAL.epochs}) for name, base in bases.items()}
-        nearest = min(changes, key=lambda name: changes[name].count("→"))
-        return ", ".join(filter(None, (nearest, changes[nearest])))
-
     current = {id(trial) for trial in current_trials("validation", trials)}
     groups: dict[tuple, list[dict]] = {}
     for trial in select(trials, split="validation", data="mnist"):
         if id(trial) not in current:
-            recipe = in_words(tuple(trial["recipe"].items()))
+            recipe = recipe_in_words(tuple(trial["recipe"].items()))
             groups.setdefault((trial["network"], trial["epochs"], recipe, trial["precision"]), []).append(trial)
     rows = []
     for (network, epochs, recipe, precision), group in groups.items():
@@ -272,12 +294,16 @@ def frontier_trials(trials: list[dict]) -> list[dict]:
 
 
 def frontier_points(trials: list[dict]) -> pd.DataFrame:
-    """Size against accuracy, a row per variant and split: name, split, parameters, seeds, mean, low, high (95%)."""
-    columns, rows = ["name", "split", "parameters", "seeds", "mean", "low", "high"], []
+    """Size and training time against accuracy, a row per variant and split.
+
+    Columns: name, split, parameters, minutes (of training, the median), seeds, mean, low, high (95%).
+    """
+    columns, rows = ["name", "split", "parameters", "minutes", "seeds", "mean", "low", "high"], []
     if not trials:
         return pd.DataFrame(rows, columns=columns)
     for (name, split), group in pd.DataFrame(trials).groupby(["variant", "split"], sort=False):
         low, high = mean_interval(list(group["accuracy"]))
-        size = {"name": name, "split": split, "parameters": group["parameters"].iloc[0], "seeds": len(group)}
+        size = {"name": name, "split": split, "parameters": group["parameters"].iloc[0]}
+        size |= {"minutes": group["seconds"].median() / 60, "seeds": len(group)}
         rows.append(size | {"mean": group["accuracy"].mean(), "low": low, "high": high})
     return pd.DataFrame(rows, columns=columns)
