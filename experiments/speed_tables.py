@@ -185,13 +185,17 @@ def profile_table(records: dict[str, dict]) -> pd.DataFrame:
 
 
 def export_table(record: dict) -> pd.DataFrame:
-    """The network as PyTorch and as ONNX files: accuracy on the test set, size, and time for one image."""
+    """Each exported network in each format: accuracy on the test set, size, memory, and time for one image."""
     rows = [
         {
-            "Network": row["network"],
-            "Correct": f"{row['correct']}/10000 ({row['accuracy']:.2f}%)",
+            "Network": f"`{row['network']}`",
+            "Format": row["format"],
+            "Correct": f"{row['correct']}/{row['images']} ({row['accuracy']:.2f}%)",
             "Bytes": f"{row['bytes']:,}",
-            "One image": f"{row['milliseconds']:.3f} ms ({row['range'][0]:.3f}–{row['range'][1]:.3f})",
+            "Memory": "–" if row["memory"] is None else f"{row['memory']:,}",
+            "One image": f"{row['microseconds']:.0f} µs ({row['range'][0]:.0f}–{row['range'][1]:.0f})"
+            if "microseconds" in row
+            else "–",
         }
         for row in record["rows"]
     ]

@@ -1,36 +1,63 @@
-"""Export the trained network to ONNX, in float32 and int8, and compare both files with PyTorch.
+"""Export a trained network to ONNX, in float32 and int8, or to C for a microcontroller, and measure what is exported.
 
-python -m inference.export                 write net.onnx and net-int8.onnx to runs/export, and print a table
-python -m inference.export --weights FILE  with other weights of Net, safetensors
+python -m inference.export                      write s5.onnx and s5-int8.onnx to runs/export, and print a table
+python -m inference.export --network below_5k   another network with weights in results/weights
+python -m inference.export --c below_2k         write below_2k.h and below_2k.c
+python -m inference.export --all                everything for every trained network, in one table
 
-Requires `pip install -e ".[export]"`. Both networks take float32 (batch, 1, 28, 28), normalised as by
-`training.augmentation.normalize`, and return logits (batch, 10); the batch size is free. The table gives accuracy, file
-size and latency. Exit code: 1 if the float32 network's logits differ from PyTorch's by more than rounding.
+ONNX requires `pip install -e ".[export]"`. The files take images as they are in MNIST, uint8 (batch, 28, 28), white on
+black, and normalise them themselves; with --normalized they take float32 (batch, 1, 28, 28), normalised as by
+`training.augmentation.normalize`. They return logits (batch, 10) and describe themselves in their metadata. The int8
+file gives the same predictions on every processor.
+
+C code is C99 with integers only: int8 weights, uint8 activations, no library, no allocation. It keeps a few rows of
+each layer, so that Net runs in 2.5 kB of memory. Its logits are compared bit by bit with a reference in Python if there
+is a C compiler. Two other projects were weighed: emlearn's converter of neural networks takes fully connected layers
+only; onnx2c translates operator by operator with whole maps in memory, and its own quantisation is, in its words, at an
+alpha stage, without BatchNorm folded into the scales or weights that several layers share.
+
+The table gives accuracy on the evaluation images, bytes (of the file; C: of the weights, multipliers and biases), the
+memory of the C code besides the image, and microseconds per image on this CPU; cycles on a chip are not measured. Exit
+code: 1 if the logits of a file differ from what they should be.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training.command_line import Parser, run_command
-from training.files import EXPORT, RUNS, WEIGHTS, atomic_path
+from training.files import EXPORT, RUNS, atomic_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Torch takes seconds to load, so what needs it is imported inside functions: --help responds at once.
 
-OPSET = 18
 TOLERANCE = 1e-5  # largest `relative_difference` of the float32 network's logits from PyTorch's
-CALIBRATION_IMAGES = 1000  # training images that determine the int8 ranges
+
+
+@dataclass
+class Exported:
+    """A network in one format: `run` gives the logits of uint8 images (N, 28, 28)."""
+
+    run: Callable
+    logits: Tensor  # of the evaluation images
+    bytes: int
+    memory: int | None = None  # C
+    timed: bool = True
 
 
 class ExportError(RuntimeError):
-    """An exported network differs from PyTorch's, or packages, weights or data are missing; the message says which."""
+    """An exported network differs from the trained one, or something that it requires is missing or damaged."""
 
 
 def check_packages() -> None:
@@ -43,77 +70,6 @@ def check_packages() -> None:
         raise ExportError(f'{error.name} is not installed: pip install -e ".[export]"') from error
 
 
-def to_onnx(model, path: Path) -> None:
-    """Write `model`, which takes float (N, 1, 28, 28), as one ONNX file with its weights and a free batch size."""
-    import onnx
-    import torch
-
-    model = model.cpu().eval()
-    batch = torch.export.Dim("batch")
-    program = torch.onnx.export(
-        model,
-        (torch.zeros(2, 1, 28, 28),),
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: batch},),
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
-    onnx.checker.check_model(program.model_proto, full_check=True)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(program.model_proto.SerializeToString())
-
-
-def to_int8(source: Path, path: Path, images) -> None:
-    """Quantise the ONNX file `source` to int8 weights and activations and write it to `path`.
-
-    Static quantisation in QDQ format, with one scale per channel of a convolution. The ranges are calibrated on uint8
-    `images` (N, 28, 28).
-    """
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    from training.augmentation import normalize
-
-    class Reader(quantization.CalibrationDataReader):
-        batches = iter([{"images": batch.numpy()} for batch in normalize(images).split(100)])
-
-        def get_next(self):
-            return next(self.batches, None)
-
-    logging.getLogger().setLevel(logging.ERROR)  # it recommends the preprocessing that is done below
-    with tempfile.TemporaryDirectory() as folder, atomic_path(path) as temporary:
-        folded = Path(folder) / "folded.onnx"
-        quant_pre_process(str(source), str(folded), skip_symbolic_shape=True)
-        quantization.quantize_static(
-            str(folded),
-            str(temporary),
-            Reader(),
-            quant_format=quantization.QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-        )
-
-
-class OnnxNetwork:
-    """An ONNX file as a function from uint8 images (N, 28, 28) to logits, float32 (N, 10), on the CPU."""
-
-    def __init__(self, path: Path):
-        import onnxruntime
-
-        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-    def __call__(self, images, batch_size: int = 1000):
-        import torch
-
-        from training.augmentation import normalize
-
-        batches = (normalize(batch).numpy() for batch in images.split(batch_size))
-        return torch.cat([torch.from_numpy(self.session.run(None, {"images": batch})[0]) for batch in batches])
-
-
 def relative_difference(logits, expected) -> float:
     """Largest difference of `logits` from `expected`, both (N, 10), relative to the image's largest expected logit.
 
@@ -124,58 +80,153 @@ def relative_difference(logits, expected) -> float:
     return ((logits - expected).abs() / scale).max().item()
 
 
-def milliseconds(network, images) -> float:
-    """Duration of one call."""
-    start = time.perf_counter()
-    network(images)
-    return 1000 * (time.perf_counter() - start)
+def describe(name: str, model, recorded: bool) -> dict[str, str]:
+    """What the network is; with `recorded` weights also its accuracy in the ledger, if there is any."""
+    from experiments.candidates import KNOWN
+    from experiments.ledger import read_ledger, select
+
+    variant = KNOWN[name]
+    parameters = sum(each.numel() for each in model.parameters())
+    about = {
+        "description": f"Handwritten digits 0 to 9, as in MNIST: {name}, {variant.network}, {parameters:,} parameters",
+        "network": str(variant.network),
+        "parameters": str(parameters),
+    }
+    trials = select(read_ledger(), variant=name, split="test", data="mnist") if recorded else []
+    accuracies = [trial["accuracy"] for trial in trials if trial["recipe"] == variant.recipe.as_dict()]
+    if accuracies:
+        deviation = f", standard deviation {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+        seeds = f"{len(accuracies)} seed{'s' if len(accuracies) > 1 else ''}{deviation}"
+        about["accuracy"] = f"{statistics.mean(accuracies):.2f}% of 10,000 test images in float32, mean of {seeds}"
+    return about
 
 
-def measure(networks: dict, paths: dict[str, Path], data, repeats: int) -> list[dict]:
-    """One row per network: accuracy on the evaluation images, file size, and milliseconds for a single image.
+def export_onnx(name: str, model, data, options: argparse.Namespace, about: dict, expected) -> dict[str, Exported]:
+    """Write both ONNX files. Raises ExportError if the float32 logits are not the `expected` ones of PyTorch."""
+    from inference.onnx_files import CALIBRATION_IMAGES, OnnxNetwork, to_int8, to_onnx
+
+    paths = {"ONNX float32": options.output / f"{name}.onnx", "ONNX int8": options.output / f"{name}-int8.onnx"}
+    to_onnx(model, paths["ONNX float32"], options.normalized, about)
+    to_int8(paths["ONNX float32"], paths["ONNX int8"], data.train_images[:CALIBRATION_IMAGES])
+    runs = {kind: OnnxNetwork(path) for kind, path in paths.items()}
+    exported = {kind: Exported(run, run(data.eval_images), paths[kind].stat().st_size) for kind, run in runs.items()}
+    difference = relative_difference(exported["ONNX float32"].logits, expected)
+    if not difference <= TOLERANCE:  # NaN fails too
+        raise ExportError(
+            f"the float32 network's logits differ from PyTorch's by {difference:.2g} (relative; at most {TOLERANCE:g})"
+        )
+    return exported
+
+
+def export_c(name: str, model, data, options: argparse.Namespace, about: dict) -> dict[str, Exported]:
+    """Check and write the C code; without a compiler, what is returned runs its reference and is not timed.
+
+    Raises ExportError if the network cannot be written in C or the code differs from the reference.
+    """
+    from inference.c_code import CompiledNetwork, activation_bytes, find_compiler, write_c
+    from inference.graph import GraphError
+    from inference.quantization import CALIBRATION_IMAGES, quantize
+
+    try:
+        network = quantize(model, data.train_images[:CALIBRATION_IMAGES])
+    except GraphError as error:
+        raise ExportError(f"{name}: {error}") from error
+    logits = network(data.eval_images)
+    correct, count = int((logits.argmax(1) == data.eval_labels).sum()), len(data.eval_labels)
+    accuracy = f"In this code {correct:,} of {count:,} images are right ({data})."
+    description = f"{about['description']}. {accuracy}"
+    exported = Exported(network, logits, network.weight_bytes(), activation_bytes(network), timed=False)
+    if find_compiler():
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps a loaded library
+            source = write_c(network, name, Path(folder), description)[1]
+            exported.run, exported.timed = CompiledNetwork(source, Path(folder)), True
+        if (exported.run(data.eval_images) != logits).any():
+            raise ExportError(f"the logits of {source.name} differ from the reference: it is not written")
+    write_c(network, name, options.output, description)
+    return {"C int8": exported}
+
+
+def pytorch_network(model):
+    """The model as a function from uint8 images (N, 28, 28) to logits."""
+    import torch
+
+    from training.augmentation import normalize
+
+    @torch.inference_mode()
+    def run(images):
+        return torch.cat([model(normalize(batch)) for batch in images.split(1000)])
+
+    return run
+
+
+def measure(networks: dict[str, Exported], data, repeats: int) -> list[dict]:
+    """A row for each format: accuracy on the evaluation images, size, and microseconds for a single image.
 
     The networks are timed in turns, so that a change in the machine's load affects all of them.
     """
     image = data.eval_images[:1]
-    for network in networks.values():
-        for _ in range(repeats):
-            network(image)  # warm-up
-    times = {name: [] for name in networks}
-    for _ in range(repeats):
-        for name, network in networks.items():
-            times[name].append(milliseconds(network, image))
+    times = {kind: [] for kind in networks}
+    for turn in range(2 * repeats):  # the first half warms up
+        for kind, network in networks.items():
+            start = time.perf_counter()
+            if network.timed:
+                network.run(image)
+            if network.timed and turn >= repeats:
+                times[kind].append(1e6 * (time.perf_counter() - start))
     rows = []
-    for name, network in networks.items():
-        correct = int((network(data.eval_images).argmax(1) == data.eval_labels).sum())
-        rows.append(
-            {
-                "network": name,
-                "correct": correct,
-                "accuracy": round(100 * correct / len(data.eval_labels), 2),
-                "bytes": paths[name].stat().st_size,
-                "milliseconds": round(statistics.median(times[name]), 4),
-                "range": [round(value, 4) for value in (min(times[name]), max(times[name]))],
-            }
-        )
+    for kind, network in networks.items():
+        correct, count = int((network.logits.argmax(1) == data.eval_labels).sum()), len(data.eval_labels)
+        row = {"format": kind, "correct": correct, "images": count, "accuracy": round(100 * correct / count, 2)}
+        row |= {"bytes": network.bytes, "memory": network.memory}
+        if times[kind]:
+            row["microseconds"] = round(statistics.median(times[kind]), 1)
+            row["range"] = [round(value, 1) for value in (min(times[kind]), max(times[kind]))]
+        rows.append(row)
     return rows
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; exits with code 2 if it is wrong."""
     parser = Parser("export", __doc__, usage="python -m inference.export [options]")
     add = parser.add_argument
+    add("--network", metavar="NAME", help="export this trained network to ONNX (default: s5)")
+    add("--c", metavar="NAME", help="export this trained network to C")
+    add("--all", action="store_true", help="export all trained networks to ONNX and C")
+    add("--normalized", action="store_true", help="ONNX files take normalised float32 images")
     add("--output", type=Path, default=RUNS / "export", metavar="FOLDER", help="default: runs/export")
-    add("--weights", type=Path, default=WEIGHTS, metavar="FILE", help="of Net, safetensors (default: in results/)")
+    add("--weights", type=Path, metavar="FILE", help="other weights of the network, safetensors")
     add("--repeats", type=int, default=300, metavar="N", help="timed calls per network (default: 300)")
-    add("--record", action="store_true", help="save the table in results/export.json, for RESULTS.md")
+    add("--record", action="store_true", help="as --all, and save the table in results/export.json, for RESULTS.md")
     add("--smoke", action="store_true", help="use the small sample instead of MNIST")
     options = parser.parse_args(arguments)
+    options.all |= options.record
     if options.repeats < 1:
         parser.error(f"--repeats must be 1 or more, not {options.repeats}")
     if options.output.is_file():
         parser.error(f"--output must be a folder, but {options.output} is a file")
+    chosen = [f"--{name}" for name in ("network", "c", "all") if getattr(options, name)]
+    if len(chosen) > 1:
+        parser.error(f"{' and '.join(chosen)} exclude each other")
+    if options.all and options.weights:
+        parser.error("--weights requires a single network: --network or --c")
+    if options.c and options.normalized:
+        parser.error("--normalized is for ONNX files: the C code takes uint8 images")
+    name = options.c or options.network or "s5"
+    options.names = None if options.all else [name]
+    if name != "s5":
+        from experiments.candidates import CLAIMS
+
+        if name not in CLAIMS:
+            parser.error(f"there is no trained network {name!r}; there are s5, {', '.join(CLAIMS)}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options = parse_arguments(arguments)
     try:
-        check_packages()
+        if not options.c:
+            check_packages()
         return run(options)
     except (ExportError, OSError, ValueError) as error:
         print(f"export: {error}", file=sys.stderr)
@@ -187,44 +238,35 @@ def run(options: argparse.Namespace) -> int:
     import pandas as pd
     import torch
 
-    import helpers
-    from training.augmentation import normalize
-    from training.checkpoint import CheckpointError, load_weights
+    from inference.trained import load_trained, trained_networks, weights_file
+    from training.checkpoint import CheckpointError
     from training.mnist import DataError, load_mnist, load_sample
     from training.provenance import provenance
 
+    names = options.names or trained_networks()
     try:
-        model = load_weights(helpers.build(), options.weights).eval()
+        models = {name: load_trained(name, options.weights) for name in names}
         data = load_sample() if options.smoke else load_mnist()
     except (CheckpointError, DataError) as error:
         raise ExportError(str(error)) from error
-
-    @torch.inference_mode()
-    def pytorch_network(images):
-        return torch.cat([model(normalize(batch)) for batch in images.split(1000)])
-
-    paths = {
-        "PyTorch": options.weights,
-        "ONNX float32": options.output / "net.onnx",
-        "ONNX int8": options.output / "net-int8.onnx",
-    }
-    to_onnx(model, paths["ONNX float32"])
-    to_int8(paths["ONNX float32"], paths["ONNX int8"], data.train_images[:CALIBRATION_IMAGES])
-    networks = {name: pytorch_network if name == "PyTorch" else OnnxNetwork(path) for name, path in paths.items()}
-    difference = relative_difference(networks["ONNX float32"](data.eval_images), pytorch_network(data.eval_images))
-    if not difference <= TOLERANCE:  # NaN fails too
-        raise ExportError(
-            f"the float32 network's logits differ from PyTorch's by {difference:.2g} (relative; at most {TOLERANCE:g})"
-        )
-    rows = measure(networks, paths, data, options.repeats)
-    print(pd.DataFrame(rows).to_string(index=False))
-    print(
-        f"ONNX opset {OPSET}; float32 logits differ from PyTorch's by {difference:.1e} (relative); in {options.output}"
-    )
+    rows = []
+    for name, model in models.items():
+        about = describe(name, model, recorded=options.weights is None)
+        network = pytorch_network(model)
+        logits = network(data.eval_images)
+        networks = {"PyTorch": Exported(network, logits, (options.weights or weights_file(name)).stat().st_size)}
+        if not options.c:
+            networks |= export_onnx(name, model, data, options, about, logits)
+        if options.c or options.all:
+            networks |= export_c(name, model, data, options, about)
+        rows += [{"network": name, **row} for row in measure(networks, data, options.repeats)]
+    table = pd.DataFrame(rows).convert_dtypes().astype(object)
+    print(table.where(table.notna(), "–").to_string(index=False))
+    print(f"{data}. Files are in {options.output}. Cycles on a chip are not measured.")
     if options.record:
-        record = {"rows": rows, "difference": difference, "opset": OPSET, "data": str(data)}
+        record = {"rows": rows, "data": str(data)} | provenance(torch.device("cpu"), "float32")
         with atomic_path(EXPORT) as temporary:
-            temporary.write_text(json.dumps(record | provenance(torch.device("cpu"), "float32"), indent=1) + "\n")
+            temporary.write_text(json.dumps(record, indent=1) + "\n")
     return 0
 
 

@@ -135,7 +135,7 @@ def _append(steps: list[Step], places: dict, node: fx.Node, layer, shape: tuple,
         bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
         return add("linear", weight=layer.weight, bias=bias)
     if isinstance(layer, nn.ZeroPad2d) and max(layer.padding) <= 0 and len(set(layer.padding)) == 1:
-        return add("crop", size=-layer.padding[0])
+        return add("crop", size=-layer.padding[0]) if layer.padding[0] else inputs[0]
     if function in (operator.add, torch.add) and len(inputs) == 2:
         return add("add")
     if isinstance(layer, nn.Flatten | nn.Dropout | nn.Identity) or function in (torch.flatten, torch.Tensor.flatten):

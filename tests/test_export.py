@@ -1,4 +1,4 @@
-"""The exported ONNX networks give the same predictions as PyTorch."""
+"""The exported files give the same predictions as PyTorch, everywhere, and describe themselves."""
 
 import json
 import shutil
@@ -6,47 +6,73 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
-import helpers
+from experiments.candidates import CLAIMS
+from helpers import Net
 from inference import export
+from inference.c_code import find_compiler
+from inference.trained import load_trained, trained_networks, weights_file
+from tests.utils import ROOT
 from training.augmentation import normalize
-from training.checkpoint import load_weights
-from training.files import WEIGHTS
+from training.checkpoint import save_weights
 
 try:
     export.check_packages()
     missing = ""
 except export.ExportError as error:
     missing = str(error)
+else:
+    import onnx
+
+    from inference import onnx_files
+    from inference.onnx_files import OnnxNetwork, read_metadata, to_int8, to_onnx
 
 needs_export = pytest.mark.skipif(bool(missing), reason=missing)
+needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C compiler (cc, gcc or clang)")
 
 
 @pytest.fixture(scope="module")
 def model():
-    return load_weights(helpers.build(), WEIGHTS).eval()
+    return load_trained()
 
 
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
     """The model as an ONNX file, alone in its folder."""
     path = tmp_path_factory.mktemp("export") / "net.onnx"
-    export.to_onnx(model, path)
+    to_onnx(model, path, about=export.describe("s5", model, recorded=True))
     return path
+
+
+@pytest.fixture(autouse=True)
+def small_sample(sample, monkeypatch):
+    """The commands use a part of the sample, which takes seconds to read."""
+    small = sample.subset(50, 300)
+    monkeypatch.setattr("training.mnist.load_sample", lambda: small)
+
+
+@pytest.fixture
+def quick(exported, monkeypatch):
+    """The commands need not export to ONNX again."""
+    monkeypatch.setattr(onnx_files, "to_onnx", lambda model, path, *_: shutil.copy(exported, path))
 
 
 @needs_export
 def test_export_is_a_single_file_with_the_stated_opset(exported):
-    import onnx
-
     assert [path.name for path in exported.parent.iterdir()] == ["net.onnx"]  # includes the weights
     opsets = [entry.version for entry in onnx.load(exported).opset_import if entry.domain == ""]
-    assert opsets == [export.OPSET]
+    assert opsets == [onnx_files.OPSET]
+    assert str(ROOT).encode() not in exported.read_bytes()  # no stack traces
 
 
 @needs_export
-def test_logits_equal_those_of_pytorch_for_every_batch_size(model, exported, sample):
-    network = export.OnnxNetwork(exported)
+@pytest.mark.parametrize("normalized", [False, True])
+def test_logits_equal_those_of_pytorch_for_every_batch_size(model, sample, tmp_path, normalized):
+    path = tmp_path / "net.onnx"
+    to_onnx(model, path, normalized)
+    network = OnnxNetwork(path)
+    assert network.normalized == normalized
     for count in (1, 2, 7):
         images = sample.eval_images[:count]
         with torch.inference_mode():
@@ -56,15 +82,87 @@ def test_logits_equal_those_of_pytorch_for_every_batch_size(model, exported, sam
 
 
 @needs_export
-def test_command_exports_and_measures_all_three_networks(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("name", trained_networks())
+def test_int8_predictions_do_not_depend_on_the_kernels(name, sample, tmp_path):
+    source, path = tmp_path / "net.onnx", tmp_path / "int8.onnx"
+    to_onnx(load_trained(name), source)
+    to_int8(source, path, sample.train_images[:200])
+    kernels, floats = (OnnxNetwork(path, optimize)(sample.eval_images).argmax(1) for optimize in (True, False))
+    assert torch.equal(kernels, floats)
+    assert (kernels == sample.eval_labels).float().mean() > 0.97
+
+
+@needs_export
+def test_int8_file_multiplies_only_unsigned_bytes(exported, sample, tmp_path):
+    """Int8 weights saturate on processors without VNNI, which this one may have."""
+    to_int8(exported, tmp_path / "int8.onnx", sample.train_images[:20])
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    quantized = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    types = {each.name: each.data_type for each in graph.initializer}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    weights = [types[name] for name in quantized if types.get(name) in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)]
+    assert weights == [onnx.TensorProto.UINT8] * len(convolutions) == [onnx.TensorProto.UINT8] * 5
+    zero_points = {node.input[2] for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    assert onnx.TensorProto.INT8 not in {types[name] for name in zero_points}
+
+
+@needs_export
+def test_file_alone_is_enough_to_use_it(model, exported, sample, tmp_path):
+    to_int8(exported, tmp_path / "int8.onnx", sample.train_images[:20])
+    for path in (exported, tmp_path / "int8.onnx"):
+        found = read_metadata(path)
+        assert found["parameters"] == "18214"
+        assert found["network"] == "Net"
+        assert "uint8 (batch, 28, 28)" in found["input images"]
+        assert "(pixel / 255 - 0.1307) / 0.3081" in found["input images"]
+        assert found["output logits"].startswith("float32 (batch, 10)")
+        assert "% of 10,000 test images" in found["accuracy"]
+        network = onnx.load(path)
+        assert [each.name for each in network.graph.input] == ["images"]
+        assert [each.name for each in network.graph.output] == ["logits"]
+    assert "accuracy" not in export.describe("s5", model, recorded=False)
+
+
+@needs_export
+def test_command_exports_and_measures_onnx(tmp_path, capsys):
+    assert export.main(["--smoke", "--repeats", "3", "--output", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert all(kind in output for kind in ("PyTorch", "ONNX float32", "ONNX int8"))
+    assert "C int8" not in output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s5-int8.onnx", "s5.onnx"]
+    assert not OnnxNetwork(tmp_path / "s5.onnx").normalized
+
+
+@needs_compiler
+def test_command_exports_c(tmp_path, capsys):
+    assert export.main(["--c", "s5", "--smoke", "--repeats", "3", "--output", str(tmp_path)]) == 0
+    assert "C int8" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s5.c", "s5.h"]
+    header = (tmp_path / "s5.h").read_text()
+    assert "s5, Net, 18,214 parameters" in header
+    assert "of 300 images are right" in header.replace("\n * ", " ")
+
+
+@needs_export
+@pytest.mark.parametrize("compiler", [True, False])
+def test_all_networks_are_recorded(compiler, quick, tmp_path, capsys, monkeypatch):
+    if not compiler:
+        monkeypatch.setattr("inference.c_code.find_compiler", lambda: None)
+    elif find_compiler() is None:
+        pytest.skip("no C compiler (cc, gcc or clang)")
+    monkeypatch.setattr("inference.trained.trained_networks", lambda: ["s5"])
     monkeypatch.setattr(export, "EXPORT", tmp_path / "export.json")
-    assert export.main(["--smoke", "--record", "--repeats", "3", "--output", str(tmp_path / "files")]) == 0
-    assert "ONNX int8" in capsys.readouterr().out
-    rows = {row["network"]: row for row in json.loads((tmp_path / "export.json").read_text())["rows"]}
+    assert export.main(["--smoke", "--record", "--repeats", "3", "--output", str(tmp_path)]) == 0
+    assert "Cycles on a chip are not measured" in capsys.readouterr().out
+    record = json.loads((tmp_path / "export.json").read_text())
+    rows = {row["format"]: row for row in record["rows"]}
+    assert list(rows) == ["PyTorch", "ONNX float32", "ONNX int8", "C int8"]
     assert rows["ONNX float32"]["correct"] == rows["PyTorch"]["correct"]
-    assert abs(rows["ONNX int8"]["accuracy"] - rows["PyTorch"]["accuracy"]) < 1.0
-    assert rows["ONNX int8"]["bytes"] < rows["ONNX float32"]["bytes"]
-    assert sorted(path.name for path in (tmp_path / "files").iterdir()) == ["net-int8.onnx", "net.onnx"]
+    for kind in ("ONNX int8", "C int8"):
+        assert abs(rows[kind]["accuracy"] - rows["PyTorch"]["accuracy"]) < 0.5
+        assert rows[kind]["bytes"] < rows["ONNX float32"]["bytes"]
+    assert rows["C int8"]["memory"] < 3000
+    assert ("microseconds" in rows["C int8"]) == compiler
 
 
 def test_difference_is_relative_to_the_largest_logit_of_an_image():
@@ -77,22 +175,61 @@ def test_difference_is_relative_to_the_largest_logit_of_an_image():
 
 
 @needs_export
-def test_network_with_other_logits_is_refused(exported, tmp_path, capsys, monkeypatch):
-    class Wrong(export.OnnxNetwork):
+def test_onnx_file_with_other_logits_is_refused(quick, tmp_path, capsys, monkeypatch):
+    class Wrong(OnnxNetwork):
         def __call__(self, images, batch_size=1000):
             return super().__call__(images, batch_size) + 1e-3
 
-    monkeypatch.setattr(export, "to_onnx", lambda model, path: shutil.copy(exported, path))
-    monkeypatch.setattr(export, "to_int8", lambda source, path, images: shutil.copy(source, path))
-    monkeypatch.setattr(export, "OnnxNetwork", Wrong)
+    monkeypatch.setattr(onnx_files, "to_int8", lambda source, path, images: shutil.copy(source, path))
+    monkeypatch.setattr(onnx_files, "OnnxNetwork", Wrong)
     assert export.main(["--smoke", "--repeats", "2", "--output", str(tmp_path)]) == 1
     assert "logits differ from PyTorch's by" in capsys.readouterr().err
+
+
+@needs_compiler
+def test_c_code_with_other_logits_is_refused(tmp_path, capsys, monkeypatch):
+    from inference.c_code import CompiledNetwork
+
+    monkeypatch.setattr(CompiledNetwork, "__call__", lambda self, images: torch.zeros(len(images), 10))
+    assert export.main(["--c", "s5", "--smoke", "--repeats", "1", "--output", str(tmp_path)]) == 1
+    assert "s5.c differ from the reference" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("options", [[], ["--c", "s5"]])
+def test_weights_that_are_not_finite_are_refused_before_anything_is_written(
+    value, options, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(export, "check_packages", lambda: None)
+    model = Net()
+    nn.init.constant_(model.conv2[0].weight, value)
+    save_weights(model, tmp_path / "bad.safetensors")
+    output = tmp_path / "files"
+    weights = ["--weights", str(tmp_path / "bad.safetensors")]
+    assert export.main([*options, "--smoke", *weights, "--output", str(output)]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("export: ")
+    assert "conv2.0.weight has values that are not finite" in message
+    assert message.count("\n") == 1
+    assert not output.exists()
+
+
+def test_network_that_cannot_be_written_in_c_is_reported(sample, tmp_path, capsys, monkeypatch):
+    branches = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(196, 10)).eval()
+    monkeypatch.setattr("inference.trained.load_trained", lambda name, weights: branches)
+    assert export.main(["--c", "s5", "--smoke", "--output", str(tmp_path / "files")]) == 1
+    assert capsys.readouterr().err == "export: s5: 0 cannot be exported to C in this place\n"
+    assert not (tmp_path / "files").exists()
 
 
 def test_missing_weights_and_packages_are_reported(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(export, "check_packages", lambda: None)
     assert export.main(["--smoke", "--weights", str(tmp_path / "none.safetensors")]) == 1
     assert "export: cannot read weights" in capsys.readouterr().err
+    for name in [name for name in CLAIMS if not weights_file(name).exists()][:1]:
+        assert export.main(["--smoke", "--network", name]) == 1
+        assert "export: cannot read weights" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert export.main(["--smoke"]) == 1
@@ -100,13 +237,23 @@ def test_missing_weights_and_packages_are_reported(tmp_path, capsys, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("option", "complaint"), [("--repeats=0", "1 or more, not 0"), ("--output={file}", "must be a folder")]
+    ("options", "complaint"),
+    [
+        (["--repeats=0"], "1 or more, not 0"),
+        (["--output={file}"], "must be a folder"),
+        (["--network=original"], "no trained network 'original'; there are s5, below_20k"),
+        (["--c=nothing"], "no trained network 'nothing'"),
+        (["--c=s5", "--all"], "--c and --all exclude each other"),
+        (["--network=s5", "--record"], "--network and --all exclude each other"),
+        (["--all", "--weights=x"], "--weights requires a single network"),
+        (["--c=s5", "--normalized"], "--normalized is for ONNX files"),
+    ],
 )
-def test_wrong_options_are_reported_in_one_line(option, complaint, tmp_path, capsys):
+def test_wrong_options_are_reported_in_one_line(options, complaint, tmp_path, capsys):
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(SystemExit) as exit:
-        export.main([option.format(file=file)])
+        export.main([option.format(file=file) for option in options])
     assert exit.value.code == 2
     message = capsys.readouterr().err
     assert message.startswith("export: ")

@@ -148,9 +148,13 @@ def test_sweep_table():
 
 
 def test_export_table():
-    row = {"network": "ONNX int8", "correct": 9941, "accuracy": 99.41, "bytes": 43181}
-    table = speed_tables.export_table({"rows": [row | {"milliseconds": 0.15, "range": [0.1, 0.2]}]})
-    assert list(table.iloc[0]) == ["ONNX int8", "9941/10000 (99.41%)", "43,181", "0.150 ms (0.100–0.200)"]
+    row = {"network": "s5", "correct": 9941, "images": 10000, "accuracy": 99.41, "memory": None}
+    onnx = row | {"format": "ONNX int8", "bytes": 43181, "microseconds": 150.2, "range": [100.4, 200.0]}
+    code = row | {"format": "C int8", "bytes": 18444, "memory": 2541}
+    table = speed_tables.export_table({"rows": [onnx, code]})
+    assert list(table) == ["Network", "Format", "Correct", "Bytes", "Memory", "One image"]
+    assert list(table.iloc[0]) == ["`s5`", "ONNX int8", "9941/10000 (99.41%)", "43,181", "–", "150 µs (100–200)"]
+    assert list(table.iloc[1]) == ["`s5`", "C int8", "9941/10000 (99.41%)", "18,444", "2,541", "–"]
 
 
 def test_missing_or_damaged_measurements_are_reported_by_file_name(tmp_path):

@@ -1,0 +1,161 @@
+/* --- Convolutions --------------------------------------------------------------------------------------------------
+ *
+ * Maps are never stored whole. Each layer keeps the last few rows of its input, and as soon as a row is complete, the
+ * deepest layer that can compute a row of its output does.
+ */
+#define LAYERS $layer_count
+#define LARGEST_SIDE $largest_side /* of a kernel */
+#define CROP $crop         /* pixels of the image's border that are left out */
+
+typedef struct {
+    const int8_t *weights;         /* [output][row][column][input]; depthwise: [row][column][channel] */
+    const Channel *channels;       /* [output] */
+    uint8_t *rows;                 /* the last rows of the input, [row % slots][column][input]; layer 0 has the image */
+    int32_t residual_multiplier;   /* of what is added */
+    int16_t residual;              /* the layer whose input is added to the output; -1: none */
+    uint16_t inputs, outputs;      /* channels */
+    uint8_t height, width;         /* of the input */
+    uint8_t rows_out, columns_out; /* of the output before pooling, without those that pooling leaves out */
+    uint8_t side, stride, padding; /* of the kernel */
+    uint8_t pool;                  /* each value is the largest of pool x pool */
+    uint8_t slots;                 /* rows that are kept of the input */
+    uint8_t depthwise;             /* 1: each output has one input */
+    uint8_t relu;                  /* 1: ReLU before the addition */
+    uint8_t zero_in, zero_out;     /* the bytes that stand for 0 */
+    uint8_t shift, bias_shift;     /* see output_value */
+} Layer;
+
+$buffers
+
+static const Layer layers[LAYERS] = {
+$layers
+};
+
+static const uint8_t *input_image;
+static uint8_t rows_done[LAYERS]; /* of each layer's output, before pooling */
+
+/* The part of a kernel that is inside the map, for one output pixel. */
+typedef struct {
+    const uint8_t *rows[LARGEST_SIDE];
+    int top, bottom, left, right; /* of the kernel: from, up to but without */
+    int column;                   /* of the map, where the kernel begins; may be negative */
+} Window;
+
+static const uint8_t *input_row(int number, int row)
+{
+    const Layer *layer = &layers[number];
+    if (number == 0)
+        return input_image + (CROP + row) * 28 + CROP;
+    return layer->rows + row % layer->slots * layer->width * layer->inputs;
+}
+
+static uint8_t *output_row(int number, int row)
+{
+    const Layer *next = &layers[number + 1];
+    if (number + 1 == LAYERS)
+        return $last_row;
+    return next->rows + row % next->slots * next->width * next->inputs;
+}
+
+static int at_least(int low, int value) { return value < low ? low : value; }
+static int at_most(int high, int value) { return value > high ? high : value; }
+
+static Window rows_of_window(int number, int row)
+{
+    const Layer *layer = &layers[number];
+    const int first = row * layer->stride - layer->padding;
+    Window window = {{0}, at_least(0, -first), at_most(layer->side, layer->height - first), 0, 0, 0};
+    for (int y = window.top; y < window.bottom; y++)
+        window.rows[y] = input_row(number, first + y);
+    return window;
+}
+
+static void move_window(Window *window, const Layer *layer, int column)
+{
+    window->column = column * layer->stride - layer->padding;
+    window->left = at_least(0, -window->column);
+    window->right = at_most(layer->side, layer->width - window->column);
+}
+
+static int32_t full_sum(const Layer *layer, const Window *window, int output)
+{
+    const int8_t *weights = layer->weights + output * layer->side * layer->side * layer->inputs;
+    const int start = (window->column + window->left) * layer->inputs;
+    const int count = (window->right - window->left) * layer->inputs;
+    int32_t sum = 0;
+    for (int y = window->top; y < window->bottom; y++)
+        sum += dot(window->rows[y] + start, layer->zero_in,
+                   weights + (y * layer->side + window->left) * layer->inputs, count);
+    return sum;
+}
+
+static int32_t depthwise_sum(const Layer *layer, const Window *window, int channel)
+{
+    int32_t sum = 0;
+    for (int y = window->top; y < window->bottom; y++)
+        for (int x = window->left; x < window->right; x++)
+            sum += (window->rows[y][(window->column + x) * layer->inputs + channel] - layer->zero_in)
+                 * layer->weights[(y * layer->side + x) * layer->inputs + channel];
+    return sum;
+}
+
+/* `residual` points to the value that is added, if any. */
+static uint8_t output_value(const Layer *layer, int output, int32_t sum, const uint8_t *residual)
+{
+    int64_t value = scaled(sum, &layer->channels[output], layer->bias_shift);
+    if (residual) {
+        if (layer->relu && value < 0)
+            value = 0;
+        value += (int64_t)layer->residual_multiplier * (*residual - layers[layer->residual].zero_in);
+    }
+    return (uint8_t)clamp(layer->zero_out + divide(value, layer->shift), 0, 255);
+}
+
+static void convolve_row(int number, int row)
+{
+    const Layer *layer = &layers[number];
+    const uint8_t *residual = layer->residual < 0 ? 0 : input_row(layer->residual, row);
+    uint8_t *out = output_row(number, row / layer->pool);
+    Window window = rows_of_window(number, row);
+    for (int column = 0; column < layer->columns_out; column++) {
+        uint8_t *pixel = out + column / layer->pool * layer->outputs;
+        const int first = row % layer->pool == 0 && column % layer->pool == 0; /* of those that are pooled */
+        move_window(&window, layer, column);
+        for (int output = 0; output < layer->outputs; output++) {
+            const int32_t sum = layer->depthwise ? depthwise_sum(layer, &window, output)
+                                                 : full_sum(layer, &window, output);
+            const uint8_t value =
+                output_value(layer, output, sum, residual ? residual + column * layer->outputs + output : 0);
+            if (first || value > pixel[output])
+                pixel[output] = value;
+        }
+    }
+}
+
+/* 1 if all rows are there from which the next row of a layer's output is computed. */
+static int is_ready(int number)
+{
+    const Layer *layer = &layers[number];
+    const int there = number ? rows_done[number - 1] / layers[number - 1].pool : layer->height;
+    const int needed = rows_done[number] * layer->stride - layer->padding + layer->side;
+    return rows_done[number] < layer->rows_out && there >= at_most(layer->height, needed);
+}
+
+static void run_convolutions(void)
+{
+    for (int number = 0; number < LAYERS; number++)
+        rows_done[number] = 0;
+    for (int number = 0; number >= 0;) {
+        if (!is_ready(number)) {
+            number--;
+            continue;
+        }
+        convolve_row(number, rows_done[number]++);
+        if (rows_done[number] % layers[number].pool == 0) { /* a row of the next layer's input is complete */
+            if (number + 1 < LAYERS)
+                number++;
+            else
+                add_row($last_row, rows_done[number] / layers[number].pool - 1);
+        }
+    }
+}

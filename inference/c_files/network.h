@@ -1,0 +1,35 @@
+/* $file: recognises handwritten digits.
+ *
+ * $description
+ * Constants: $weight_bytes bytes (weights, multipliers, biases)$layers.
+ * Memory: $activation_bytes bytes of activations, all static, besides the image. Multiply-adds: $macs.
+ *
+ *     #include "$file.h"
+ *
+ *     static uint8_t image[28 * 28];     row by row, 0 for the black background to 255 for white ink, as in MNIST
+ *     ...
+ *     int digit = ${name}_predict(image);  0 to 9
+ *
+ * C99 with integers of 8 to 64 bits: no library, no floating point, no allocation. One image at a time: the functions
+ * share static memory, so two threads or interrupts must not call them at once.
+ */
+#ifndef ${macro}_H
+#define ${macro}_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The digit in the image. */
+int ${name}_predict(const uint8_t image[784]);
+
+/* The ten logits; the largest is the digit's. In units of $logit_scale they are those of the float network. */
+void ${name}_logits(const uint8_t image[784], int32_t logits[10]);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
