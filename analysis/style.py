@@ -1,8 +1,10 @@
 """What all figures share: the style, the `Picture` they return, the accuracy axis and grids of images."""
 
 import contextlib
+import hashlib
 import io
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 from cycler import cycler
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from PIL import Image, PngImagePlugin
 
 from training.files import atomic_path
 
@@ -32,6 +35,7 @@ STYLE = {
 WIDTH = 9.0  # inches, of every figure
 GAP, CAPTION = 0.08, 0.26  # between the tiles of a grid, and for the caption above each, in tile widths
 ACCURACY_LABEL = "accuracy (%), log scale of the error"
+DIGEST = "Digest"  # the name of a PNG's text that `save_figure` adds
 ACCURACY_TICKS = [0, 50, 80, 90, 95, 97, 98, 99, 99.5, 99.8, 100]
 
 
@@ -57,11 +61,36 @@ class Picture(Figure):
         return buffer.getvalue()
 
 
-def save_figure(figure, path):
-    """Write `figure` to `path` as a PNG, atomically, and return the path. Raises OSError if writing fails."""
+def save_figure(figure, path, data=None):
+    """Write `figure` to `path` as a PNG, atomically, and return the path. Raises OSError if writing fails.
+
+    data: what the figure is drawn from, anything that JSON can hold. The file keeps its digest, for `is_drawn_from`.
+    """
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
+        if data is not None:
+            with Image.open(temporary) as image:
+                image.load()
+            about = PngImagePlugin.PngInfo()
+            about.add_text(DIGEST, _digest(image, data))
+            image.save(temporary, format="png", pnginfo=about, dpi=image.info.get("dpi"), optimize=True)
     return Path(path)
+
+
+def is_drawn_from(path, data):
+    """Whether the PNG at `path` was saved by `save_figure` with this `data`, and its pixels are unchanged.
+
+    Raises OSError if the file is missing or no image.
+    """
+    with Image.open(path) as image:
+        image.load()
+        return image.info.get(DIGEST) == _digest(image, data)
+
+
+def _digest(image, data):
+    """A SHA-256 of the data and the pixels: a picture that is replaced or changed no longer has it."""
+    pixels = f"{image.size}".encode() + image.convert("RGBA").tobytes()
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode() + pixels).hexdigest()
 
 
 # --- Inputs -----------------------------------------------------------------------------------------------------------

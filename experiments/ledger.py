@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gc
 import json
 import os
@@ -16,6 +17,7 @@ from typing import BinaryIO
 
 from filelock import FileLock
 
+from experiments.evidence import faults, is_sound
 from experiments.legacy import modernize
 from training.files import LEDGER
 
@@ -43,6 +45,9 @@ KEYS = (
 )
 
 
+MOST_FAULTS = 3  # of a line, that are named
+
+
 class LedgerWarning(UserWarning):
     """A line of the ledger is faulty; the message names it and says how it is treated."""
 
@@ -56,8 +61,8 @@ def read_ledger(path: str | Path = LEDGER) -> list[dict]:
     """All trials of the ledger in order; a missing file is an empty ledger.
 
     Lines of earlier versions get today's names and the missing recipe fields (`legacy.py`); the file is not changed.
-    A LedgerWarning names each line that is torn or no trial (left out), that repeats an earlier trial (the earlier one
-    counts), or that has unknown keys (kept).
+    A LedgerWarning names each line that is torn, no trial, or contradicts itself (left out), that repeats an earlier
+    trial (the earlier one counts), or that has unknown keys (kept).
     """
     path, known, trials = Path(path), _Known(), []
     if path.exists():
@@ -77,9 +82,9 @@ def read_precision(precision: str, *paths: str | Path) -> list[dict]:
 def append_trial(trial: dict, path: str | Path = LEDGER) -> bool:
     """Append one trial; return False, and write nothing, if the ledger already has it.
 
-    Safe while several processes append. Raises ValueError, before anything is written, for missing or unknown keys or
-    a value that JSON cannot hold. Only lines that this process has not read yet are parsed (`_catch_up`), so the time
-    does not grow with the ledger.
+    Safe while several processes append. Raises ValueError, before anything is written, for missing or unknown keys, a
+    value that JSON cannot hold, or a field that contradicts another (`evidence.py`), which it names. Only lines that
+    this process has not read yet are parsed (`_catch_up`), so the time does not grow with the ledger.
     """
     path = Path(path)
     if wrong := sorted(trial.keys() ^ set(KEYS)):
@@ -89,9 +94,11 @@ def append_trial(trial: dict, path: str | Path = LEDGER) -> bool:
     except (TypeError, ValueError) as error:
         raise ValueError(f"a trial must be valid JSON: {error}") from error
     try:
-        _, identity = _parse(line)
+        written, identity = parse_line(line)
     except ValueError as error:
         raise ValueError(f"this is {error}") from error
+    if wrong := faults(written):
+        raise ValueError(f"the trial contradicts itself: {'; '.join(wrong[:MOST_FAULTS])}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         known = _catch_up(path)
@@ -195,9 +202,13 @@ def _read_on(file: BinaryIO, known: _Known) -> Iterator[dict]:
             continue
         where = f"{name}, line {number}"
         try:
-            trial, (group, seed) = _parse(line.rstrip(b"\n"))
+            trial, (group, seed) = parse_line(line.rstrip(b"\n"))
         except ValueError as error:
             _warn(f"{where} is {error}: left out")
+            continue
+        if not is_sound(trial):
+            found = "; ".join(faults(trial)[:MOST_FAULTS])
+            _warn(f"{where} contradicts itself: {found or 'see experiments/evidence.py'}: left out")
             continue
         if unknown := sorted(trial.keys() - KEYS):
             _warn(f"{where} has keys that this version does not know, {', '.join(unknown)}: kept")
@@ -225,12 +236,21 @@ def _checksum(file: BinaryIO, size: int) -> int | None:
     return None if size else checksum
 
 
-def _parse(line: bytes) -> tuple[dict, tuple]:
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
+_decode = json.JSONDecoder(parse_constant=_refuse).decode  # made once, unlike by json.loads
+
+
+def parse_line(line: bytes) -> tuple[dict, tuple]:
     """The trial of a line, with today's names, and its identity. Raises ValueError, which says what the line is."""
     try:
-        trial = json.loads(line)
+        trial = _decode(line.removeprefix(codecs.BOM_UTF8).decode())
     except ValueError as error:  # no JSON, or bytes that are no text
         raise ValueError(f"torn or no JSON ({error})") from error
+    except RecursionError:
+        raise ValueError("no trial, it is nested too deeply") from None
     if not isinstance(trial, dict):
         raise ValueError("no trial, it is no JSON object")
     trial = modernize(trial)

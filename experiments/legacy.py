@@ -126,9 +126,10 @@ def rename(trial: dict) -> dict:
         changed["variant"] = VARIANTS.get(changed["variant"], changed["variant"])
     if "recipe" in changed:
         changed["recipe"] = renamed(changed["recipe"], FIELDS)
-    if isinstance(changed.get("curve"), list):
-        changed["curve"] = [renamed(epoch, EPOCH_KEYS) for epoch in changed["curve"]]
-    if isinstance(changed.get("device"), str):
+    curve = changed.get("curve")
+    if isinstance(curve, list) and curve and renamed(curve[0], EPOCH_KEYS) is not curve[0]:
+        changed["curve"] = [renamed(epoch, EPOCH_KEYS) for epoch in curve]
+    if isinstance(changed.get("device"), str) and changed["device"].endswith("1 threads"):
         changed["device"] = re.sub(r"\b1 threads$", "1 thread", changed["device"])
     return trial | changed
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from analysis import inspection, plots
 from analysis.statistics import describe_seeds, wilson_interval
-from analysis.style import save_figure
+from analysis.style import Picture, save_figure
 from experiments import speed_tables
-from experiments.goals import claims_table, goals_table
+from experiments.goals import GOALS, claims_table, goals_table
 from experiments.ledger import select
-from experiments.plots import plot_frontier
+from experiments.plots import plot_frontier, plot_training_time
 from experiments.tables import (
     IMAGES,
     comparison_table,
     current_trials,
     describe_noise,
+    earlier_claims_table,
     frontier_points,
     frontier_trials,
     precision_table,
@@ -28,24 +33,25 @@ from experiments.tables import (
 from experiments.variants import VARIANTS
 from helpers import Net, mistakes, predict
 from training.checkpoint import load_weights
-from training.files import EXPORT, FIGURES, PEERS, SPEED, WEIGHTS
+from training.files import EXPORT, PEERS, ROOT, SPEED, WEIGHTS
 from training.mnist import load_mnist
 
 SHORT_LOG = (5, 10, 15, 20)  # epochs
 MARKER = re.compile(r"(<!-- ([\w-]+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
-def sections(trials: list[dict]) -> dict[str, str]:
+def sections(trials: list[dict], folder: Path = ROOT) -> dict[str, str]:
     """The text of every section, by the name of its markers, from all trials of the ledger.
 
-    Raises ValueError if the ledger or a file of measurements does not have what a section shows.
+    `folder` is the project, whose results/ has the measurements. Raises ValueError if the ledger or a file of
+    measurements does not have what a section shows.
     """
     tested, validated = current_trials("test", trials), current_trials("validation", trials)
     if not validated:
         raise ValueError("the ledger has no validation runs of the current variants: python -m experiments.sweep")
     shown = shown_trial(tested)
-    speed = speed_tables.read_speed(SPEED, "python -m benchmarks.bench")
-    export = speed_tables.read_speed(EXPORT, "python -m inference.export --record")
+    speed = speed_tables.read_speed(_in(folder, SPEED), "python -m benchmarks.bench")
+    export = speed_tables.read_speed(_in(folder, EXPORT), "python -m inference.export --record")
     log = log_table(shown["curve"])
     layers = inspection.layer_table(Net())
     layers["Parameters"] = layers["Parameters"].map("{:,}".format)
@@ -55,6 +61,7 @@ def sections(trials: list[dict]) -> dict[str, str]:
         "counts": describe_counts(),
         "log": to_markdown(log[log["Epoch"].isin(SHORT_LOG)][["Epoch", "Train accuracy", "Test accuracy"]]),
         "goals": to_markdown(goals_table(trials)),
+        "earlier": to_markdown(earlier_claims_table(trials)),
         "seeds": f"`Net`, test set, last epoch: {describe_seeds(select(tested, variant='s5'))}.",
         "shown": describe_shown(shown),
         "full-log": to_markdown(log),
@@ -145,16 +152,67 @@ def fill(pages: dict[Path, str], sections: dict[str, str]) -> dict[Path, str]:
     }
 
 
-def draw_figures(trials: list[dict]) -> None:
-    """Draw the pages' figures from the ledger and the committed weights. Raises DataError without the full MNIST."""
+def different_sections(text: str, other: str) -> list[str]:
+    """The names of the sections in which two versions of a page differ."""
+    own, others = ({match[2]: match[0] for match in MARKER.finditer(page)} for page in (text, other))
+    return [name for name in own if own[name] != others.get(name)]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of the pages: its file's name, what it shows, as JSON can hold it, and how it is drawn from that."""
+
+    name: str
+    data: object
+    draw: Callable[[], Picture]
+
+
+def drawings(trials: list[dict], folder: Path = ROOT) -> list[Drawing]:
+    """The figures of the pages, from all trials of the ledger and the files of the project in `folder`."""
     shown = shown_trial(current_trials("test", trials))
+    points, peers = frontier_points(frontier_trials(trials)), _in(folder, PEERS).read_text(encoding="utf-8")
+    timed = points[(points["split"] == "test") & points["name"].isin({goal.variant for goal in GOALS})]
+    weights = hashlib.sha256(_in(folder, WEIGHTS).read_bytes()).hexdigest()
+    about = {key: shown[key] for key in ("seed", "accuracy")}
     title = f"Net, seed {shown['seed']}: {shown['accuracy']:.2f}% in the last epoch"
-    save_figure(plots.plot_curves(shown["curve"], title=title), FIGURES / "curves.png")
+    return [
+        Drawing(
+            "curves.png",
+            about | {"curve": shown["curve"]},
+            lambda: plots.plot_curves(shown["curve"], title=title),
+        ),
+        Drawing(
+            "mistakes.png",
+            about | {"mistakes": shown["mistakes"], "weights": weights},
+            lambda: _draw_mistakes(shown, _in(folder, WEIGHTS)),
+        ),
+        Drawing(
+            "frontier.png",
+            {"points": points.round(6).to_dict("list"), "peers": peers},
+            lambda: plot_frontier(points, pd.read_csv(io.StringIO(peers))),
+        ),
+        Drawing(
+            "training_time.png",
+            {"points": timed.round(6).to_dict("list")},
+            lambda: plot_training_time(timed),
+        ),
+    ]
+
+
+def draw_figures(trials: list[dict], folder: Path = ROOT) -> None:
+    """Draw the pages' figures. Raises DataError without the full MNIST, and ValueError for weights of another run."""
+    for drawing in drawings(trials, folder):
+        save_figure(drawing.draw(), folder / "figures" / drawing.name, drawing.data)
+
+
+def _draw_mistakes(shown: dict, weights: Path) -> Picture:
     data = load_mnist(allow_sample=False)
-    probabilities = predict(load_weights(Net(), WEIGHTS), data.eval_images)
+    probabilities = predict(load_weights(Net(), weights), data.eval_images)
     if mistakes(data.eval_labels, probabilities) != shown["mistakes"]:
-        raise ValueError(f"the mistakes of {WEIGHTS.name} are not those in the ledger: save that run's weights")
-    figure = plots.plot_mistakes(data.eval_images, data.eval_labels, probabilities)
-    save_figure(figure, FIGURES / "mistakes.png")
-    points = frontier_points(frontier_trials(trials))
-    save_figure(plot_frontier(points, pd.read_csv(PEERS)), FIGURES / "frontier.png")
+        raise ValueError(f"the mistakes of {weights.name} are not those in the ledger: save that run's weights")
+    return plots.plot_mistakes(data.eval_images, data.eval_labels, probabilities)
+
+
+def _in(folder: Path, path: Path) -> Path:
+    """The same file of the project in another folder."""
+    return folder / path.relative_to(ROOT)

@@ -1,12 +1,16 @@
 """Write the tables of README.md and RESULTS.md from the ledger and the measurements in results/.
 
 python -m experiments.report            update both pages, between their markers
-python -m experiments.report --check    only check that they are up to date
+python -m experiments.report --check    change nothing; check pages, figures, ledger, measurements and weights
 python -m experiments.report --figures  also draw the figures (requires the full MNIST)
+python -m experiments.report --logits   also record what new weights compute (results/logits.json)
+
+Nothing is written from a ledger, measurements or weights that contradict themselves.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from training.command_line import Parser, run_command
@@ -14,33 +18,52 @@ from training.files import README, RESULTS_PAGE, atomic_path
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The whole command; returns its exit code: 0, or 1 for an error or, with --check, for a stale page."""
+    """The whole command; returns its exit code: 0, or 1 for an error or, with --check, for anything that is wrong."""
     parser = Parser("report", __doc__, usage="python -m experiments.report [options]")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if a page is stale")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if anything is wrong")
     parser.add_argument("--figures", action="store_true", help="draw the figures too")
+    parser.add_argument("--logits", action="store_true", help="record the logits of the committed weights too")
     options = parser.parse_args(arguments)
-
-    from experiments import pages  # torch and pandas take seconds to load
-    from experiments.ledger import read_ledger
-
     try:
-        trials = read_ledger()
-        sections = pages.sections(trials)
-        current = {page: page.read_text(encoding="utf-8") for page in (README, RESULTS_PAGE)}
-        updated = pages.fill(current, sections)
-        if options.figures and not options.check:
-            pages.draw_figures(trials)
-        for page in current:
-            stale = updated[page] != current[page]
-            if stale and not options.check:
-                with atomic_path(page) as temporary:
-                    temporary.write_text(updated[page], encoding="utf-8")
-            state = "up to date" if not stale else "stale" if options.check else f"updated from {len(trials)} trials"
-            print(f"{page.name}: {state}")
+        return check() if options.check else update(options)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 1
-    return int(options.check and updated != current)
+
+
+def check() -> int:
+    """Print all that is wrong; returns 0 if nothing is, else 1."""
+    from experiments import audit  # torch and pandas take seconds to load
+
+    found = audit.problems()
+    for problem in found:
+        print(f"report: {problem}", file=sys.stderr)
+    if not found:
+        print("README.md, RESULTS.md, figures and results: up to date, no contradiction")
+    return int(bool(found))
+
+
+def update(options: argparse.Namespace) -> int:
+    """Write what is stale. Raises ValueError if what it is made from contradicts itself."""
+    from experiments import audit, pages  # torch and pandas take seconds to load
+    from experiments.ledger import read_ledger
+
+    if options.logits:
+        audit.record_logits()
+    if found := audit.source_problems():
+        raise ValueError("\nreport: ".join(found))
+    trials = read_ledger()
+    current = {page: page.read_text(encoding="utf-8") for page in (README, RESULTS_PAGE)}
+    updated = pages.fill(current, pages.sections(trials))
+    if options.figures:
+        pages.draw_figures(trials)
+    for page in current:
+        stale = updated[page] != current[page]
+        if stale:
+            with atomic_path(page) as temporary:
+                temporary.write_text(updated[page], encoding="utf-8")
+        print(f"{page.name}: {f'updated from {len(trials)} trials' if stale else 'up to date'}")
+    return 0
 
 
 if __name__ == "__main__":

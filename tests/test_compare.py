@@ -12,12 +12,11 @@ from training.recipe import Recipe
 ACCURACY = {"s5": 99.4, "conv 4 8 / 8 gap": 99.0, "conv 8 / 8 gap": 99.4}
 
 
-def stand_in(variant: str, seed: int, changes: dict, **_) -> dict:
+def stand_in(variant: str, seed: int, changes: dict, accuracy: float = 0, precision: str = "float32", **_) -> dict:
     """A replacement for `run_trial`."""
-    accuracy = ACCURACY[variant] + seed % 3 / 100 * (2 if variant == "s5" else 1)
-    curve = [{"eval_loss": 0.02}]
+    accuracy = accuracy or ACCURACY[variant] + seed % 3 / 100 * (2 if variant == "s5" else 1)
     about = {"variant": variant, "recipe": Recipe(**changes).as_dict(), "data": "mnist"}
-    return make_trial(seed, accuracy=accuracy, curve=curve, **about)
+    return make_trial(seed, accuracy, precision="bfloat16" if precision == "bfloat16" else "float32", **about)
 
 
 @pytest.fixture
@@ -94,7 +93,7 @@ def test_wrong_options_give_one_line_and_exit_code_2(arguments, message, capsys)
 
 
 def test_only_trials_of_the_precision_that_is_asked_for_are_compared(stood_in, tmp_path):
-    wrong = stand_in("s5", 100, {}) | {"precision": "bfloat16", "accuracy": 50.0}
+    wrong = stand_in("s5", 100, {}, accuracy=50.0, precision="bfloat16")
     append_trial(wrong, tmp_path / "main.jsonl")
     options = {"device": "cpu", "workers": 1, "ledger": stood_in, "precision": "float32"}
     result = compare.compare("conv 8 / 8 gap", "s5", [100], **options)

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from scipy import stats
 
-from analysis.statistics import CLAIMED_ACCURACY
+from analysis.statistics import CLAIMED_ACCURACY, describe_seeds, wilson_interval
 from experiments import tables
 from experiments.ledger import select
 from experiments.pages import shown_trial
@@ -113,6 +113,7 @@ def test_s5_shows_the_recorded_run():
     recorded = [(str(e["epoch"]), f"{e['eval_loss']:.4f}", str(e["eval_correct"])) for e in shown["curve"]]
     assert lines == recorded
     assert f"{shown['accuracy']:.2f}% on the test images" in text
+    assert describe_seeds(select(tables.current_trials("test"), variant="s5")) in text
 
 
 def test_experiments_train_every_variant_in_full():
@@ -189,6 +190,129 @@ def test_an_unsupported_number_is_found():
     cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("stream", text="mean 99.327, -30%")])
     assert unsupported_numbers("99.327, 30% fewer, and 99.4 aimed at", [cell], "99.4%") == []
     assert unsupported_numbers("99.32, 3% fewer, 9.327", [cell], "") == ["99.32", "3", "9.327"]
+
+
+# --- Outputs that agree with themselves -------------------------------------------------------------------------------
+
+WORDS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+
+
+def rows_of(cell) -> list[dict[str, str]]:
+    """The rows of a cell's stored tables, by column."""
+    rows = []
+    for output in outputs_of([cell]):
+        for table in re.findall(r"<table.*?</table>", output.get("data", {}).get("text/html", ""), re.DOTALL):
+            head, _, body = table.partition("</thead>")
+            columns = re.findall(r"<th>([^<]+)</th>", head)
+            cells = [
+                re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in re.findall(r"<tr.*?</tr>", body, re.DOTALL)
+            ]
+            rows += [dict(zip(columns, row, strict=True)) for row in cells]
+    return rows
+
+
+def count_faults(text: str) -> list[str]:
+    """Percentages that are not those of the counts beside them, and intervals of other counts."""
+    found = []
+    for whole, correct, images, percent in re.findall(r"((\d+)/(\d+) \(([\d.]+)%\))", text):
+        if percent != f"{100 * int(correct) / int(images):.2f}":
+            found.append(whole)
+    result = r"(([\d.]+)% on the [^\n(]*\((\d+)/(\d+), 95% interval ([\d.]+)–([\d.]+)%\))"
+    for whole, percent, correct, images, low, high in re.findall(result, text):
+        expected = 100 * int(correct) / int(images), *wilson_interval(int(correct), int(images))
+        if [percent, low, high] != [f"{value:.2f}" for value in expected]:
+            found.append(whole)
+    return found
+
+
+def log_faults(text: str) -> list[str]:
+    """Logs of training that leave out an epoch, or end before the last one."""
+    epochs = [(int(number), int(total)) for number, total in re.findall(r"^Epoch +(\d+)/(\d+) ", text, re.MULTILINE)]
+    found = [] if not epochs or epochs[0][0] == 1 else ["the first epoch is missing"]
+    for (number, total), following in itertools.pairwise([*epochs, (1, 0)]):
+        if following != (number + 1, total) if number < total else following[0] != 1:
+            found.append(f"after epoch {number}/{total}")
+    return found
+
+
+def row_faults(cell) -> list[str]:
+    """Rows that contradict themselves, or the accuracies of single seeds that the same cell prints."""
+    found, printed_seeds = [], {}
+    text = "".join(output.get("text", "") for output in cell.outputs)
+    for name, percent in re.findall(r"^(\S.*), seed \d+: ([\d.]+)%", text, re.MULTILINE):
+        printed_seeds.setdefault(name, []).append(float(percent))
+    for row in rows_of(cell):
+        name = row.get("Network", row.get("Variant"))
+        stated = row.get("Seeds"), row.get("Mean")
+        if None not in stated and (values := printed_seeds.get(name)):
+            expected = str(len(values)), f"{sum(values) / len(values):.3f}"
+            found += [f"{name}: {stated[0]} seeds, mean {stated[1]}"] if stated != expected else []
+        if {"Accepted", "Mistakes", "Accuracy (%)"} <= row.keys():
+            accepted, wrong = int(row["Accepted"]), int(row["Mistakes"])
+            if row["Accuracy (%)"] != f"{100 * (accepted - wrong) / accepted:.3f}":
+                found.append(f"{wrong} mistakes of {accepted} are {row['Accuracy (%)']}%")
+    return found
+
+
+def seed_word_faults(prose: str, cell) -> list[str]:
+    """ "three seeds" where no row of the cell's tables has so many."""
+    counts = {int(row["Seeds"]) for row in rows_of(cell) if row.get("Seeds", "").isdigit()}
+    stated = re.findall(rf"\b({'|'.join(WORDS)}|\d+) seeds?\b", prose)
+    return [
+        f"{word} seeds" for word in stated if counts and WORDS.get(word, word) not in counts | set(map(str, counts))
+    ]
+
+
+def test_outputs_agree_with_themselves(notebook):
+    for cell in code(notebook):
+        text = "".join(output.get("text", "") for output in cell.outputs)
+        assert count_faults(text) + log_faults(text) + row_faults(cell) == []
+    for cell, prose in itertools.pairwise(notebook.cells):
+        if prose.source.startswith("**Analysis.**"):
+            assert seed_word_faults(prose.source, cell) == []
+
+
+def test_numbers_that_the_checks_look_at_are_stored():
+    """So that a change of their form is noticed: the checks above would find nothing."""
+    stored = [nbformat.read(ROOT / name, as_version=4) for name in NOTEBOOKS]
+    text = "\n".join(map(printed, stored))
+    assert re.search(r"\d+/\d+ \([\d.]+%\)", text)
+    assert re.search(r"\(\d+/\d+, 95% interval [\d.]+–", text)
+    assert re.search(r", seed \d+: [\d.]+%", text)
+    assert any("Seeds" in row for notebook in stored for cell in code(notebook) for row in rows_of(cell))
+
+
+LOG = "Epoch  1/2  test accuracy 9830/10000 (98.30%)  1 s\nEpoch  2/2  test accuracy 9/10 (90.00%)  1 s\n"
+TABLE = "<table><thead><tr><th></th><th>Network</th><th>Seeds</th><th>Mean</th></tr></thead>"
+TABLE += "<tbody><tr><th>0</th><td>s5</td><td>2</td><td>98.500</td></tr></tbody></table>"
+
+
+def cell_with(text: str, table: str):
+    outputs = [nbformat.v4.new_output("stream", text=text)]
+    return nbformat.v4.new_code_cell(
+        outputs=[*outputs, nbformat.v4.new_output("display_data", data={"text/html": table})]
+    )
+
+
+def test_a_contradiction_is_found():
+    assert count_faults(LOG) == log_faults(LOG) == log_faults(LOG + LOG) == []
+    assert count_faults(LOG.replace("9830", "9831")) == ["9831/10000 (98.30%)"]
+    assert len(log_faults(LOG.replace("Epoch  1/2", "Epoch  2/2"))) == 2
+    assert log_faults(LOG.partition("\n")[0] + "\n") == ["after epoch 1/2"]
+    result = "99.53% on the test images (9953/10000, 95% interval 99.38–99.65%)"
+    assert count_faults(result) == []
+    for forged in (
+        result.replace("9953/", "9943/"),
+        result.replace("99.53", "99.63"),
+        result.replace("99.38", "99.48"),
+    ):
+        assert count_faults(forged) == [forged]
+    seeds = "s5, seed 0: 98.00%, 9 s\ns5, seed 1: 99.00%, 9 s\n"
+    assert row_faults(cell_with(seeds, TABLE)) == []
+    assert row_faults(cell_with(seeds, TABLE.replace("98.500", "98.600"))) == ["s5: 2 seeds, mean 98.600"]
+    assert row_faults(cell_with(seeds, TABLE.replace("<td>2<", "<td>3<"))) == ["s5: 3 seeds, mean 98.500"]
+    assert seed_word_faults("Two? No: two seeds, 2 seeds.", cell_with("", TABLE)) == []
+    assert seed_word_faults("From three seeds, and 4 seeds.", cell_with("", TABLE)) == ["three seeds", "4 seeds"]
 
 
 def test_notebooks_use_the_full_mnist_outside_smoke_mode(notebook):

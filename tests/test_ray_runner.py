@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def stand_in(variant: str, data, line: dict, **_) -> dict:
 def test_failures_are_retried_then_recorded_and_the_others_continue(nodes, tmp_path, capsys):
     path = tmp_path / "results" / "ledger.jsonl"
     variants = ("raises", "dies", "hangs", "one", "two", "three")
-    trials = [{"variant": variant, "seed": 5, "line": make_trial(5, variant=variant)} for variant in variants]
+    trials = [{"variant": variant, "seed": 5, "line": make_trial(5, 99.0, variant=variant)} for variant in variants]
     options = {"retries": 1, "limit": 2, "install": False}
     assert ray_runner.run_on_ray(trials, 99.0, path, stand_in, nodes.address, **options) == 3
     assert {trial["variant"] for trial in read_strictly(path)} == {"one", "two", "three"}
@@ -202,6 +203,30 @@ def test_a_stopped_or_killed_sweep_resumes(nodes, tmp_path, interruptible, capsy
 def test_an_address_without_a_cluster_is_a_clear_error(tmp_path, address, message):
     with pytest.raises(ray_runner.ClusterError, match=message):
         ray_runner.run_on_ray([], None, tmp_path / "ledger.jsonl", run_trial, address)
+
+
+TIMEOUT = (
+    "The current node timed out during startup. This could happen because it is slow.\nSee the logs:\n  raylet.err"
+)
+
+
+@needs_ray
+@pytest.mark.parametrize("error", [Exception(TIMEOUT), RuntimeError(TIMEOUT), OSError("no space left"), ValueError("")])
+@pytest.mark.parametrize("address", ["auto", "local"])
+def test_a_cluster_that_does_not_start_is_one_line(tmp_path, monkeypatch, capsys, small, address, error):
+    def init(address, **_):
+        raise ConnectionError("no running cluster") if address == "auto" else error
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr("experiments.trial.load_data", lambda sample: small)
+    options = ["--variants", "s5", "--seeds", "0", "--sample", "--ledger", str(tmp_path / "ledger.jsonl")]
+    assert sweep.main([*options, "--ray", address]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "trial/s" not in line and "?trial" not in line]
+    assert len(lines) == 1
+    assert re.match(
+        "sweep: (a Ray cluster could not be started here|cannot connect to a Ray cluster at 'local'),", lines[0]
+    )
+    assert f", {type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0].rstrip('.')}. " in lines[0]
 
 
 @needs_ray

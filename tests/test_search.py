@@ -1,5 +1,7 @@
 """The search: what is drawn, the rounds, resuming, and a real one on the sample."""
 
+import os
+import signal
 import statistics
 
 import pytest
@@ -15,9 +17,8 @@ from training.recipe import Recipe
 def stand_in(variant: str, seed: int, changes: dict, **_) -> dict:
     """A replacement for `run_trial`: the loss is the smaller, the more channels the network begins with."""
     channels = int(variant.split()[1])
-    curve = [{"epoch": changes["epochs"], "eval_loss": 1 / channels + seed / 1e6, "eval_accuracy": 90.0}]
     about = {"variant": variant, "network": variant, "recipe": Recipe(**changes).as_dict(), "data": "mnist"}
-    return make_trial(seed, curve=curve, epochs=changes["epochs"], **about)
+    return make_trial(seed, accuracy=99.9, loss=1 / channels + seed / 1e6, **about)
 
 
 @pytest.mark.parametrize("below", [500, 2_000, 20_000])
@@ -95,15 +96,47 @@ def test_a_search_on_the_sample_finds_a_better_network_than_the_median(tmp_path,
     assert first[found.best] < statistics.median(first.values())
 
 
+@pytest.mark.parametrize("wrong", [{"trials": 2.5}, {"epochs": 1.5}, {"seed": None}, {"below": "2000"}], ids=str)
+def test_wrong_arguments_are_refused(wrong, tmp_path):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a whole number"):
+        search.search(**{"below": 2000, "ledger": tmp_path / "ledger.jsonl"} | wrong)
+
+
+def dying_stand_in(variant: str, **trial) -> dict:
+    """A replacement for `run_trial` that kills its process for one block."""
+    if variant.startswith("conv"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return stand_in(variant, **trial)
+
+
+def test_a_process_that_dies_costs_its_network_only_and_the_output_says_so(stood_in, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("experiments.trial.run_trial", dying_stand_in)
+    drawn = search.draw_networks(2000, 9, seed=0)
+    dying = [line for line in drawn if line.startswith("conv")]
+    assert 0 < len(dying) < len(drawn)
+    path = tmp_path / "ledger.jsonl"
+    found = search.search(2000, trials=9, ledger=path, device="cpu", workers=2)
+    first = {trial["variant"] for trial in read_strictly(path) if trial["epochs"] == 1}
+    assert first == {*drawn} - {*dying}
+    assert found.best in first
+    assert f"Out of the search, since a trial failed: {'; '.join(dying)}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("", "the following arguments are required: --below"),
-        ("--below 0", "--below must be from 1 to 1,000,000, not 0"),
-        ("--below 1" + 400 * "0", "--below must be from 1 to 1,000,000, not 1000"),
+        ("--below 0", "below must be a whole number from 1 to 1,000,000, not 0"),
+        ("--below 1" + 400 * "0", "below must be a whole number from 1 to 1,000,000, not 1000"),
         ("--below few", "argument --below: invalid int value: 'few'"),
-        ("--below 2000 --trials 0", "--trials must be from 1 to 10,000, not 0"),
-        ("--below 2000 --epochs 0", "--epochs and --workers must be 1 or more"),
+        ("--below 2000 --trials 0", "trials must be a whole number from 1 to 10,000, not 0"),
+        ("--below 2000 --epochs 0", "epochs must be a whole number from 1 to 100, not 0"),
+        ("--below 2000 --epochs 99999999999", "epochs must be a whole number from 1 to 100, not 99999999999"),
+        ("--below 2000 --workers 0", "workers must be a whole number, 1 or more, not 0"),
+        ("--below 2000 --seed -1", "seed must be a whole number, 0 or more"),
+        ("--below 2000 --ray=", "ray must be auto, local or a cluster's address"),
+        ("--below 2000 --figure tests", "--figure tests: this is a folder, not a file"),
+        ("--below 2000 --figure " + 300 * "n", "--figure: the name is too long: nnn"),
         ("--below 2000 --device abacus", "device must be auto, cpu, cuda or mps, not 'abacus'"),
     ],
 )

@@ -1,0 +1,158 @@
+"""The numbers that README.md and RESULTS.md state outside their tables, and where each comes from.
+
+Every number in the prose must be part of a phrase of `STATEMENTS`, and be what that phrase's source gives. Whoever
+writes a new number adds the phrase, or lets `experiments.report` write the number between markers. Code, links and the
+numbers of lists are left out; so are digits inside of words, such as bfloat16 and x86-64.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import torch
+
+from analysis.statistics import CLAIMED_ACCURACY, wilson_interval
+from experiments.evidence import IMAGES, TRAINED_ON
+from experiments.goals import BUDGETS, GOALS, find_claims
+from experiments.ledger import select
+from experiments.pages import shown_trial
+from experiments.tables import current_trials
+from experiments.variants import FINAL, ORIGINAL
+from helpers import Net
+from training.files import ROOT
+from training.mnist import MnistData, load_sample
+
+NUMBER = re.compile(r"(?<![\w.,])(?<!\w-)\d[\d,]*(?:\.\d+)?(?!\w)")
+NOT_PROSE = re.compile(r"```.*?```|`[^`\n]*`|\]\([^)\s]*\)|^\d+\. |<[^<>\n]*>", re.DOTALL | re.MULTILINE)
+Source = Callable[[list[dict]], set]  # from the trials of the ledger
+
+
+def prose_faults(text: str, trials: list[dict]) -> Iterator[str]:
+    """The numbers of a page's prose, without its tables, that are not what `STATEMENTS` says, or not in it."""
+    prose = NOT_PROSE.sub(lambda match: " " * len(match[0]), text)
+    good, wrong = set(), {}
+    for phrase, source in STATEMENTS.items():
+        for match in re.finditer(phrase.replace(" ", r"\s+"), prose):
+            expected = {number if isinstance(number, str) else f"{number:,}" for number in source(trials)}
+            for group in range(1, match.re.groups + 1):
+                if match[group] in expected:
+                    good.add(match.start(group))
+                else:
+                    wrong[match.start(group)] = f"but its source says {', '.join(sorted(expected)) or 'nothing'}"
+    for match in NUMBER.finditer(prose):
+        if match.start() not in good:
+            around = " ".join(prose[max(0, match.start() - 40) : match.end() + 30].split())
+            reason = wrong.get(match.start(), "which no phrase of experiments/prose.py knows")
+            yield f'{match[0].rstrip(",")} in "… {around} …", {reason}'
+
+
+# --- Sources ----------------------------------------------------------------------------------------------------------
+
+
+def constant(name: str) -> Source:
+    """A constant of inference/ or benchmarks/, read from the text: their code is above this place."""
+    for path in sorted(path for place in ("inference", "benchmarks") for path in (ROOT / place).glob("*.py")):
+        if match := re.search(rf"^{name} = ([\d_.]+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            return always(ast.literal_eval(match[1]))
+    raise ValueError(f"neither inference/ nor benchmarks/ has the constant {name}")
+
+
+def always(*numbers: float | str) -> Source:
+    """Numbers that do not depend on the trials."""
+    return lambda trials: set(numbers)
+
+
+def _of_the_project(pattern: str) -> Source:
+    """What a pattern finds in pyproject.toml."""
+    return lambda trials: set(re.findall(pattern, (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+
+
+@cache  # reading it takes seconds
+def sample() -> MnistData:
+    """The small sample of MNIST."""
+    return load_sample()
+
+
+@cache
+def _ink_sides() -> set[int]:
+    """The largest height and width of a digit of MNIST, in pixels, in the sample."""
+    ink = sample().train_images > 0
+    return {int((28 - _blank(ink.any(axis)) - _blank(ink.any(axis).flip(1))).max()) for axis in (1, 2)}
+
+
+def _blank(inked: torch.Tensor) -> torch.Tensor:
+    """How many entries of each row are false before the first true one, for (N, 28)."""
+    return inked.int().argmax(1)
+
+
+def _claims(choose: Callable) -> Source:
+    """The first or last of the seeds that claims are evaluated with."""
+    return lambda trials: {choose(trial["seed"] for goal in GOALS for trial in find_claims(goal, trials))}
+
+
+def _earlier_recipe(choose: Callable) -> Source:
+    """The first or last seed of the test trials of `Net` with SGD, without those of the original recipe."""
+
+    def seeds(trials: list[dict]) -> set[int]:
+        found = select(trials, network="Net", split="test")
+        sgd = [trial for trial in found if trial["recipe"]["optimizer"] == "sgd" and trial["variant"] != "original"]
+        return {choose(trial["seed"] for trial in sgd)}
+
+    return seeds
+
+
+def _first_epochs_at_the_claim(trials: list[dict]) -> set[int]:
+    """The epochs in which runs of the original recipe first reach the claimed accuracy on the test set."""
+    curves = [trial["curve"] for trial in select(trials, variant="original", split="test")]
+    reached = [[each["epoch"] for each in curve if each["eval_accuracy"] >= CLAIMED_ACCURACY] for curve in curves]
+    return {epochs[0] for epochs in reached if epochs}
+
+
+def _of_validation(choose: Callable, key: str) -> Source:
+    return lambda trials: {choose(trial[key] for trial in select(trials, split="validation"))}
+
+
+KERNELS = {size for layer in Net().modules() if isinstance(layer, torch.nn.Conv2d) for size in layer.kernel_size}
+CONFIDENCE = f"{100 * inspect.signature(wilson_interval).parameters['confidence'].default:g}"
+
+STATEMENTS: dict[
+    str, Source
+] = {  # a phrase, whose groups are numbers, and what they may be; a space is any white space
+    r"fewer than ([\d,]+) parameters": always(max(BUDGETS)),
+    r"[Aa]bove ([\d,]+) parameters": always(*BUDGETS),
+    r"[Bb]elow ([\d,]+) parameters": always(*BUDGETS),
+    r"assignment (\d+) of": _of_the_project(r'^name = "\w+-mnist-s(\d+)"'),
+    r"([\d.]+)% on the test set": always(f"{CLAIMED_ACCURACY:g}"),
+    r"first reports ([\d.]+)%": always(f"{CLAIMED_ACCURACY:g}"),
+    r"one reached it, after (\d+)\b": _first_epochs_at_the_claim,
+    r"within (\d+) epochs": always(FINAL.epochs),
+    r"Net over (\d+) epochs": always(FINAL.epochs),
+    r"validation split for up to (\d+) epochs": _of_validation(max, "epochs"),
+    r"Python ([\d.]+) or newer": _of_the_project(r'^requires-python = ">=([\d.]+)"'),
+    r"(\d+)×(\d+) convolutions": always(*KERNELS),
+    r"scaled to (\d+)×(\d+) pixels": lambda trials: _ink_sides(),
+    r"middle of (\d+)×(\d+)": always(28),
+    r"Training log of seed (\d+)": lambda trials: {shown_trial(current_trials("test", trials))["seed"]},
+    r"([\d,]+) images held out": always(IMAGES),
+    r"accuracy on ([\d,]+) images": always(IMAGES),
+    r"these same ([\d,]+) images": always(IMAGES),
+    r"on all ([\d,]+) images": always(TRAINED_ON["test"]),
+    r"new seeds \((\d+)–": _claims(min),
+    r"new seeds \(\d+–(\d+)": _claims(max),
+    r"choosing used (\d+) and above": _of_validation(min, "seed"),
+    r"sample of ([\d,]+) images": lambda trials: {len(sample().train_labels) + len(sample().eval_labels)},
+    r"intervals are (\d+)% intervals": always(CONFIDENCE),
+    r"Wilson (\d+)%": always(CONFIDENCE),
+    r"from seeds (\d+)–\d+ before Muon": _earlier_recipe(min),
+    r"from seeds \d+–(\d+) before Muon": _earlier_recipe(max),
+    r"batches of (\d+)": always(ORIGINAL.batch_size),
+    r"measured on ([\d,]+) images": constant("PART_OF_AN_EPOCH"),
+    r"and scaled to ([\d,]+)\b": always(TRAINED_ON["test"]),
+    r"come from ([\d,]+) training images": constant("CALIBRATION_IMAGES"),
+    # Of a version that no longer exists, measured once: no file holds it.
+    r"took (\d+) ms at (\d+) lines and ([\d.]+) s at ([\d,]+)\b": always(53, 500, "6.5", 50_000),
+}
