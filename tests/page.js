@@ -1,0 +1,35 @@
+"use strict";
+// Runs the scripts of the page for test_page.py: node page.js PAGE.html < request.json > response.json.
+// A request is {network, images, drawings, strokes}: a packed network; bytes in base64, 784 an image, 65,536 a drawing;
+// lists of strokes.
+const fs = require("fs");
+const vm = require("vm");
+
+const page = fs.readFileSync(process.argv[2], "utf8");
+const scripts = Array.from(page.matchAll(/<script>\n(.*?)<\/script>/gs), (match) => match[1]);
+scripts.filter((script) => !script.includes("document.")).forEach((script) => vm.runInThisContext(script));
+const request = JSON.parse(fs.readFileSync(0, "utf8"));
+const { Network, Drawing, prepare, DigitError, WORKING_SIDE } = vm.runInThisContext(
+  "({ Network, Drawing, prepare, DigitError, WORKING_SIDE })");
+
+function split(text, size) {
+  const bytes = Buffer.from(text ?? "", "base64");
+  return Array.from({ length: bytes.length / size }, (_, number) => bytes.subarray(number * size, (number + 1) * size));
+}
+
+function prepareOrRefuse(pixels) {
+  try {
+    return { image: Array.from(prepare(pixels)) };
+  } catch (error) {
+    if (!(error instanceof DigitError)) throw error;
+    return { refusal: error.message };
+  }
+}
+
+const network = request.network && new Network(request.network);
+const response = {
+  logits: split(request.images, 784).map((image) => Array.from(network.run(image).at(-1).values)),
+  prepared: split(request.drawings, WORKING_SIDE ** 2).map(prepareOrRefuse),
+  drawn: (request.strokes ?? []).map((strokes) => Buffer.from(new Drawing(strokes).pixels).toString("base64")),
+};
+fs.writeFileSync(1, JSON.stringify(response));

@@ -1,0 +1,257 @@
+"""The page in docs/ in a real browser: digits drawn by mouse and touch, on a desktop and a phone, in light and dark."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from inference import page as generator
+from inference.preprocessing import prepare
+from inference.trained import trained_networks
+from tests.drawings import strokes
+
+try:
+    from playwright.sync_api import expect, sync_playwright
+
+    missing = ""
+except ImportError:
+    missing = 'requires playwright: pip install -e ".[browser]"'
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(bool(missing) or CHROMIUM is None, reason=missing or "requires Chromium")
+ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+SCREENS = {"desktop": (1280, 900), "phone": (390, 844)}
+DIGITS = range(10)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens the page; in the end it must have had no error and requested nothing but itself."""
+    contexts, requested, errors = [], [], []
+
+    def open_page(screen="desktop", scheme="light", **options):
+        width, height = SCREENS[screen]
+        options |= {"viewport": {"width": width, "height": height}, "color_scheme": scheme}
+        contexts.append(browser.new_context(**options))
+        page = contexts[-1].new_page()
+        page.on("request", lambda request: requested.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.goto(generator.PAGE.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert {url for url in requested if not url.startswith("data:")} == {generator.PAGE.as_uri()}
+    assert not errors
+
+
+def points_of(page, digit: int, style: int = 0, size: float = 0.7) -> list:
+    """The strokes of a digit, lists of points in pixels of the window."""
+    page.locator("#canvas").scroll_into_view_if_needed()
+    box = page.locator("#canvas").bounding_box()
+    place = np.array([box["x"], box["y"]]) + box["width"] / 2
+    lines = [line if len(line) < 8 else line[::4] for line in strokes(digit, style)]  # curves have many points
+    return [(place + size * box["width"] * line).tolist() for line in lines]
+
+
+def draw(page, digit: int, **options) -> None:
+    """Draw with the mouse."""
+    for stroke in points_of(page, digit, **options):
+        page.mouse.move(*stroke[0])
+        page.mouse.down()
+        for point in stroke[1:]:
+            page.mouse.move(*point)
+        page.mouse.up()
+
+
+def touch(page, digit: int) -> None:
+    """Draw with a finger."""
+    session = page.context.new_cdp_session(page)
+
+    def send(kind: str, *points):
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y} for x, y in points]})
+
+    for stroke in points_of(page, digit):
+        send("touchStart", stroke[0])
+        for point in stroke[1:]:
+            send("touchMove", point)
+        send("touchEnd")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("screen", SCREENS)
+def test_ten_digits_one_after_another(open_page, screen, scheme):
+    page = open_page(screen, scheme)
+    for digit in DIGITS:
+        draw(page, digit)
+        expect(page.locator("#digit")).to_have_text(str(digit))
+        expect(page.locator("#sentence")).to_contain_text("with a probability of")
+        page.get_by_role("button", name="Clear").click()
+        expect(page.locator("#digit")).to_have_text("?")
+
+
+def test_touch(open_page):
+    page = open_page("phone", has_touch=True, is_mobile=True)
+    for digit in DIGITS:
+        touch(page, digit)
+        expect(page.locator("#digit")).to_have_text(str(digit))
+        page.get_by_role("button", name="Clear").tap()
+        expect(page.locator("#digit")).to_have_text("?")
+    assert page.evaluate("scrollY") == 0  # strokes do not scroll the page
+
+
+def test_input_is_what_python_prepares(open_page):
+    page = open_page()
+    draw(page, 5)
+    expect(page.locator("#digit")).to_have_text("5")
+    ink = np.array(page.evaluate("Array.from(drawing.pixels)"), dtype=np.uint8).reshape(256, 256)
+    shown = page.evaluate("Array.from(find('input').getContext('2d').getImageData(0, 0, 28, 28).data)")
+    expected = prepare(Image.fromarray(255 - ink))
+    assert torch.equal(torch.tensor(shown, dtype=torch.uint8).reshape(28, 28, 4)[..., 0], expected)
+
+
+def test_every_network_reads_the_drawing(open_page):
+    page = open_page()
+    draw(page, 7)
+    choices = page.get_by_role("radio")
+    assert choices.count() == len(trained_networks())
+    for number in range(choices.count()):
+        choices.nth(number).check()
+        expect(page.locator("#digit")).to_have_text("7")
+        parameters = page.locator("#choices b").nth(number).inner_text().split()[0]
+        expect(page.locator("#size")).to_have_text(parameters)
+        assert page.locator(".maps canvas").count() > 5
+
+
+def test_strokes_after_clear_and_undo_are_kept(open_page):
+    page = open_page()
+    ink = "drawing.pixels.reduce((sum, value) => sum + value, 0)"
+    first, second = points_of(page, 4)
+    for _ in range(2):
+        draw(page, 4)
+        assert page.evaluate("strokes.length") == 2
+        expect(page.locator("#digit")).to_have_text("4")
+        page.get_by_role("button", name="Undo").click()
+        assert page.evaluate("strokes.length") == 1
+        page.get_by_role("button", name="Clear").click()
+        assert page.evaluate(ink) == 0
+    for stroke in (first, second):  # cleared by key in the middle of a stroke
+        page.mouse.move(*stroke[0])
+        page.mouse.down()
+        page.mouse.move(*stroke[1])
+        page.keyboard.press("Escape")
+        assert page.evaluate(ink) == 0
+        page.mouse.up()
+    draw(page, 4)
+    expect(page.locator("#digit")).to_have_text("4")
+
+
+def test_keyboard(open_page):
+    page = open_page()
+    draw(page, 4)
+    expect(page.locator("#canvas")).to_be_focused()
+    for key, count in (("z", 1), ("z", 0), ("z", 0)):
+        page.keyboard.press(key)
+        assert page.evaluate("strokes.length") == count
+    for key in ("Delete", "Escape"):
+        draw(page, 4)
+        page.keyboard.press(key)
+        assert page.evaluate("strokes.length") == 0
+    checked = "networks.indexOf(network.data)"
+    count = len(trained_networks())
+    for key, number in (("1", 0), ("ArrowRight", 1 % count), ("ArrowLeft", 0), ("ArrowLeft", count - 1)):
+        page.keyboard.press(key)
+        assert page.evaluate(checked) == number
+        expect(page.get_by_role("radio").nth(number)).to_be_checked()
+    draw(page, 4)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Undo")).to_be_focused()
+    page.keyboard.press("Enter")
+    assert page.evaluate("strokes.length") == 1
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert page.evaluate("strokes.length") == 0
+
+
+def test_refusals_are_said_in_words(open_page):
+    page = open_page()
+    expect(page.locator("#sentence")).to_contain_text("Draw one digit")
+    expect(page.locator("#bars span")).to_have_text(["–"] * 10)
+    box = page.locator("#canvas").bounding_box()
+    for share in (0.2, 0.8):
+        page.mouse.move(box["x"] + share * box["width"], box["y"] + 0.2 * box["height"])
+        page.mouse.down()
+        page.mouse.move(box["x"] + share * box["width"], box["y"] + 0.8 * box["height"], steps=5)
+        page.mouse.up()
+    expect(page.locator("#sentence")).to_have_text(
+        "No digit read: several digits found: crop the image to one of them."
+    )
+    expect(page.locator("#bars span")).to_have_text(["–"] * 10)
+    expect(page.locator("#announcement")).to_contain_text("several digits")
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#digit")).to_have_text("1")
+    expect(page.locator("#announcement")).to_contain_text("1, with a probability of")
+
+
+def test_probabilities_are_never_100_or_0_percent(open_page):
+    page = open_page()
+    texts = page.evaluate("[1, 0.9996, 0.9994, 0.5, 0.0006, 0.0004, 0].map(percent)")
+    assert texts == [">99.9%", ">99.9%", "99.9%", "50.0%", "0.1%", "<0.1%", "<0.1%"]
+    draw(page, 0)
+    expect(page.locator("#bars span").first).to_have_text(re.compile("9%"))
+    assert not {"100.0%", "0.0%"} & set(page.locator("#bars span").all_inner_texts())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("screen", SCREENS)
+def test_everything_can_be_seen(open_page, screen, scheme):
+    page = open_page(screen, scheme)
+    draw(page, 8)
+    assert page.evaluate("document.documentElement.scrollWidth") <= SCREENS[screen][0]
+    covered = """picture => {
+        picture.scrollIntoView({ block: "center" });
+        const { left, top, right, bottom } = picture.getBoundingClientRect();
+        const corners = [[left + 4, top + 4], [right - 4, top + 4], [left + 4, bottom - 4], [right - 4, bottom - 4]];
+        return corners.filter(([x, y]) => document.elementFromPoint(x, y) !== picture).length;
+    }"""
+    for picture in (page.locator("#input"), page.locator(".maps canvas").first):
+        assert picture.evaluate(covered) == 0
+        assert picture.bounding_box()["width"] >= 56
+    contrast = """element => {
+        const light = (colour) => {
+            const bands = colour.match(/[\\d.]+/g).slice(0, 3).map((band) => (band / 255) ** 2.2);
+            return 0.2126 * bands[0] + 0.7152 * bands[1] + 0.0722 * bands[2];
+        };
+        let behind = element;
+        while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
+        const style = getComputedStyle(element);
+        const colour = element.tagName === "svg" ? style.stroke : style.color;
+        const [low, high] = [colour, getComputedStyle(behind).backgroundColor].map(light).sort((a, b) => a - b);
+        return (high + 0.05) / (low + 0.05);
+    }"""
+    for selector in (
+        "svg",
+        "button",
+        "h1",
+        "#digit",
+        "#sentence",
+        "#bars span",
+        "figcaption",
+        "small",
+        "footer p",
+        "a",
+    ):
+        assert page.locator(selector).first.evaluate(contrast) >= 4.5, selector
