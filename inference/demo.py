@@ -1,132 +1,119 @@
-"""Draw a digit in the browser, or upload a photo of one, and see the network's prediction.
+"""Upload a photo of a digit in the browser, or take one, and see what the network reads.
 
 python -m inference.demo                 open the page on http://127.0.0.1:7860, for this machine only
 python -m inference.demo --host 0.0.0.0  make it available to the local network
 
 In Jupyter or Colab: `from inference import demo; demo.launch()`. Requires `pip install -e ".[demo]"`. No data is
-sent to other servers.
+sent to other servers, and photos are deleted when the program ends. To draw digits, open docs/index.html instead.
 """
 
 from __future__ import annotations
 
 import atexit
-import io
 import os
+import signal
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 
 from training.command_line import Parser, run_command
-from training.files import WEIGHTS
 
-# Torch, matplotlib and gradio take seconds to load, so what needs them is imported inside functions: --help responds
-# at once.
+# Torch and gradio take seconds to load, so what needs them is imported inside functions: --help responds at once.
 
-LAYERS = ["conv1.2", "conv1.5", "conv2.2"]  # ReLU layers whose feature maps are shown
 MAX_UPLOAD = "50mb"
-CANVAS, BRUSH = 280, 16  # pixels: side of the canvas, width of the brush
-SELECT_BRUSH = """() => {
-    const select = () => {
-        const brush = document.querySelector('#sketch button[aria-label="Brush"]');
-        brush ? brush.click() : setTimeout(select, 100);
-    };
-    select();
-}"""
-EMPTY = "Draw one digit, as large as you like."
+EMPTY = "Choose a photo of one digit, or take one."
+DRAW = "To draw a digit, open `docs/index.html` of this project in a browser."
+INPUT = "What the network sees: 28×28 pixels, as in MNIST"
 
 
 class DemoError(RuntimeError):
     """The demo cannot start; the message says why and what to do."""
 
 
-def build(weights: Path = WEIGHTS):
-    """The page as a `gradio.Blocks`, not yet started. Raises DemoError if gradio or the weights are missing."""
+def build(network: str = "s5", weights: Path | None = None):
+    """The page as a `gradio.Blocks`, not yet started, for a network of `inference.trained`.
+
+    Raises DemoError if gradio, the network or the weights are missing.
+    """
     _protect_privacy()
     try:
         import gradio as gr
     except ImportError as error:
         raise DemoError(f'{error.name} is not installed: pip install -e ".[demo]"') from error
-    import helpers
     from analysis import inspection
-    from training.checkpoint import CheckpointError, load_weights
+    from inference.trained import load_trained
+    from training.checkpoint import CheckpointError
 
     try:
-        model = load_weights(helpers.build(), weights)
-    except CheckpointError as error:
+        model = load_trained(network, weights)
+    except (CheckpointError, ValueError) as error:
         raise DemoError(str(error)) from error
 
-    output = {"interactive": False, "buttons": []}
     with gr.Blocks(title="One digit", analytics_enabled=False, delete_cache=(600, 600)) as page:
-        gr.Markdown(f"# One digit\n{inspection.count_parameters(model):,} parameters, trained on MNIST. {EMPTY}")
+        parameters = f"{inspection.count_parameters(model):,}"
+        gr.Markdown(f"# One digit\nRead by a network of {parameters} parameters, trained on MNIST. {DRAW}")
         with gr.Row():
-            with gr.Column(), gr.Tabs():
-                with gr.Tab("Draw"):
-                    sketch = gr.Sketchpad(
-                        label="Your digit",
-                        type="pil",
-                        canvas_size=(CANVAS, CANVAS),
-                        fixed_canvas=True,
-                        brush=gr.Brush(default_size=BRUSH, colors=["#000000"], color_mode="fixed"),
-                        layers=False,
-                        transforms=(),
-                        buttons=[],
-                        format="png",
-                        elem_id="sketch",
-                    )
-                with gr.Tab("Photo"):
-                    sources = ["upload", "webcam", "clipboard"]
-                    photo = gr.Image(label="A photo of one digit", type="filepath", sources=sources, elem_id="photo")
+            photo = gr.Image(
+                label="Photo of one digit",
+                type="filepath",
+                sources=["upload", "webcam", "clipboard"],
+                buttons=[],
+                height=320,
+                elem_id="photo",
+            )
             with gr.Column():
                 prediction = gr.Markdown(EMPTY, elem_id="prediction")
-                bars = gr.Label(label="Probabilities", num_top_classes=10, show_heading=False, elem_id="probabilities")
-                prepared = gr.Image(label="The network's input: 28×28", height=200, elem_id="prepared", **output)
-        maps = gr.Image(show_label=False, elem_id="maps", **output)
+                prepared = gr.Image(
+                    show_label=False, interactive=False, buttons=[], height=230, visible=False, elem_id="prepared"
+                )
+                caption = gr.Markdown(INPUT, visible=False)
         live = {"show_progress": "hidden", "trigger_mode": "always_last", "api_name": False}
-        for source in (sketch, photo):
-            source.change(partial(read_digit, model), source, [prediction, bars, prepared, maps], **live)
-        page.load(js=SELECT_BRUSH)
+
+        def update(path):
+            text, image = read_photo(model, path)
+            shown = image is not None
+            return text, gr.update(value=image, visible=shown), gr.update(visible=shown)
+
+        photo.change(update, photo, [prediction, prepared, caption], **live)
     return page
 
 
-def read_digit(model, image):
-    """The page's outputs for a drawing (the editor's dict), the path of a photo, or None.
+def read_photo(model, path: str | None):
+    """Markdown text for the photo at `path`, and the network's input as a PIL image, enlarged.
 
-    Returns Markdown text, probabilities {digit: probability}, and two PIL images: the network's input, enlarged, and
-    its feature maps. All but the text are None if no digit is found.
+    Without a photo, or if no digit is found, the text says so and the image is None.
     """
     from PIL import Image
 
     import helpers
-    from analysis import plots
-    from inference.preprocessing import DigitError, NoInkError, prepare, read_image
-    from training.augmentation import normalize
+    from inference import predict
+    from inference.preprocessing import DigitError
 
-    drawn = isinstance(image, dict)
-    image = image["composite"] if drawn else image
-    if image is None:
-        return EMPTY, None, None, None
+    if path is None:
+        return EMPTY, None
     try:
-        prepared = prepare(image if drawn else read_image(image))
+        prepared = predict.read(path)
     except DigitError as error:
-        empty = drawn and isinstance(error, NoInkError)
-        return EMPTY if empty else f"No digit read: {error}.", None, None, None
-    probabilities = helpers.predict(model, prepared[None])[0]
-    digit = int(probabilities.argmax())
-    text = f"## {digit}, with a probability of {probabilities[digit]:.1%}"
+        return f"No digit was read: {error}.", None
     enlarged = Image.fromarray(prepared.numpy()).resize((224, 224), Image.Resampling.NEAREST)
-    maps = io.BytesIO()
-    plots.plot_feature_maps(model, prepared, LAYERS, normalize).savefig(maps, format="png", dpi=100)
-    by_digit = {str(number): value for number, value in enumerate(probabilities.tolist())}
-    return text, by_digit, enlarged, Image.open(maps)
+    return in_words(helpers.predict(model, prepared[None])[0].tolist()), enlarged
 
 
-def launch(weights: Path = WEIGHTS, host: str = "127.0.0.1", port: int | None = None, **options):
+def in_words(probabilities: list[float]) -> str:
+    """The most probable digit and the next one, as Markdown; never "100%", which no prediction deserves."""
+    (digit, first), (other, second) = sorted(enumerate(probabilities), key=lambda item: -item[1])[:2]
+    percent = "more than 99.99%" if first > 0.9999 else f"{first:.2%}"
+    return f"## {digit}\n\nProbability: {percent}. Next best: {other}, {second:.2%}."
+
+
+def launch(
+    network: str = "s5", weights: Path | None = None, host: str = "127.0.0.1", port: int | None = None, **options
+):
     """Start the page and return gradio's (app, local address, public address); a notebook shows it below the cell.
 
     `options` are passed to `gradio.Blocks.launch`. Raises DemoError as `build` does, and if the port is in use.
     """
-    page = build(weights)
+    page = build(network, weights)
     import gradio as gr
 
     settings = {
@@ -159,10 +146,12 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen on (default: this machine only)")
     add("--port", type=int, metavar="N", help="default: the first free one from 7860")
-    add("--weights", type=Path, default=WEIGHTS, metavar="FILE", help="of Net, safetensors (default: in results/)")
+    add("--network", default="s5", metavar="NAME", help="a file of results/weights without its suffix (default: s5)")
+    add("--weights", type=Path, metavar="FILE", help="other weights of the network, safetensors")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that photos are deleted then, too
     try:
-        launch(options.weights, options.host, options.port)
+        launch(options.network, options.weights, options.host, options.port)
     except DemoError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1

@@ -5,25 +5,30 @@ python -m inference.predict --show digit.png       also print the network's inpu
 python -m inference.predict --json photos/         all results as JSON
 cat digit.png | python -m inference.predict -      read from standard input
 
-PNG, JPEG and every other format that Pillow opens; any size, colour or grey, dark on light or light on dark,
-transparent background. Exit code: 0 if every image was read, 1 if some were not (each is reported with the reason),
-2 for a wrong command line.
+PNG, JPEG, WebP, BMP, GIF and TIFF; any size, colour or grey, dark on light or light on dark, transparent background,
+blank or ruled paper. Exit code: 0 if every image was read, 1 if some were not (each is reported with the reason), 2 for
+a wrong command line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from training.command_line import Parser, run_command
-from training.files import WEIGHTS, atomic_path
+from training.files import atomic_path
 
 # Torch and scipy take seconds to load, so what needs them is imported inside functions: --help responds at once.
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}  # of the files read from a folder
 SHADES = " ░▒▓█"
+BATCH = 500  # images per call of the network
+MANY = 100  # images; for more, progress is shown
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -31,16 +36,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser("predict", __doc__, usage="python -m inference.predict [options] IMAGE [IMAGE ...]")
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or - for standard input")
+    add("--network", default="s5", metavar="NAME", help="a file of results/weights without its suffix (default: s5)")
+    add("--weights", type=Path, metavar="FILE", help="other weights of the network, safetensors")
     add("--json", action="store_true", help="print JSON instead of a table")
     add("--show", action="store_true", help="also print the network's input, 28×28 pixels")
     add("--prepared", type=Path, metavar="FOLDER", help="write the network's inputs to this folder, as PNG files")
-    add("--weights", type=Path, default=WEIGHTS, metavar="FILE", help="of Net, safetensors (default: in results/)")
     options = parser.parse_args(arguments)
     options.sources, empty = [], []
     for name in options.images:
-        path = Path(name)
-        if name != "-" and path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not name.strip():
+            parser.error("the name of an image is empty")
+        if name != "-" and os.path.isdir(name):  # False for a name that is too long, too
+            found = sorted(file for file in Path(name).rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
             options.sources += [str(file) for file in found]
             empty += [] if found else [name]
         else:
@@ -59,32 +66,59 @@ def read(source: str | Path):
 
     if source == "-":
         return prepare(read_image(sys.stdin.buffer.read()))
-    if Path(source).exists() and not Path(source).is_file():  # opening a pipe could block forever
+    if os.path.exists(source) and not os.path.isfile(source):  # opening a pipe could block forever
         raise DigitError("not a regular file; pipe the image to standard input and pass - instead")
     return prepare(read_image(source))
+
+
+def read_all(sources: Iterable[str | Path]) -> Iterator:
+    """What `read` returns for each source, in order, or the DigitError or OSError that it raises; a thread per core."""
+    from inference.preprocessing import DigitError
+
+    def attempt(source):
+        try:
+            return read(source)
+        except (DigitError, OSError) as error:
+            return error
+
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        yield from pool.map(attempt, sources)
+    finally:  # Ctrl-C must not wait for the rest
+        pool.shutdown(cancel_futures=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = parse_arguments(arguments)
 
+    import torch
+    from tqdm import tqdm
+
     import helpers
-    from inference.preprocessing import DigitError
-    from training.checkpoint import CheckpointError, load_weights
+    from inference.trained import load_trained
+    from training.checkpoint import CheckpointError
 
     try:
-        model = load_weights(helpers.build(), options.weights)
+        model = load_trained(options.network, options.weights)
+    except ValueError as error:
+        print(f"predict: {error}", file=sys.stderr)
+        return 2
     except CheckpointError as error:
         print(f"predict: {error}", file=sys.stderr)
         return 1
+    hidden = len(options.sources) <= MANY or "TQDM_DISABLE" in os.environ
+    inputs = list(
+        tqdm(read_all(options.sources), total=len(options.sources), leave=False, unit="image", disable=hidden)
+    )
+    read = [image for image in inputs if isinstance(image, torch.Tensor)]
+    predicted = iter(helpers.predict(model, torch.stack(read), BATCH) if read else ())
     results = []
-    for number, source in enumerate(options.sources):
-        try:
-            image = read(source)
-        except (DigitError, OSError) as error:
-            results.append({"image": source, "error": getattr(error, "strerror", None) or str(error)})
+    for number, (source, image) in enumerate(zip(options.sources, inputs, strict=True)):
+        if isinstance(image, Exception):
+            results.append({"image": source, "error": getattr(image, "strerror", None) or str(image)})
             continue
-        probabilities = helpers.predict(model, image[None])[0]
+        probabilities = next(predicted)
         results.append({"image": source, "digit": int(probabilities.argmax())})
         results[-1]["probabilities"] = [round(value, 6) for value in probabilities.tolist()]
         if options.show and options.json:

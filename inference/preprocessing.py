@@ -7,7 +7,10 @@ black; scale it to fit 20×20 pixels, keeping its proportions, with soft edges; 
 from __future__ import annotations
 
 import io
+import threading
 import warnings
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 from torch import Tensor
 
+from inference.ruled_paper import without_rules
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # others are not opened: EPS, for example, runs a program
 SIDE, BOX = 28, 20  # pixels: side of the result, and of the box that the digit is scaled to
 WORKING_SIDE = 256  # pixels: images are reduced to this before the ink is searched for
 MAX_BYTES, MAX_PIXELS = 50_000_000, 100_000_000  # larger files and images are refused
@@ -24,9 +30,13 @@ MAX_ASPECT = 1.8  # width of a digit divided by its height
 MAX_INK = 0.5  # share of the image that is ink; more is not writing
 MAX_TEXTURE = 0.1  # share of the ink mask that a median filter changes; more is texture, not strokes
 MIN_PART = 0.03  # size of a separate part, relative to the largest; smaller ones are dirt
+MIN_SHARE = 0.2  # height of a digit in a photo with dark corners, relative to the photo
 MIN_SHEET = 0.4  # share of a photo that a sheet of paper must fill to be cut out
 MAX_TABLE_BRIGHTNESS = 0.6  # relative to the sheet on the table; a shadow is brighter
 MIN_STROKE = 1.6  # pixels of the box; thinner strokes are widened, as a pen is thinner than MNIST's pencils
+
+
+_filters = threading.Lock()  # the filters of warnings are common to all threads
 
 
 class DigitError(ValueError):
@@ -44,6 +54,8 @@ def read_image(source: str | Path | bytes) -> Image.Image:
     file cannot be read.
     """
     if isinstance(source, str | Path):
+        if not str(source):
+            raise DigitError("the file name is empty")
         with open(source, "rb") as file:
             source = file.read(MAX_BYTES + 1)
     if len(source) > MAX_BYTES:
@@ -51,15 +63,17 @@ def read_image(source: str | Path | bytes) -> Image.Image:
     if not source:
         raise DigitError("the file is empty")
     try:
-        with warnings.catch_warnings():
+        with _filters, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is checked below
-            image = Image.open(io.BytesIO(source))
+            image = Image.open(io.BytesIO(source), formats=FORMATS)
+        if not image.width or not image.height:
+            raise DigitError("the image has no pixels")
         if image.width * image.height > MAX_PIXELS:
             raise DigitError(f"the image has {image.width:,} × {image.height:,} pixels: too many to open safely")
         image.draft("L", (4 * WORKING_SIDE, 4 * WORKING_SIDE))  # a JPEG need not be decoded at full size
         image.load()
     except UnidentifiedImageError:
-        raise DigitError("not an image, or an unknown format") from None
+        raise DigitError("not an image, or of an unknown format: PNG, JPEG, WebP, BMP, GIF and TIFF are read") from None
     except Image.DecompressionBombError:
         raise DigitError("the image has too many pixels to open safely") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
@@ -98,26 +112,35 @@ def to_grey(image: Image.Image) -> np.ndarray:
         values = np.asarray(image, dtype=np.float32)
         low, high = values.min(), values.max()
         image = Image.fromarray(((values - low) / max(high - low, 1e-9) * 255).astype(np.uint8))
-    image = image.convert("L" if image.mode in ("1", "L") and "transparency" not in image.info else "RGBA")
-    image.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
-    if image.mode == "L":
+    if image.mode in ("1", "L") and "transparency" not in image.info:
+        image = image.convert("L")
+        image.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
         return np.asarray(image, dtype=np.float32) / 255
-    bands = np.asarray(image, dtype=np.float32) / 255
-    grey, opacity = np.asarray(image.convert("RGB").convert("L"), dtype=np.float32) / 255, bands[..., 3]
-    if opacity.min() > 0.99:
-        return _highest_contrast(grey, *np.moveaxis(bands[..., :3], -1, 0))
+    image = image.convert("RGB" if image.mode == "RGB" and "transparency" not in image.info else "RGBA")
+    image.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX, reducing_gap=None)
+    if image.mode == "RGB" or image.getextrema()[3][0] == 255:  # opaque
+        return np.asarray(_highest_contrast(image.convert("RGB")), dtype=np.float32) / 255
+    grey = np.asarray(image.convert("RGB").convert("L"), dtype=np.float32) / 255
+    opacity = np.asarray(image.getchannel("A"), dtype=np.float32) / 255
     visible = (grey * opacity).sum() / max(opacity.sum(), 1e-9)
     return grey * opacity + (1 - opacity) * (0.0 if visible > 0.5 else 1.0)
 
 
-def _highest_contrast(grey: np.ndarray, *bands: np.ndarray) -> np.ndarray:
-    """The colour band with the highest contrast if it is much higher than that of `grey`, otherwise `grey`.
+def _highest_contrast(image: Image.Image) -> Image.Image:
+    """The colour band with the highest contrast if it is much higher than that of the brightness, else the brightness.
 
     Red ink on green paper, for example, can have the same brightness.
     """
-    contrasts = [np.ptp(np.percentile(band, (1, 99))) for band in (grey, *bands)]
+    grey = image.convert("L")
+    contrasts = [_contrast(counts) for counts in np.reshape(grey.histogram() + image.histogram(), (4, 256))]
     best = int(np.argmax(contrasts[1:]))
-    return bands[best] if contrasts[1 + best] > 2 * contrasts[0] else grey
+    return image.getchannel(best) if contrasts[1 + best] > 2 * contrasts[0] else grey
+
+
+def _contrast(counts: np.ndarray) -> int:
+    """The difference of the 1st and the 99th percentile of values from 0 to 255, for their histogram (256,)."""
+    shares = np.cumsum(counts) / counts.sum()
+    return int(np.searchsorted(shares, 0.99) - np.searchsorted(shares, 0.01))
 
 
 def cut_out_sheet(grey: np.ndarray) -> np.ndarray:
@@ -130,24 +153,28 @@ def cut_out_sheet(grey: np.ndarray) -> np.ndarray:
     if min(grey.shape) < 2 * SIDE:
         return grey  # too small for a photo of a sheet
     step = MIN_CONTRAST / 2
-    previous = None
-    for level in np.arange(grey.min() + step, grey.max(), step):
+    levels = np.arange(grey.min() + step, grey.max(), step)
+    darkest_side = min(side.max() for side in (grey[0], grey[-1], grey[:, 0], grey[:, -1]))
+    for lower, level in pairwise(levels):
+        if level < darkest_side:
+            continue  # no side is all table
         bright = grey > level
-        labels, _ = ndimage.label(bright)
-        sheet = labels == np.bincount(labels[bright]).argmax()
+        sheet = _largest_region(bright)
         rows, columns = (np.flatnonzero(sheet.any(axis)) for axis in (1, 0))
         box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
         if (
-            previous is not None
-            and previous.sum() < 1.02 * sheet.sum()
-            and sheet.sum() > max(0.8 * sheet[box].size, MIN_SHEET * grey.size)
-            and not all(side.any() for side in (bright[0], bright[-1], bright[:, 0], bright[:, -1]))
+            sheet.sum() > max(0.8 * sheet[box].size, MIN_SHEET * grey.size)
             and np.median(grey[~bright]) < MAX_TABLE_BRIGHTNESS * np.median(grey[sheet])
+            and _largest_region(grey > lower).sum() < 1.02 * sheet.sum()
         ):
             rim = 1 + max(grey.shape) // 50
             return grey[box][rim:-rim, rim:-rim]
-        previous = sheet
     return grey
+
+
+def _largest_region(mask: np.ndarray) -> np.ndarray:
+    labels, _ = ndimage.label(mask)
+    return labels == np.bincount(labels[mask]).argmax()
 
 
 def find_ink(grey: np.ndarray) -> np.ndarray:
@@ -157,38 +184,79 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
     """
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     darkness = 1 - grey if np.median(border) > 0.5 * (grey.min() + grey.max()) else grey
-    # Paper is not equally bright everywhere. A morphological opening, which removes all that is narrower than a third
-    # of the image, estimates its brightness. Smoothing may only raise the estimate: otherwise the edge of a shadow
-    # would look like a stroke.
-    width = max(3, max(grey.shape) // 3)
-    paper = ndimage.grey_opening(np.pad(darkness, width, mode="edge"), (width, width))
-    paper = np.maximum(paper, ndimage.gaussian_filter(paper, width / 4))
-    contrast = np.clip(darkness - paper[width:-width, width:-width], 0, None)
+    contrast = without_rules(np.clip(darkness - _paper(darkness), 0, None))
+    if contrast is None:
+        raise DigitError("lines of ruled paper cannot be separated from the digit: use blank paper or a darker pen")
     if contrast.max() < MIN_CONTRAST:
         raise NoInkError("no ink found: the image is empty or of a single colour")
+    contrast = _without_dark_corners(contrast)
     threshold = _otsu(contrast)
     mask = contrast > threshold
-    texture = (mask != ndimage.median_filter(mask, 3)).mean()
+    texture = (mask != _majority(mask)).mean()
     if mask.mean() > MAX_INK or texture > MAX_TEXTURE:
         raise DigitError("ink nearly everywhere: the digit cannot be separated from its background")
     mask = _without_specks(mask)
     _check_single_digit(mask)
     full = np.percentile(contrast[mask], 75)
-    ink = np.clip((contrast - threshold / 2) / max(full - threshold / 2, 1e-6), 0, 1)
-    ink *= ndimage.binary_dilation(mask, iterations=2)
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     height = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
+    box = tuple(slice(max(0, places[0] - 3), places[-1] + 4) for places in (rows, columns))  # the rest is paper
+    mask, contrast = mask[box], contrast[box]
+    ink = np.clip((contrast - threshold / 2) / max(full - threshold / 2, 1e-6), 0, 1)
+    ink *= ndimage.binary_dilation(mask, iterations=2)
     distances = ndimage.distance_transform_edt(mask)[mask]  # to the edge: in a bar, a quarter of its width on average
     stroke = 4 * distances.mean() * BOX / height
     if stroke < MIN_STROKE:
-        grow = max(1, round((MIN_STROKE - stroke) / 2 * height / BOX))
-        ink = ndimage.grey_dilation(np.pad(ink, grow), footprint=_disc(grow))
+        ink = _widened(ink, max(1, round((MIN_STROKE - stroke) / 2 * height / BOX)))
     return ink.astype(np.float32)
+
+
+def _paper(darkness: np.ndarray) -> np.ndarray:
+    """The darkness of the paper under the ink, (H, W); or one number if it is the same everywhere.
+
+    A morphological opening, which removes all that is narrower than a third of the image, estimates it. Smoothing may
+    only raise the estimate: otherwise the edge of a shadow would look like a stroke.
+    """
+    width = max(3, max(darkness.shape) // 3)
+    if _is_uniform(darkness, width // 2):
+        return darkness.min()
+    paper = ndimage.grey_opening(np.pad(darkness, width, mode="edge"), (width, width))
+    rows, columns = (_smoothing(side, width) for side in paper.shape)
+    smooth = (rows @ paper.astype(float)).astype(np.float32) @ columns.T
+    return np.maximum(paper[width:-width, width:-width], smooth.astype(np.float32))
+
+
+def _is_uniform(darkness: np.ndarray, side: int) -> bool:
+    """True if every block, edge and corner has the least darkness: then the opening is this value everywhere."""
+    edges = (range(0, length, side) for length in darkness.shape)
+    rows, columns = (np.asarray(edge) for edge in edges)
+    least = darkness.min()
+    blocks = np.minimum.reduceat(np.minimum.reduceat(darkness, rows, 0), columns, 1)
+    frame = [np.minimum.reduceat(line, columns) for line in darkness[[0, -1]]]
+    frame += [np.minimum.reduceat(line, rows) for line in darkness.T[[0, -1]]]
+    corners = darkness[[0, 0, -1, -1], [0, -1, 0, -1]]
+    return bool(max(blocks.max(), *(values.max() for values in frame), corners.max()) == least)
+
+
+@lru_cache(maxsize=8)
+def _smoothing(side: int, margin: int) -> np.ndarray:
+    """A Gaussian filter as a matrix (side - 2 margin, side): by far faster for so wide a filter."""
+    return ndimage.gaussian_filter1d(np.eye(side), margin / 4, axis=0)[margin:-margin]
+
+
+def _majority(mask: np.ndarray) -> np.ndarray:
+    """A 3×3 median filter of a mask."""
+    padded = np.pad(mask, 1, mode="symmetric").astype(np.uint8)
+    rows = padded[:-2] + padded[1:-1] + padded[2:]
+    return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] > 4
 
 
 def _otsu(values: np.ndarray) -> float:
     """The threshold that maximises the variance between the two classes it separates (Otsu, 1979)."""
-    counts, edges = np.histogram(values, 256)
+    low, high = values.min(), values.max()
+    inner = values[values > low]  # most of clean paper is not, and counting it is quicker than sorting it into a bin
+    counts, edges = np.histogram(inner, 256, (low, high))
+    counts[0] += values.size - inner.size
     middles = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)
     above = below[-1] - below
@@ -198,10 +266,29 @@ def _otsu(values: np.ndarray) -> float:
     return float(middles[np.nanargmax(between[:-1])])
 
 
-def _without_specks(mask: np.ndarray) -> np.ndarray:
+def _without_dark_corners(contrast: np.ndarray) -> np.ndarray:
+    """The contrast without dark corners of a photo: parts in a corner, if other ink as large as a digit is inside."""
+    mask = contrast > _otsu(contrast)
+    if not mask[[0, 0, -1, -1], [0, -1, 0, -1]].any():
+        return contrast
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0  # the background
+    corners = np.setdiff1d(labels[[0, 0, -1, -1], [0, -1, 0, -1]], [0])
+    at_edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    inside = mask & ~np.isin(labels, at_edge)
+    if not inside.any():
+        return contrast
+    height = np.ptp(np.flatnonzero(inside.any(1))) + 1
+    if height < MIN_SHARE * len(mask):
+        return contrast
+    corner = ndimage.binary_dilation(np.isin(labels, corners), iterations=3)
+    return np.where(corner, 0, contrast)
+
+
+def _without_specks(mask: np.ndarray) -> np.ndarray:
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    if count == 1:
+        return mask
+    sizes = np.bincount(labels[mask])  # none of the background
     return (sizes >= MIN_PART * sizes.max())[labels]
 
 
@@ -225,6 +312,16 @@ def _parts(mask: np.ndarray) -> list[tuple[int, int]]:
     return [(int(np.ptp(np.flatnonzero(part.any(1)))) + 1, part.shape[1]) for part in parts]
 
 
-def _disc(radius: int) -> np.ndarray:
-    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
-    return x * x + y * y <= radius * radius + 0.5
+def _widened(ink: np.ndarray, radius: int) -> np.ndarray:
+    """A dilation by a disc; the result is larger by `radius` on every side.
+
+    The disc is a stack of horizontal lines, and a maximum along a line is fast.
+    """
+    height = len(ink) + 2 * radius
+    padded = np.pad(ink, ((2 * radius, 2 * radius), (radius, radius)))
+    result = np.zeros_like(padded[:height])
+    for y in range(-radius, radius + 1):
+        half = int(np.sqrt(radius * radius + 0.5 - y * y))
+        line = ndimage.maximum_filter1d(padded[radius + y : radius + y + height], 2 * half + 1, axis=1)
+        np.maximum(result, line, out=result)
+    return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -57,36 +58,56 @@ CHANGES: dict[str, tuple[str, tuple, Callable[[Tensor, float], Tensor]]] = {
 }
 
 
-def accuracy_under_changes(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
-    """Accuracy in percent for every change and amount, without and with preprocessing.
+@dataclass(frozen=True)
+class ChangedImages:
+    """Images after a change, and those of them that could be prepared: their numbers and the network's inputs."""
 
-    images: uint8 (N, 28, 28). Columns: change, amount, `accuracy` on the changed images, and `prepared`, after
-    `inference.preprocessing.prepare`. An image that it refuses counts as a mistake. Preparing takes about a millisecond
-    per image and amount.
-    """
-    unchanged = _accuracies(model, images, labels)  # every change includes a neutral amount
-    rows = []
+    change: str
+    amount: float
+    images: Tensor  # uint8 (N, 28, 28)
+    numbers: list[int]  # of the prepared images
+    prepared: Tensor  # uint8 (len(numbers), 28, 28)
+
+
+def change_images(images: Tensor) -> list[ChangedImages]:
+    """Images, uint8 (N, 28, 28), after every change of CHANGES; preparing takes a millisecond per image and amount."""
+    unchanged = _prepare_all(images)  # every change includes a neutral amount
+    result = []
     for name, (_, amounts, change) in CHANGES.items():
         for amount in amounts:
             changed = change(images, amount)
-            accuracies = unchanged if torch.equal(changed, images) else _accuracies(model, changed, labels)
-            rows.append({"change": name, "amount": amount} | accuracies)
-    return pd.DataFrame(rows).round(2)
+            prepared = unchanged if torch.equal(changed, images) else _prepare_all(changed)
+            result.append(ChangedImages(name, amount, changed, *prepared))
+    return result
 
 
-def _accuracies(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
-    """Accuracy in percent of the images, and of those that can be prepared, as a share of all."""
-    indices, prepared = [], []
-    for index, image in enumerate(images):
+def _prepare_all(images: Tensor) -> tuple[list[int], Tensor]:
+    numbers, prepared = [], [images[:0]]
+    for number, image in enumerate(images):
         try:
-            prepared.append(prepare(Image.fromarray(image.numpy())))
+            prepared.append(prepare(Image.fromarray(image.numpy()))[None])
         except DigitError:
             continue
-        indices.append(index)
-    predictions = predict(model, torch.cat([images, *(image[None] for image in prepared)])).argmax(1)
-    correct = predictions == torch.cat([labels, labels[indices]])
-    count = len(labels)
-    return {"accuracy": 100 * int(correct[:count].sum()) / count, "prepared": 100 * int(correct[count:].sum()) / count}
+        numbers.append(number)
+    return numbers, torch.cat(prepared)
+
+
+def accuracy_under_changes(
+    model: nn.Module, images: Tensor, labels: Tensor, changes: list[ChangedImages] | None = None
+) -> pd.DataFrame:
+    """Accuracy in percent for every change and amount, without and with preprocessing.
+
+    images: uint8 (N, 28, 28); `changes`: what `change_images` returns for them, to use it for several networks.
+    Columns: change, amount, `accuracy` on the changed images, and `prepared`, after `inference.preprocessing.prepare`.
+    An image that it refuses counts as a mistake.
+    """
+    rows = []
+    for each in change_images(images) if changes is None else changes:
+        predictions = predict(model, torch.cat([each.images, each.prepared])).argmax(1)
+        correct = predictions == torch.cat([labels, labels[each.numbers]])
+        accuracy, prepared = (100 * int(part.sum()) / len(labels) for part in correct.tensor_split([len(labels)]))
+        rows.append({"change": each.change, "amount": each.amount, "accuracy": accuracy, "prepared": prepared})
+    return pd.DataFrame(rows).round(2)
 
 
 def reliability(labels: Tensor, probabilities: Tensor, bins: int = BINS) -> pd.DataFrame:

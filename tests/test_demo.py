@@ -1,16 +1,17 @@
-"""The demo in a real browser: a digit drawn with the mouse, an uploaded photo, and the prediction."""
+"""The demo in a real browser: uploaded photos and what is read, on a desktop and on a phone."""
 
+import os
 import shutil
+import subprocess
 import sys
 
 import pytest
 from PIL import Image
 
-import helpers
 from inference import demo
-from tests.utils import draw_digit
-from training.checkpoint import load_weights
-from training.files import WEIGHTS
+from inference.trained import load_trained
+from tests import drawings
+from tests.utils import ROOT, draw_digit
 
 try:
     import gradio
@@ -24,11 +25,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 requires_gradio = pytest.mark.skipif("gradio" in missing, reason=missing)
 requires_browser = pytest.mark.skipif(bool(missing) or CHROMIUM is None, reason=missing or "requires Chromium")
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-STROKES = {
-    7: [[(-50, -70), (50, -70), (-10, 80)]],
-    4: [[(20, -80), (-45, 25), (55, 25)], [(20, -80), (20, 85)]],
-    0: [[(0, -75), (-45, -40), (-45, 40), (0, 75), (45, 40), (45, -40), (0, -75)]],
-}
+SCREENS = {"desktop": {"width": 1200, "height": 900}, "phone": {"width": 390, "height": 844}}
 
 
 @pytest.fixture(scope="module")
@@ -47,53 +44,43 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def page(browser, address):
-    page = browser.new_page(viewport={"width": 1200, "height": 1250})
+@pytest.fixture(params=SCREENS)
+def page(request, browser, address):
+    page = browser.new_page(viewport=SCREENS[request.param])
     requested = []
     page.on("request", lambda request: requested.append(request.url))
     page.goto(address)
-    page.wait_for_selector('#sketch button[aria-label="Brush"]')
-    page.wait_for_timeout(1500)  # the canvas accepts strokes only after the editor is rendered
+    page.wait_for_selector("#photo input[type=file]", state="attached", timeout=60_000)
     yield page
     others = [url for url in requested if url.startswith("http") and not url.startswith(address)]
     assert not others, "requests to other servers"
     page.close()
 
 
-def draw_with_the_mouse(page, digit: int) -> None:
-    box = page.query_selector("#sketch canvas").bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    for stroke in STROKES[digit]:
-        page.mouse.move(x + stroke[0][0], y + stroke[0][1])
-        page.mouse.down()
-        for right, down in stroke[1:]:
-            page.mouse.move(x + right, y + down, steps=15)
-        page.mouse.up()
-
-
 @requires_browser
-@pytest.mark.parametrize("digit", STROKES)
-def test_drawn_digit(page, digit, tmp_path):
-    draw_with_the_mouse(page, digit)
-    expect(page.locator("#prediction")).to_contain_text(f"{digit}, with a probability of", timeout=60_000)
-    assert len(page.query_selector_all("#probabilities dt")) == 10
-    expect(page.locator("#prepared img")).to_be_visible()
-    expect(page.locator("#maps img")).to_be_visible()
-    page.screenshot(path=tmp_path / f"{digit}.png")
-
-
-@requires_browser
-@pytest.mark.parametrize(
-    ("image", "text"),
-    [(draw_digit(4), "4, with a probability of"), (Image.new("L", (80, 80), 255), "No digit read: no ink")],
-    ids=["digit", "empty"],
-)
-def test_uploaded_photo(page, image, text, tmp_path):
-    image.save(tmp_path / "photo.png")
-    page.get_by_role("tab", name="Photo").click()
-    page.set_input_files("#photo input[type=file]", tmp_path / "photo.png")
-    expect(page.locator("#prediction")).to_contain_text(text, timeout=60_000)
+def test_one_photo_after_another(page, tmp_path):
+    """Each photo is read, also after the one before was removed or refused."""
+    expect(page.get_by_text("docs/index.html")).to_be_visible()
+    mask = drawings.pen_mask(drawings.strokes(3), 300, 0.55, 9)
+    photos = {
+        "7": draw_digit(7),
+        "No digit was read: no ink": Image.new("L", (80, 80), 255),
+        "3": drawings.write(drawings.ruled(300, 60), mask),
+    }
+    for number, (text, image) in enumerate(photos.items()):
+        image.save(tmp_path / f"{number}.png")
+        page.set_input_files("#photo input[type=file]", tmp_path / f"{number}.png")
+        expect(page.locator("#prediction")).to_contain_text(text, timeout=60_000)
+        picture = page.locator("#prepared img")
+        if text.isdigit():
+            expect(picture).to_be_visible()
+            box = picture.bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= page.viewport_size["width"]
+        else:
+            expect(picture).to_be_hidden()
+        page.get_by_label("Remove Image").click()
+        expect(page.locator("#prediction")).to_contain_text(demo.EMPTY, timeout=60_000)
 
 
 @requires_gradio
@@ -108,32 +95,55 @@ def test_unavailable_ports_are_reported(address, capsys):
         assert f"demo: cannot listen on 127.0.0.1, port {port}: in use or invalid" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def model():
-    return load_weights(helpers.build(), WEIGHTS)
-
-
-def test_outputs_for_a_drawing(model):
-    text, probabilities, prepared, maps = demo.read_digit(model, {"composite": draw_digit(7)})
-    assert text.startswith("## 7, with")
-    assert max(probabilities, key=probabilities.get) == "7"
+def test_outputs_for_photos(tmp_path):
+    model, path = load_trained(), str(tmp_path / "photo.png")
+    draw_digit(7).save(path)
+    text, prepared = demo.read_photo(model, path)
+    assert text.startswith("## 7\n\nProbability: ")
     assert prepared.size == (224, 224)
-    assert min(maps.size) > 200
-    for empty in (None, {"composite": None}, {"composite": Image.new("RGBA", (280, 280), (0, 0, 0, 0))}):
-        assert demo.read_digit(model, empty) == (demo.EMPTY, None, None, None)
+    Image.new("L", (80, 80), 255).save(path)
+    text, prepared = demo.read_photo(model, path)
+    assert text.startswith("No digit was read: no ink")
+    assert prepared is None
+    assert demo.read_photo(model, None) == (demo.EMPTY, None)
 
 
-def test_outputs_for_an_empty_photo(model, tmp_path):
-    Image.new("L", (80, 80), 255).save(tmp_path / "photo.png")
-    text, *others = demo.read_digit(model, str(tmp_path / "photo.png"))
-    assert text.startswith("No digit read: no ink")
-    assert others == [None, None, None]
+def test_nothing_is_certain():
+    words = demo.in_words([1.0] + 9 * [0.0])
+    assert words == "## 0\n\nProbability: more than 99.99%. Next best: 1, 0.00%."
+    assert "Probability: 60.00%. Next best: 9, 40.00%." in demo.in_words([0.6] + 8 * [0.0] + [0.4])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to handle")
+@pytest.mark.parametrize("end", ["pass", "os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", "sys.exit(3)"])
+def test_no_photo_is_left_behind(end, tmp_path):
+    code = f"""
+import os, pathlib, signal, sys, time
+from inference import demo
+
+def launch(*options):
+    demo._protect_privacy()
+    folder = pathlib.Path(os.environ["GRADIO_TEMP_DIR"])
+    folder.joinpath("photo.png").write_bytes(b"private")
+    print(folder)
+    {end}
+
+demo.launch = launch
+demo.main([])
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment.pop("GRADIO_TEMP_DIR", None)
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.stdout.strip().startswith(str(tmp_path)), result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @requires_gradio
-def test_missing_weights_are_reported(tmp_path, capsys):
+def test_missing_weights_and_networks_are_reported(tmp_path, capsys):
     assert demo.main(["--weights", str(tmp_path / "none.safetensors")]) == 1
     assert "demo: cannot read weights" in capsys.readouterr().err
+    assert demo.main(["--network", "resnet"]) == 1
+    assert "demo: there is no trained network 'resnet'" in capsys.readouterr().err
 
 
 def test_missing_gradio_is_reported(capsys, monkeypatch):

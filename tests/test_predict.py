@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save
 
 from inference import predict
+from inference.trained import trained_networks
 from tests.utils import ROOT, draw_digit, to_bytes
+from training.files import WEIGHTS
 
 
 @pytest.fixture
@@ -73,7 +76,8 @@ def test_standard_input(monkeypatch, capsys):
 
 
 def test_wrong_arguments_are_reported_in_one_line(tmp_path, capsys):
-    for arguments, complaint in (([], "required: IMAGE"), ([str(tmp_path)], "no image in")):
+    cases = (([], "required: IMAGE"), ([str(tmp_path)], "no image in"), ([""], "the name of an image is empty"))
+    for arguments, complaint in cases:
         with pytest.raises(SystemExit) as exit:
             predict.main(arguments)
         assert exit.value.code == 2
@@ -88,6 +92,77 @@ def test_missing_weights_are_reported(capsys):
     assert "predict: cannot read weights" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", trained_networks())
+def test_every_trained_network(name, folder, capsys):
+    assert predict.main(["--network", name, str(folder)]) == 0
+    assert [row.split()[1] for row in capsys.readouterr().out.splitlines()[1:]] == ["4", "7"]
+
+
+def test_unknown_network_is_reported(capsys):
+    assert predict.main(["--network", "resnet", "digit.png"]) == 2
+    assert "predict: there is no trained network 'resnet'; there are" in capsys.readouterr().err
+
+
+def bad_weights(change) -> bytes:
+    state = load_file(WEIGHTS)
+    change(state)
+    return save(state)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "damaged, or not in the safetensors format"),
+        (b"hello world" * 9, "damaged, or not in the safetensors format"),
+        (bad_weights(lambda state: state["fc.weight"].fill_(float("nan"))), "values that are not finite"),
+        (bad_weights(lambda state: state["conv1.1.running_var"].neg_()), "running_var is negative"),
+        (bad_weights(lambda state: state.update({"fc.bias": state["fc.bias"].long()})), "holds torch.int64"),
+        (bad_weights(lambda state: state.pop("fc.bias")), "another architecture"),
+    ],
+    ids=["empty", "text", "NaN", "negative variance", "integers", "layer missing"],
+)
+def test_unusable_weights_are_reported_in_one_line(content, reason, tmp_path, capsys):
+    path = tmp_path / "some.safetensors"
+    path.write_bytes(content)
+    assert predict.main(["digit.png", "--weights", str(path)]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("predict: ")
+    assert reason in message
+    assert message.count("\n") == 1
+
+
+def test_other_files_are_refused_in_one_line_each(tmp_path, capsys):
+    contents = {
+        "data.json": b'{"digit": 7}',
+        "drawing.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+        "nothing.gif": b"GIF89a\0\0\0\0\0\0\0,\0\0\0\0\0\0\0\0\0\2\0;",
+        "x" * 300 + ".png": None,
+    }
+    for name, content in contents.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        assert predict.main([str(tmp_path / name)]) == 1
+        message = capsys.readouterr().err
+        assert message.startswith(f"predict: {tmp_path / name}: ")
+        assert message.count("\n") == 1
+
+
+def test_results_are_those_of_one_image_at_a_time_and_in_order(tmp_path, capsys):
+    expected = []
+    for number in range(predict.MANY + 20):
+        draw_digit((0, 1, 4, 7)[number % 4], size=200, width=5 + number % 9).save(tmp_path / f"{number:03d}.png")
+        expected.append((0, 1, 4, 7)[number % 4])
+    (tmp_path / "050.png").write_bytes(b"")
+    assert predict.main(["--json", str(tmp_path)]) == 1
+    results = json.loads(capsys.readouterr().out)
+    assert [result.get("digit") for result in results] == [*expected[:50], None, *expected[51:]]
+    single = predict.read(tmp_path / "007.png")
+    assert predict.main(["--json", "--show", str(tmp_path / "007.png")]) == 0
+    (alone,) = json.loads(capsys.readouterr().out)
+    assert alone["prepared"] == single.tolist()
+    assert alone["probabilities"] == pytest.approx(results[7]["probabilities"], abs=1e-5)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
 def test_named_pipe_is_refused_without_blocking(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
@@ -95,7 +170,7 @@ def test_named_pipe_is_refused_without_blocking(tmp_path, capsys):
     assert "pipe the image to standard input" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["predict", "demo", "export"])
+@pytest.mark.parametrize("command", ["predict", "demo", "export", "cards"])
 def test_help_does_not_load_slow_packages(command):
     code = f"""
 import runpy, sys

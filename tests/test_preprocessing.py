@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter
+from scipy import ndimage
 
 import helpers
+from inference import preprocessing
 from inference.preprocessing import MAX_BYTES, DigitError, prepare, read_image
+from tests import drawings
 from tests.utils import draw_digit, to_bytes
 from training.checkpoint import load_weights
 from training.files import WEIGHTS
@@ -155,6 +158,41 @@ def test_shadow_is_not_a_table(model, share):
     assert predicted_digit(model, Image.fromarray(pixels.astype(np.uint8))) == 4
 
 
+@pytest.mark.parametrize("corner", range(4))
+def test_dark_corners_of_a_photo_are_not_ink(model, corner):
+    """A gradient of grey with a dark wedge, such as a finger or the lens hood."""
+    photo = np.linspace(215, 140, 300)[None, :] * np.linspace(1, 0.85, 300)[:, None]
+    photo = Image.fromarray(photo.astype(np.uint8))
+    x, y = 300 * (corner % 2), 300 * (corner // 2)
+    across, down = (40 if x == 0 else -40), (70 if y == 0 else -70)
+    ImageDraw.Draw(photo).polygon([(x, y), (x + across, y), (x, y + down)], fill=30)
+    for digit in range(10):
+        mask = drawings.pen_mask(drawings.strokes(digit), 300, 0.5, 8)
+        image = drawings.write(photo.convert("RGB"), mask, (40, 40, 45))
+        assert predicted_digit(model, image) == digit
+
+
+@pytest.mark.parametrize("shape", [(256, 200), (64, 64), (130, 256), (20, 28)])
+def test_fast_filters_are_the_plain_ones(shape):
+    random = np.random.default_rng(0)
+    uneven = np.add.outer(np.linspace(0, 0.3, shape[0]), np.linspace(0, 0.2, shape[1]))
+    strokes = random.random(shape) < 0.02
+    width = max(3, max(shape) // 3)
+    for paper in (np.zeros(shape), np.full(shape, 0.1), uneven):
+        darkness = np.where(strokes, 0.9, paper).astype(np.float32)
+        darkness[0, 0] = paper[0, 0]
+        opening = ndimage.grey_opening(np.pad(darkness, width, mode="edge"), (width, width))
+        plain = np.maximum(opening, ndimage.gaussian_filter(opening, width / 4))[width:-width, width:-width]
+        fast = np.broadcast_to(preprocessing._paper(darkness), shape)
+        np.testing.assert_allclose(fast, plain, rtol=0, atol=1e-7)
+    assert np.array_equal(preprocessing._majority(strokes), ndimage.median_filter(strokes, 3))
+    ink = random.random(shape).astype(np.float32)
+    for radius in (1, 2, 5):
+        y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
+        plain = ndimage.grey_dilation(np.pad(ink, radius), footprint=x * x + y * y <= radius * radius + 0.5)
+        assert np.array_equal(preprocessing._widened(ink, radius), plain)
+
+
 def test_specks_do_not_matter(model):
     image = draw_digit(7)
     ImageDraw.Draw(image).ellipse((250, 20, 256, 26), fill="black")
@@ -169,6 +207,7 @@ def test_damaged_files_are_refused(tmp_path):
     for data, message in (
         (b"", "the file is empty"),
         (b"hello", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PNG, JPEG, WebP, BMP, GIF and TIFF are read"),
         (good[: len(good) // 2], "damaged or cut off"),
         (to_bytes(draw_digit(), "JPEG")[:600], "damaged or cut off"),
         (b"x" * (MAX_BYTES + 1), "larger than 50 MB"),
