@@ -23,11 +23,11 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from training.augmentation import augment, normalize
-from training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from training.checkpoint import TrainingState, save_checkpoint
 from training.cpu import keep_freed_memory, threads_for_idle_cores
 from training.device import autocast, compile_model, pick_device, pick_precision, use_channels_last
 from training.mnist import MnistData
-from training.recipe import Recipe
+from training.recipe import Recipe, check_seed
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (inputs, logits, labels) → mean loss; inputs for distillation
 
@@ -76,7 +76,8 @@ class Net(nn.Module):
 
 
 def build(architecture: Callable[[], nn.Module] = Net, seed: int = 0) -> nn.Module:
-    """A new network whose initial weights depend on `seed` alone."""
+    """A new network whose initial weights depend on `seed` alone. Raises ValueError for a bad seed."""
+    check_seed(seed)
     torch.manual_seed(seed)
     return architecture()
 
@@ -184,10 +185,8 @@ def fit(
     Raises DivergenceError (the model is set back likewise), CheckpointError, CompileError, and ValueError for any
     option that makes no sense, such as a recipe with a teacher but no `loss`.
     """
-    if eval_every < 1:
-        raise ValueError(f"eval_every must be 1 or more epochs, not {eval_every}")
-    if resume and checkpoint is None:
-        raise ValueError("resume needs the path of a checkpoint")
+    if type(eval_every) is not int or eval_every < 1:
+        raise ValueError(f"eval_every must be 1 or more epochs, not {eval_every!r}")
     if recipe.teacher and loss is None:
         raise ValueError(f"to learn from {recipe.teacher!r}, pass loss=distillation_loss(teacher, recipe)")
     device = pick_device(device)
@@ -196,10 +195,10 @@ def fit(
     use_channels_last(model)
     keep_freed_memory()
     forward = compile_model(model, device, compile)
-    torch.manual_seed(seed)  # for dropout, which uses the global generators
     state = TrainingState.start(model, data, recipe, seed, device, precision)
+    torch.manual_seed(seed)  # for dropout, which uses the global generators
     if resume:
-        state.restore(load_checkpoint(checkpoint, state.run, model))
+        state.resume(checkpoint)
     last_complete = state.capture()
     evaluated = state.average or model
     scheduled_by_batch = recipe.schedule_every == "batch"
@@ -248,8 +247,9 @@ def fit(
     except DivergenceError as error:
         state.restore(last_complete)
         complete = len(state.history)
+        kept = f"the state after epoch {complete} is kept" if complete else "the model is as it was before training"
         raise DivergenceError(
-            f"the loss stopped being finite in epoch {complete + 1}; the state after epoch {complete} is kept. "
+            f"the loss stopped being finite in epoch {complete + 1}; {kept}. "
             f"Try a smaller learning rate than {recipe.learning_rate}."
         ) from error
     if state.average is not None:

@@ -13,14 +13,13 @@ import argparse
 import json
 import shlex
 import sys
-import tempfile
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from training.command_line import INTERRUPTED, PRECISIONS, Parser, add_recipe_options, recipe_changes, run_command
-from training.files import atomic_path
-from training.recipe import Recipe
+from training.command_line import INTERRUPTED, PRECISIONS, Parser, add_recipe_options, path, recipe_changes, run_command
+from training.files import atomic_path, check_folder, hold_folder, remove_temporaries
+from training.recipe import Recipe, check_seed
 
 # Torch takes seconds to load, so what needs it is imported inside functions: --help and option errors are immediate.
 
@@ -38,11 +37,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     about = "default auto: bfloat16 if the device multiplies it natively"
     group.add_argument("--precision", choices=PRECISIONS, default="auto", help=about)
     group = parser.add_argument_group("data").add_mutually_exclusive_group()
-    group.add_argument("--data", type=Path, metavar="DIR", help="MNIST folder (default: $MNIST_ROOT, then data/)")
+    group.add_argument("--data", type=path, metavar="DIR", help="MNIST folder (default: $MNIST_ROOT, then data/)")
     group.add_argument("--smoke", action="store_true", help="two epochs on a small sample; needs no download")
     group = parser.add_argument_group("results").add_mutually_exclusive_group()
-    group.add_argument("--output", type=Path, metavar="DIR", help="default: a new folder under runs/")
-    group.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")
+    group.add_argument("--output", type=path, metavar="DIR", help="default: a new folder under runs/")
+    group.add_argument("--resume", type=path, metavar="DIR", help="continue the run in this folder")
     add_recipe_options(parser, "recipe", defaults, skip=DISTILLATION)
     options = parser.parse_args(arguments)
 
@@ -51,13 +50,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"{name} {folder}: this is a file, not a folder")
     if options.data and not options.data.exists():
         parser.error(f"--data {options.data}: there is no such folder")
-    if options.output and any((options.output / name).exists() for name in (CHECKPOINT, *RESULTS)):
+    if options.output and holds_run(options.output):
         parser.error(f"--output {options.output} already holds a run: --resume it, or choose another folder")
     if options.resume and not (options.resume / CHECKPOINT).is_file():
         parser.error(f"--resume {options.resume}: there is no {CHECKPOINT} in it; give the folder of a run")
-    if options.seed is not None and not 0 <= options.seed < 2**63:
-        parser.error(f"--seed must be a whole number, 0 or more and below 2^63, not {options.seed}")
     try:
+        check_seed(options.seed or 0)
         options.recipe = replace(defaults.for_smoke() if options.smoke else defaults, **recipe_changes(options))
         if options.device != "auto":
             from training.device import pick_device
@@ -77,26 +75,38 @@ def main(arguments: list[str] | None = None) -> int:
     from training.mnist import DataError, load_mnist, load_sample
 
     try:
-        if options.resume:
-            restore_options(options)
-        options.seed = options.seed or 0
         prepare_output(options)
-        return run(options, load_sample() if options.smoke else load_mnist(options.data, options.data is None))
+        with hold_folder(options.output):
+            for name in (CHECKPOINT, *RESULTS):
+                remove_temporaries(options.output / name)
+            if options.resume:
+                restore_options(options)
+            elif holds_run(options.output):  # since the command line was read
+                raise OSError(f"{options.output} already holds a run: --resume it, or choose another folder")
+            options.seed = options.seed or 0
+            return run(options, load_sample() if options.smoke else load_mnist(options.data, options.data is None))
     except (DataError, CheckpointError, DivergenceError, OSError) as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 1
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a run has left a file in the folder."""
+    return any((folder / name).exists() for name in (CHECKPOINT, *RESULTS))
+
+
 def restore_options(options: argparse.Namespace) -> None:
     """Take from the checkpoint what the command line does not set; `fit` refuses what differs from it."""
     from training.checkpoint import CheckpointError, load_checkpoint
-    from training.device import pick_device
+    from training.device import pick_device, pick_precision
 
     stored = load_checkpoint(options.resume / CHECKPOINT)
     try:
         options.recipe = replace(Recipe(**stored["recipe"]), **recipe_changes(options))
         options.device = pick_device(stored["device"] if options.device == "auto" else options.device)
         options.precision = stored["precision"] if options.precision == "auto" else options.precision
+        pick_precision(options.precision, options.device)
+        check_seed(stored["seed"])
     except (TypeError, ValueError) as error:  # a recipe of another version; a device that is missing here
         raise CheckpointError(f"{options.resume} cannot be resumed here: {error}") from error
     if options.seed is None:
@@ -109,13 +119,9 @@ def restore_options(options: argparse.Namespace) -> None:
 
 def prepare_output(options: argparse.Namespace) -> None:
     """Make the output folder and check that it is writable, before hours of training."""
-    chosen = options.resume or options.output
-    options.output = chosen or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-seed{options.seed}"
-    try:
-        options.output.mkdir(parents=True, exist_ok=chosen is not None)
-        tempfile.TemporaryFile(dir=options.output).close()
-    except OSError as error:
-        raise OSError(f"cannot write into {options.output}: {error.strerror}") from error
+    new = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-seed{options.seed or 0}"
+    options.output = options.resume or options.output or new
+    check_folder(options.output)
 
 
 def run(options: argparse.Namespace, data) -> int:

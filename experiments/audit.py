@@ -202,7 +202,8 @@ def _json_faults(path: Path) -> Iterator[str]:
 
 def _digest_faults(record: object, weights: Path) -> Iterator[str]:
     """Results that name the SHA-256 of weights are of weights that are there."""
-    named = {each["weights"] for each in record.values() if isinstance(each, dict) and "weights" in each}
+    parts = record.values() if isinstance(record, dict) else record
+    named = {part["weights"] for part in parts if isinstance(part, dict) and "weights" in part}
     for digest in named - {sha256(path.read_bytes()).hexdigest() for path in weights.glob("*.safetensors")}:
         yield f"no file in results/weights has the SHA-256 {digest!r}: these results are of other weights"
 

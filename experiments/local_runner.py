@@ -6,9 +6,10 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -19,6 +20,8 @@ from tqdm import tqdm
 
 from experiments.ledger import append_trial, check_writable
 
+DIED = "A worker process died (killed, or out of memory?)"
+MAX_DEATHS = 5  # of worker processes in succession, after which the trials that are left are not tried
 RERUN = "Finished trials are in the ledger; run the same command again for the others."
 
 
@@ -26,42 +29,88 @@ def run_locally(trials: list[dict], ledger: str | Path, run: Callable[..., dict]
     """Call `run(**trial)` for each of `trials` in `workers` processes and append the results to the ledger.
 
     A result is a line of the ledger or a list of lines. Returns the number of failures. A trial that raises is reported
-    and the others continue. If a worker process dies, all unfinished trials count as failed, since it is unknown which
-    of them killed it. Raises OSError if the ledger cannot be written, and KeyboardInterrupt on Ctrl-C; no process is
-    left running.
+    and the others continue. If a worker process dies, it is unknown which of the trials that ran at this moment killed
+    it, so these are run again at the end, one at a time, and only one whose process dies again has failed. Raises
+    OSError if the ledger cannot be written, and KeyboardInterrupt on Ctrl-C; no process is left running.
     """
     check_writable(ledger)
-    failed = lost = 0
-    context = get_context("spawn")  # torch's threads and CUDA do not survive a fork
-    worker_end, parent_end = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, context, initializer=_exit_with_parent, initargs=(worker_end,))
-    # Leaving the pool waits for all queued trials; `parent_end` is closed before that, which ends the workers at once.
-    with deferred_interrupt() as interrupted, pool, parent_end, tqdm(total=len(trials), unit="trial") as bar:
-        names = {pool.submit(run, **trial): trial_name(trial) for trial in trials}
-        running = set(names)
-        while running and not interrupted.is_set():
-            finished, running = futures.wait(running, timeout=0.2, return_when=futures.FIRST_COMPLETED)
-            for future in finished:
-                try:
-                    result = future.result()
-                    finished_trials = result if isinstance(result, list) else [result]
-                    for trial in finished_trials:
-                        append_trial(trial, ledger)
-                except BrokenProcessPool:
-                    lost += 1
-                except Exception as error:
-                    failed += 1
-                    tqdm.write(f"{names[future]}: FAILED, {type(error).__name__}: {error}")
-                else:
-                    for trial in finished_trials:
-                        tqdm.write(f"{trial_name(trial)}: {trial['accuracy']:.2f}%, {trial['seconds']:.0f} s")
+    waiting, suspects = deque(trials), deque()
+    failed = deaths = 0  # deaths in succession
+    with deferred_interrupt() as interrupted, tqdm(total=len(trials), unit="trial") as bar:
+
+        def record(trial: dict, future: Future) -> None:
+            nonlocal failed, deaths
+            try:
+                result = future.result()
+                finished = result if isinstance(result, list) else [result]
+                for line in finished:
+                    append_trial(line, ledger)
+            except BrokenProcessPool:
+                raise
+            except Exception as error:
+                failed += 1
+                tqdm.write(f"{trial_name(trial)}: FAILED, {type(error).__name__}: {error}")
+            else:
+                for line in finished:
+                    tqdm.write(f"{trial_name(line)}: {line['accuracy']:.2f}%, {line['seconds']:.0f} s")
+            deaths = 0
+            bar.update()
+
+        while waiting and deaths < MAX_DEATHS and not interrupted.is_set():
+            if lost := _run_in_pool(waiting, run, workers, record, interrupted):
+                deaths += 1
+                suspects += lost
+                _report(f"{DIED}. To be run again, alone: {', '.join(map(trial_name, lost))}")
+        while suspects and deaths < MAX_DEATHS and not interrupted.is_set():
+            for trial in _run_in_pool(suspects, run, 1, record, interrupted):
+                deaths += 1
+                failed += 1
+                _report(f"{trial_name(trial)}: FAILED. {DIED}")
                 bar.update()
     if interrupted.is_set():
         raise KeyboardInterrupt
-    if lost:
-        message = f"A worker process died (killed, or out of memory?): {plural(lost, 'trial')} not done. {RERUN}"
-        print(message, file=sys.stderr)
-    return failed + lost
+    if not_done := len(waiting) + len(suspects):
+        _report(f"{DIED}, {deaths} times in succession: {plural(not_done, 'trial')} not done. {RERUN}")
+    return failed + not_done
+
+
+def _run_in_pool(
+    waiting: deque[dict],
+    run: Callable[..., dict],
+    workers: int,
+    record: Callable[[dict, Future], None],
+    interrupted: threading.Event,
+) -> list[dict]:
+    """Run the waiting trials until none is left or a process dies; return those that were running when it died.
+
+    `record` takes each finished trial and raises BrokenProcessPool if its process died.
+    """
+    context = get_context("spawn")  # torch's threads and CUDA do not survive a fork
+    worker_end, parent_end = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, initializer=_exit_with_parent, initargs=(worker_end,))
+    running: dict[Future, dict] = {}
+    lost: list[dict] = []
+    # Leaving the pool waits for its trials; `parent_end` is closed before that, which ends the workers at once.
+    with worker_end, pool, parent_end:
+        while (running or (waiting and not lost)) and not interrupted.is_set():
+            while waiting and not lost and len(running) < workers:
+                trial = waiting.popleft()
+                try:
+                    running[pool.submit(run, **trial)] = trial
+                except BrokenProcessPool:
+                    lost.append(trial)
+            finished, _ = futures.wait(running, timeout=0.2, return_when=futures.FIRST_COMPLETED)
+            for future in finished:
+                trial = running.pop(future)
+                try:
+                    record(trial, future)
+                except BrokenProcessPool:
+                    lost.append(trial)
+    return lost
+
+
+def _report(message: str) -> None:
+    tqdm.write(message, file=sys.stderr)
 
 
 def trial_name(trial: dict) -> str:

@@ -27,7 +27,7 @@ PEER_FIELDS = ["name", "parameters", "epochs", "best", "last", "made"]
 def measurement_faults(value: object, place: str = "") -> Iterator[str]:
     """What contradicts itself in a file of measurements, as parsed from JSON; each text begins with the place."""
     if isinstance(value, dict):
-        for about in (_range_faults, _timing_faults, _count_faults, _rate_faults, _seed_faults, _environment_faults):
+        for about in CHECKS:
             try:
                 found = list(about(value))
             except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -69,6 +69,12 @@ def _range_faults(record: dict) -> Iterator[str]:
     for name in MEDIANS:
         if isinstance(record.get(name), int | float) and not low <= record[name] <= high:
             yield f"the {name}, {record[name]}, is outside its range, {low} to {high}"
+
+
+def _survival_faults(record: dict) -> Iterator[str]:
+    """No more is survived than tried."""
+    if "survived" in record and not 0 <= record["survived"] <= record["tried"]:
+        yield f"{record['survived']} of {record['tried']} survived"
 
 
 def _timing_faults(record: dict) -> Iterator[str]:
@@ -187,3 +193,14 @@ def peer_faults(text: str) -> Iterator[str]:
             yield f"line {number}: best and last must be percentages of MNIST, from 90 to 100"
         if best is not None and last is not None and last > best:
             yield f"line {number}: the last epoch, {last}, is better than the best, {best}"
+
+
+CHECKS = (
+    _range_faults,
+    _survival_faults,
+    _timing_faults,
+    _count_faults,
+    _rate_faults,
+    _seed_faults,
+    _environment_faults,
+)

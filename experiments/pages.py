@@ -33,7 +33,7 @@ from experiments.tables import (
 from experiments.variants import VARIANTS
 from helpers import Net, mistakes, predict
 from training.checkpoint import load_weights
-from training.files import EXPORT, PEERS, ROOT, SPEED, WEIGHTS
+from training.files import EXPORT, FAULTS, PEERS, ROOT, SPEED, WEIGHTS
 from training.mnist import load_mnist
 
 SHORT_LOG = (5, 10, 15, 20)  # epochs
@@ -52,6 +52,7 @@ def sections(trials: list[dict], folder: Path = ROOT) -> dict[str, str]:
     shown = shown_trial(tested)
     speed = speed_tables.read_speed(_in(folder, SPEED), "python -m benchmarks.bench")
     export = speed_tables.read_speed(_in(folder, EXPORT), "python -m inference.export --record")
+    faults = speed_tables.read_speed(_in(folder, FAULTS), "python -m benchmarks.faults")
     log = log_table(shown["curve"])
     layers = inspection.layer_table(Net())
     layers["Parameters"] = layers["Parameters"].map("{:,}".format)
@@ -82,6 +83,7 @@ def sections(trials: list[dict], folder: Path = ROOT) -> dict[str, str]:
         "throughput": speed_tables.describe_throughput(speed),
         "sweeps": to_markdown(speed_tables.sweep_table(speed)),
         "export": to_markdown(speed_tables.export_table(export)),
+        "faults": to_markdown(pd.DataFrame(faults).rename(columns=str.capitalize)),
     }
 
 

@@ -99,7 +99,9 @@ def run_on_ray(
             late = {
                 reference
                 for reference, attempt in running.items()
-                if limit and reference not in finished and time.time() - started.get(attempt.key(), time.time()) > limit
+                if limit is not None
+                and reference not in finished
+                and time.time() - started.get(attempt.key(), time.time()) > limit
             }
             for reference in late:
                 ray.cancel(reference, force=True)
@@ -190,14 +192,38 @@ def connected(address: str, install: bool = True) -> Iterator:
             environment["pip"] = {"packages": requirements(), "pip_check": False}
         try:
             ray.init(address, runtime_env=environment, **options)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            if address != "auto" or not isinstance(error, ConnectionError):
-                raise ClusterError(f"cannot connect to a Ray cluster at {address!r}: {error}. {TOKEN}") from error
-            ray.init("local", runtime_env=local_environment, include_dashboard=False, **options)
+        except ConnectionError as error:
+            if address != "auto":
+                raise _cannot_connect(address, error) from error
+            _start(ray, {"runtime_env": local_environment, "include_dashboard": False, **options})
+        except Exception as error:  # Ray raises a bare Exception, too
+            raise _cannot_connect(address, error) from error
         try:
             yield ray
         finally:
             ray.shutdown()
+
+
+def _start(ray, options: dict) -> None:
+    """Start a cluster on this machine. Raises ClusterError; what has started by then is stopped."""
+    try:
+        ray.init("local", **options)
+    except Exception as error:  # a timeout is a bare Exception
+        ray.shutdown()
+        raise _cannot_connect("local", error) from error
+
+
+def _cannot_connect(address: str, error: Exception) -> ClusterError:
+    if address == "local":
+        advice = "Free memory and processor time, or run without --ray"
+        return ClusterError(f"a Ray cluster could not be started here, {_first_line(error)}. {advice}")
+    return ClusterError(f"cannot connect to a Ray cluster at {address!r}, {_first_line(error)}. {TOKEN}")
+
+
+def _first_line(error: Exception) -> str:
+    """An error of Ray without the logs that follow."""
+    first, *_ = [*str(error).strip().splitlines(), "no reason given"]
+    return f"{type(error).__name__}: {first.rstrip('.')}"
 
 
 def _check_reachable(address: str) -> None:

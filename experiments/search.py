@@ -22,9 +22,10 @@ from typing import Any
 from experiments.ledger import mean_loss, read_ledger
 from experiments.local_runner import RERUN, plural
 from experiments.ray_runner import ClusterError
-from experiments.sweep import SEEDS, default_workers, run_and_collect
-from training.command_line import INTERRUPTED, PRECISIONS, Parser, run_command
-from training.files import LEDGER, OWN_LEDGER, RUNS
+from experiments.sweep import SEEDS, check_options, default_workers, run_and_collect
+from training.command_line import INTERRUPTED, PRECISIONS, Parser, path, run_command
+from training.files import LEDGER, OWN_LEDGER, RUNS, check_folder
+from training.recipe import check_seed, short
 
 # Modules that import torch or pandas, which takes seconds, are imported inside functions, so that --help is fast.
 
@@ -33,7 +34,7 @@ FINALISTS = 3  # networks in the last round, from all SEEDS; earlier rounds trai
 SMALLEST_SHARE = 0.75  # of the budget that a network must use
 DRAWS = 1000  # in vain, after which no further network is expected
 RATES = (0.015, 0.1)  # of Muon
-MAX_TRIALS, MAX_BELOW = 10_000, 1_000_000
+MAX_TRIALS, MAX_BELOW, MAX_EPOCHS = 10_000, 1_000_000, 100
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,7 @@ def search(
     from experiments.plots import plot_search
     from experiments.tables import by_variant, network_table
 
-    if not 1 <= trials <= MAX_TRIALS or epochs < 1:
-        raise ValueError(f"a search needs 1 to {MAX_TRIALS:,} trials and 1 epoch or more, not {trials} and {epochs}")
+    check_search(below, trials, seed, epochs)
     recipe = MILD.as_dict() | (changes or {})
     shared = {"split": "validation", "sample": sample, "device": device, "precision": precision}
     networks = draw_networks(below, trials, seed)
@@ -116,6 +116,9 @@ def search(
         complete = [group for group in by_variant(found).values() if len(group) == len(each.seeds)]
         if not complete:
             raise RuntimeError(f"no trial of round {number} succeeded")
+        if lost := set(networks) - {group[0]["variant"] for group in complete}:
+            print(f"Out of the search, since a trial failed: {'; '.join(line for line in networks if line in lost)}")
+            print(RERUN)
         tried += (ranked := sorted(complete, key=mean_loss))
         networks = [group[0]["variant"] for group in ranked[: max(FINALISTS, each.networks // KEPT)]]
     title = f"{trials} networks below {below:,} parameters: best validation loss {mean_loss(ranked[0]):.4f}"
@@ -123,6 +126,15 @@ def search(
     if vary_rate:
         table["Learning rate"] = [group[0]["recipe"]["learning_rate"] for group in ranked]
     return Found(ranked[0][0]["variant"], table, plot_search(tried, title))
+
+
+def check_search(below: int, trials: int, seed: int, epochs: int) -> None:
+    """Raise ValueError unless these are whole numbers that make sense."""
+    limits = {"below": (below, MAX_BELOW), "trials": (trials, MAX_TRIALS), "epochs": (epochs, MAX_EPOCHS)}
+    for name, (value, most) in limits.items():
+        if type(value) is not int or not 1 <= value <= most:
+            raise ValueError(f"{name} must be a whole number from 1 to {most:,}, not {short(value)}")
+    check_seed(seed)
 
 
 def rounds(trials: int, epochs: int) -> list[Round]:
@@ -210,23 +222,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--vary-rate", action="store_true", help="draw a learning rate for each network as well")
     add("--sample", action="store_true", help="use the small sample instead of MNIST")
     add("--dry-run", action="store_true", help="print the rounds and the expected duration, and stop")
-    add("--figure", type=Path, default=RUNS / "search.png", metavar="FILE", help="default: runs/search.png")
+    add("--figure", type=path, default=RUNS / "search.png", metavar="FILE", help="default: runs/search.png")
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps (default: auto)")
     add("--precision", choices=PRECISIONS, default="auto", help="default: bfloat16 if native to the device")
     add("--workers", type=int, metavar="N", help="trials at a time (default: one per core; GPU: 1; --ray: no limit)")
     add("--ray", metavar="ADDRESS", help="run on a Ray cluster; auto: this machine's, or one started for the search")
     options = parser.parse_args(arguments)
-    if not 1 <= options.below <= MAX_BELOW:
-        parser.error(f"--below must be from 1 to {MAX_BELOW:,}, not {options.below}")
-    if not 1 <= options.trials <= MAX_TRIALS:
-        parser.error(f"--trials must be from 1 to {MAX_TRIALS:,}, not {options.trials}")
-    if options.epochs < 1 or (options.workers is not None and options.workers < 1):
-        parser.error("--epochs and --workers must be 1 or more")
+    if options.figure.is_dir():
+        parser.error(f"--figure {options.figure}: this is a folder, not a file")
 
     from training.device import pick_device
 
     try:
+        check_search(options.below, options.trials, options.seed, options.epochs)
+        check_options(options.workers, options.ray)
         pick_device(options.device)
     except ValueError as error:
         parser.error(str(error))
@@ -254,6 +264,8 @@ def main(arguments: list[str] | None = None) -> int:
         "dry_run",
     )
     try:
+        if not options.dry_run:
+            check_folder(options.figure.parent)  # before hours of training
         found = search(**{name: getattr(options, name) for name in names})
         if found:
             save_figure(found.figure, options.figure)

@@ -8,6 +8,7 @@ python -m experiments.sweep --ray auto                               on a Ray cl
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -15,12 +16,14 @@ from pathlib import Path
 from experiments.ledger import read_ledger, read_precision, select, trial_key
 from experiments.local_runner import RERUN, plural, run_locally, trial_name, variant_name
 from experiments.ray_runner import ClusterError, run_on_ray
-from training.command_line import INTERRUPTED, PRECISIONS, Parser, add_recipe_options, recipe_changes, run_command
-from training.files import LEDGER, OWN_LEDGER
+from training.command_line import INTERRUPTED, PRECISIONS, Parser, add_recipe_options, path, recipe_changes, run_command
+from training.files import LEDGER, OWN_LEDGER, check_folder
+from training.recipe import check_seed
 
 # Modules that import torch or pandas, which takes seconds, are imported inside functions, so that --help is fast.
 
 SEEDS = [100, 101, 102]  # to choose by, unless others are given
+SPLITS = ("validation", "test")
 MAX_SEEDS = 10_000
 MAX_SEEDS_AT_ONCE = 32  # on a GPU
 
@@ -35,10 +38,11 @@ def sweep(
     precision: str = "auto",
     workers: int | None = None,
     ray: str | None = None,
-    gpus_per_trial: float = 0,
-    retries: int = 2,
+    gpus_per_trial: float | None = None,
+    retries: int | None = None,
     limit: float | None = None,
     ledger: str | Path | None = None,
+    weights: str | Path | None = None,
     dry_run: bool = False,
 ) -> int:
     """Run all trials that are not in the ledger, `workers` at a time; return the number of failures.
@@ -49,19 +53,24 @@ def sweep(
     another with all threads; on a GPU there is one worker, which trains the seeds of a variant at once where it can.
     `precision`: see `training.device.pick_precision`; with "auto", trials that are recorded in any precision are
     skipped. With `ray`, a cluster's address or "auto", the trials run on a Ray cluster: see `ray_runner.run_on_ray`,
-    which also explains `gpus_per_trial`, `retries` and `limit`. `dry_run` only lists the trials.
+    which also explains `gpus_per_trial`, `retries` and `limit`. `weights` is a folder in which every trial's weights
+    are saved (`trial.weights_path`), on this machine only: not with `ray`. `dry_run` only lists the trials.
 
-    Raises ValueError for a bad network or recipe, DataError if MNIST cannot be loaded, OSError if the ledger cannot be
+    Raises ValueError for a bad network or recipe, DataError if MNIST cannot be loaded, OSError if a file cannot be
     written, ClusterError if there is no usable cluster, and KeyboardInterrupt on Ctrl-C; no process is left running.
     """
     from experiments.candidates import KNOWN, find_variant
 
+    where = {"workers": workers, "ray": ray, "gpus_per_trial": gpus_per_trial, "retries": retries, "limit": limit}
     fixed = {"split": split, "changes": changes, "sample": sample, "device": device, "precision": precision}
+    if weights is not None:
+        fixed["weights"] = weights
     found = list({variant.name: variant for variant in map(find_variant, variants)}.values())
     ledger = ledger or (LEDGER if all(variant.name in KNOWN for variant in found) else OWN_LEDGER)
-    requested = [{"variant": variant.reference, "seed": seed, **fixed} for seed in seeds for variant in found]
-    where = {"ray": ray, "gpus_per_trial": gpus_per_trial, "retries": retries, "limit": limit}
-    failed, keys = run_missing(requested, ledger, workers=workers, dry_run=dry_run, **where)
+    requested = [
+        {"variant": variant.reference, "seed": seed, **fixed} for seed in dict.fromkeys(seeds) for variant in found
+    ]
+    failed, keys = run_missing(requested, ledger, dry_run=dry_run, **where)
     if not dry_run and len(keys) > failed:
         print(summary(keys, ledger))
     return failed
@@ -73,22 +82,30 @@ def run_missing(
     recorded: list[dict] | None = None,
     workers: int | None = None,
     ray: str | None = None,
-    gpus_per_trial: float = 0,
-    retries: int = 2,
+    gpus_per_trial: float | None = None,
+    retries: int | None = None,
     limit: float | None = None,
     dry_run: bool = False,
 ) -> tuple[int, list[tuple]]:
     """Run the trials that are not `recorded` (default: in the ledger); return the failures and all trials' keys.
 
     `requested` are arguments of `trial.run_trial`, equal in all but variant, seed and changes. See also `sweep`.
+    Raises ValueError, before anything is run, for an option or a seed that makes no sense.
     """
-    from experiments.trial import load_data, planned_recipe, run_trial, run_trials
+    from experiments.trial import load_data, planned_recipe, run_trial, run_trials, weights_path
     from training.cpu import cores
     from training.device import pick_device
 
     if not requested:
         raise ValueError("there is nothing to run: no variant, or no seed")
+    folder = requested[0].get("weights")
+    check_options(workers, ray, gpus_per_trial, retries, limit, folder)
+    for trial in requested:
+        check_seed(trial["seed"])
     sample, split, device, precision = (requested[0][name] for name in ("sample", "split", "device", "precision"))
+    for name, value, allowed in (("split", split, SPLITS), ("precision", precision, PRECISIONS)):
+        if value not in allowed:
+            raise ValueError(f"{name} must be {' or '.join(allowed)}, not {value!r}")
     source = "sample" if sample else "mnist"
     recorded = read_ledger(ledger) if recorded is None else recorded
 
@@ -101,20 +118,29 @@ def run_missing(
     todo = [trial for trial, key in zip(requested, keys, strict=True) if key not in done]
     skipped = f"{len(requested) - len(todo)} already in {Path(ledger).name}"
     print(f"{plural(len(requested), 'trial')}, {source} {split}: {skipped}, {len(todo)} to run")
-    at_once = min(workers or default_workers(device), len(todo) or 1)
+    if folder is not None:
+        files = [weights_path(folder, key[0], key[2]) for key in keys if key in done]  # of a variant and a seed
+        if missing := sum(not file.is_file() for file in files):
+            without = f"{plural(missing, 'recorded trial')} without weights in {folder}"
+            print(f"{without}: not trained again, unless with another --ledger")
+    at_once = min(workers or default_workers(device), max(1, len(todo)))
     threads = max(1, cores() // at_once) if at_once > 1 else None  # None: torch's default
-    if ray:
+    if ray is not None:
         threads = 1  # Ray gives each trial one CPU
     todo = [trial | {"threads": threads} for trial in todo]
     if dry_run:
         print("\n".join(f"  {trial_name(trial)}" for trial in todo))
         work = [(variant_name(trial), planned_recipe(trial["variant"], trial["changes"]).epochs) for trial in todo]
-        print(estimate(work, recorded, workers if ray else at_once))
+        print(estimate(work, recorded, at_once if ray is None else workers))
     if dry_run or not todo:
         return 0, keys
-    if ray:
+    if folder is not None:
+        check_folder(folder)
+    if ray is not None:
         data = load_data(sample)
-        return run_on_ray(todo, data, ledger, run_trial, ray, workers, gpus_per_trial, retries, limit), keys
+        given = {"gpus": gpus_per_trial, "retries": retries, "limit": limit}
+        given = {name: value for name, value in given.items() if value is not None}
+        return run_on_ray(todo, data, ledger, run_trial, ray, workers, **given), keys
     if not sample:
         load_data(sample)  # download once, or fail with one error, before several trials need it
     if pick_device(device).type == "cuda":
@@ -122,6 +148,32 @@ def run_missing(
         done = set(map(trial_key, read_ledger(ledger)))
         todo = [trial for trial in todo if key(trial) not in done]  # those that cannot be trained at once
     return run_locally(todo, ledger, run_trial, at_once), keys
+
+
+def check_options(
+    workers: int | None = None,
+    ray: str | None = None,
+    gpus_per_trial: float | None = None,
+    retries: int | None = None,
+    limit: float | None = None,
+    weights: str | Path | None = None,
+) -> None:
+    """Raise ValueError for options of `sweep` that make no sense or that would be ignored."""
+    on_ray = {"gpus_per_trial": gpus_per_trial, "retries": retries, "limit": limit}
+    unused = [name for name, value in on_ray.items() if value is not None]
+    if ray is None and unused:
+        raise ValueError(f"{', '.join(unused)}: only with ray")
+    if ray is not None and weights is not None:
+        raise ValueError("weights are saved on this machine only, not with ray")
+    if ray is not None and not ray:
+        raise ValueError("ray must be auto, local or a cluster's address, and it is empty")
+    for name, value, least in (("workers", workers, 1), ("retries", retries, 0)):
+        if value is not None and (type(value) is not int or value < least):
+            raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}")
+    if gpus_per_trial is not None and not 0 <= gpus_per_trial < math.inf:
+        raise ValueError(f"gpus_per_trial must be 0 or more, not {gpus_per_trial!r}")
+    if limit is not None and not 0 < limit < math.inf:
+        raise ValueError(f"limit must be a number of seconds greater than 0, not {limit!r}")
 
 
 def run_and_collect(
@@ -202,8 +254,11 @@ def parse_seeds(text: str) -> list[int]:
             if not 0 < len(numbers) <= MAX_SEEDS or numbers[-1] >= 2**63:
                 raise ValueError("an empty range, too many seeds, or more than torch takes")
             seeds += numbers
+            if len(seeds) > MAX_SEEDS:
+                raise ValueError("too many seeds")
     except (ValueError, OverflowError):
-        message = f"seeds must be like 0-4 or 0,3,7, and at most {MAX_SEEDS:,}, not {text!r}"
+        shown = text if len(text) <= 60 else f"{text[:60]}…"
+        message = f"seeds must be like 0-4 or 0,3,7, at most {MAX_SEEDS:,} and below 2^63, not {shown!r}"
         raise argparse.ArgumentTypeError(message) from None
     return list(dict.fromkeys(seeds))
 
@@ -217,9 +272,10 @@ def parse_arguments(arguments: list[str] | None = None) -> dict:
     own = 'of one\'s own, e.g. "conv 8 16 / 32 gap" or mine.py:MyNet; can be repeated (see experiments/networks.py)'
     add("--network", action="append", default=[], metavar="NETWORK", help=own)
     add("--seeds", type=parse_seeds, default=SEEDS, help="e.g. 0-4 or 0,3,7 (default: 100-102)")
-    add("--split", choices=("validation", "test"), default="validation", help="evaluated images (default: validation)")
+    add("--split", choices=SPLITS, default="validation", help="evaluated images (default: validation)")
     add("--sample", action="store_true", help="use the small sample instead of MNIST")
-    add("--ledger", type=Path, metavar="FILE", help="default: results/ledger.jsonl; with --network: runs/ledger.jsonl")
+    add("--ledger", type=path, metavar="FILE", help="default: results/ledger.jsonl; with --network: runs/ledger.jsonl")
+    add("--weights", type=path, metavar="FOLDER", help="save every trial's weights there")
     add("--dry-run", action="store_true", help="list the trials and the expected duration, and stop")
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps (default: auto)")
@@ -228,17 +284,18 @@ def parse_arguments(arguments: list[str] | None = None) -> dict:
     )
     add("--workers", type=int, metavar="N", help="trials at a time (default: one per core; GPU: 1; --ray: no limit)")
     add("--ray", metavar="ADDRESS", help="run on a Ray cluster; auto: this machine's, or one started for the sweep")
-    add("--gpus-per-trial", type=float, default=0, metavar="F", help="with --ray: e.g. 0.25 (default: 0)")
-    add("--retries", type=int, default=2, metavar="N", help="with --ray: retries of a failed trial (default: 2)")
+    add("--gpus-per-trial", type=float, metavar="F", help="with --ray: e.g. 0.25 (default: 0)")
+    add("--retries", type=int, metavar="N", help="with --ray: retries of a failed trial (default: 2)")
     add("--limit", type=float, metavar="SECONDS", help="with --ray: a trial that takes longer fails")
     add_recipe_options(parser, "changes to each variant's recipe")
     options = parser.parse_args(arguments)
-    if options.gpus_per_trial < 0 or options.retries < 0:
-        parser.error("--gpus-per-trial and --retries must be 0 or more")
-    if options.limit is not None and not options.limit > 0:
-        parser.error(f"--limit must be greater than 0, not {options.limit}")
-    if options.workers is not None and options.workers < 1:
-        parser.error(f"--workers must be 1 or more, not {options.workers}")
+    machine = {name: getattr(options, name) for name in ("workers", "ray", "gpus_per_trial", "retries", "limit")}
+    try:
+        check_options(**machine, weights=options.weights)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.weights and options.weights.exists() and not options.weights.is_dir():
+        parser.error(f"--weights {options.weights}: this is a file, not a folder")
     if options.ledger and options.ledger.suffix != LEDGER.suffix:  # so that no other file is appended to by mistake
         parser.error(f"--ledger must be a {LEDGER.suffix} file, not {options.ledger}")
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
+import zlib
 from dataclasses import replace
 from datetime import datetime, timezone
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,11 +19,14 @@ from experiments.source import Source
 from experiments.variants import Variant
 from experiments.vectorized import fit_vectorized
 from helpers import build, fit, mistakes, predict
+from training.checkpoint import save_weights
 from training.cpu import threads_for_idle_cores
 from training.device import pick_device, pick_precision
 from training.mnist import MnistData, load_mnist, load_sample, validation_split
 from training.provenance import provenance
 from training.recipe import Recipe
+
+MAX_NAME = 200  # characters of a variant in a file's name; file systems take 255 in all
 
 
 def run_trial(
@@ -33,14 +39,17 @@ def run_trial(
     precision: str = "auto",
     threads: int | None = None,
     data: MnistData | None = None,
+    weights: str | Path | None = None,
 ) -> dict:
     """Train one variant from one seed and return its line for the ledger (see `ledger.KEYS`).
 
     `variant` is a name, a line or a `Source` (`candidates.find_variant`). With the split "validation", trains on five
     sixths of the training images and evaluates on the others; with "test", trains on all and evaluates on the test
     images. `changes` replaces fields of the recipe. All arguments and the result can be pickled, so that a trial can
-    run in any process on any host; `data` saves loading MNIST. Raises ValueError for an unknown network, split or
-    precision or a bad recipe, DivergenceError, and KeyboardInterrupt if Ctrl-C ended the training early.
+    run in any process on any host; `data` saves loading MNIST. `weights` is a folder for the trained weights, see
+    `weights_path`; a file that is there already is replaced. Raises ValueError for an unknown network, split or
+    precision or a bad recipe, DivergenceError, OSError if the weights cannot be written, and KeyboardInterrupt if
+    Ctrl-C ended the training early.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -56,6 +65,7 @@ def run_trial(
         seconds = time.perf_counter() - start
     if len(history) < recipe.epochs:  # `fit` returns early on Ctrl-C
         raise KeyboardInterrupt
+    _save_weights(model, known, seed, data, weights)
     return _line(known, recipe, seed, data, model, history, seconds, origin)
 
 
@@ -69,11 +79,12 @@ def run_trials(
     precision: str = "auto",
     threads: int | None = None,
     data: MnistData | None = None,
+    weights: str | Path | None = None,
 ) -> list[dict]:
     """`run_trial` for several seeds, trained at once (`vectorized.py`): on a GPU that takes little longer than one.
 
     Raises ValueError or RuntimeError if the network or the recipe cannot be vectorised or the memory is too small, and
-    DivergenceError if one of the trainings diverges.
+    DivergenceError if one of the trainings diverges, and OSError if the weights cannot be written.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -83,10 +94,27 @@ def run_trials(
     start = time.perf_counter()
     models, histories = fit_vectorized(known.build, data, recipe, seeds, device, precision=origin["precision"])
     seconds = (time.perf_counter() - start) / len(seeds)
+    for seed, model in zip(seeds, models, strict=True):
+        _save_weights(model, known, seed, data, weights)
     return [
         _line(known, recipe, seed, data, model, history, seconds, origin)
         for seed, model, history in zip(seeds, models, histories, strict=True)
     ]
+
+
+def weights_path(folder: str | Path, variant: str, seed: int) -> Path:
+    """Where a trial's weights are saved: VARIANT-seedN.safetensors, with `_` for what a file name may not contain."""
+    name = re.sub(r"[^a-zA-Z0-9.@_-]", "_", variant)
+    if len(name) > MAX_NAME:
+        name = f"{name[:MAX_NAME]}-{zlib.crc32(variant.encode()):08x}"
+    return Path(folder) / f"{name}-seed{seed}.safetensors"
+
+
+def _save_weights(model: nn.Module, variant: Variant, seed: int, data: MnistData, folder: str | Path | None) -> None:
+    """Save a trial's weights in `folder`, if there is one."""
+    if folder is not None:
+        metadata = {"data": data.source, "variant": variant.name, "seed": seed, "split": data.split}
+        save_weights(model, weights_path(folder, variant.name, seed), metadata)
 
 
 def _origin(device: str, precision: str) -> dict:

@@ -154,6 +154,7 @@ def cut_out_sheet(grey: np.ndarray) -> np.ndarray:
         return grey  # too small for a photo of a sheet
     step = MIN_CONTRAST / 2
     levels = np.arange(grey.min() + step, grey.max(), step)
+    levels = levels[levels < grey.max()]  # rounding may reach the end
     darkest_side = min(side.max() for side in (grey[0], grey[-1], grey[:, 0], grey[:, -1]))
     for lower, level in pairwise(levels):
         if level < darkest_side:

@@ -11,12 +11,12 @@ from dataclasses import fields, replace
 import pytest
 
 from tests.utils import ROOT
-from training.command_line import Parser, add_recipe_options, recipe_changes
+from training.command_line import Parser, add_recipe_options, path, recipe_changes
 from training.recipe import CHOICES, Recipe
 
 RECIPE_OPTIONS = {"--" + field.name.replace("_", "-") for field in fields(Recipe)}
 DISTILLATION = {"--teacher", "--teachers", "--teacher-weight", "--temperature"}
-SWEEP = {"--variants", "--seeds", "--split", "--sample", "--ledger", "--dry-run", "--device", "--network"}
+SWEEP = {"--variants", "--seeds", "--split", "--sample", "--ledger", "--weights", "--dry-run", "--device", "--network"}
 OPTIONS = {
     "main": {
         "--seed",
@@ -46,10 +46,13 @@ OPTIONS = {
         *{"--below", "--trials", "--seed", "--epochs", "--vary-rate", "--sample", "--dry-run", "--figure"},
         *{"--device", "--precision", "--workers", "--ray"},
     },
-    "experiments.report": {"--check", "--figures"},
-    "inference.predict": {"IMAGE", "--json", "--show", "--prepared", "--weights"},
-    "inference.demo": {"--host", "--port", "--weights"},
-    "inference.export": {"--output", "--weights", "--repeats", "--record", "--smoke"},
+    "experiments.report": {"--check", "--figures", "--logits"},
+    "inference.predict": {"IMAGE", "--network", "--json", "--show", "--prepared", "--weights"},
+    "inference.demo": {"--host", "--port", "--network", "--weights"},
+    "inference.export": {
+        *{"--network", "--c", "--all", "--normalized", "--output", "--weights", "--repeats", "--record", "--smoke"},
+    },
+    "benchmarks.faults": {"--rounds", "--output"},
     "benchmarks.bench": {"--only", "--repeats", "--smoke", "--output", "--seeds", "--first-seed", "--device"},
 }
 HELP, BAD_OPTION = "--help", "--no-such-option"
@@ -193,3 +196,24 @@ def test_skipped_fields_have_no_option(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--temperature", "2"])
     assert recipe_changes(argparse.Namespace(seed=1)) == {}
+
+
+# --- Names of files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", 300 * "n", "folder/" + 300 * "n", 3000 * "n/", 150 * "é"])
+def test_names_that_no_file_system_takes_are_refused(name):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"\Athe name is (empty|too long: [^\n]{1,70})\Z"):
+        path(name)
+
+
+@pytest.mark.parametrize("name", ["run", "a folder/run.jsonl", "/", 200 * "n", "×/é"])
+def test_other_names_are_taken_as_they_are(name):
+    assert str(path(name)) == name
+
+
+def test_bytes_that_are_no_text_do_not_break_the_output():
+    """A file's name may contain them; a plain UTF-8 stream would raise an error instead of printing it."""
+    code = "from training.command_line import run_command; run_command(lambda: print('name \\udcff', flush=True))"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "name \\udcff\n", "")

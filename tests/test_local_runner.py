@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import local_runner
 from experiments.local_runner import run_locally
 from tests.utils import ROOT, make_trial, read_strictly, wait_for
 
@@ -24,13 +25,15 @@ def stand_in(variant: str, seed: int, **files: str) -> dict:
     if variant == "raises":
         raise ValueError("no luck today")
     if variant == "dies":
-        wait_for(lambda: count_lines(Path(files["ledger"])) == 1)
+        wait_for(lambda: count_lines(Path(files["ledger"])) >= 1)
         os.kill(os.getpid(), signal.SIGKILL)
     if variant == "never_ends":
         while True:
             with open(files["heartbeat"], "a") as file:
                 file.write(".")
             time.sleep(0.02)
+    if variant == "slow":
+        time.sleep(0.5)
     return make_trial(seed, variant=variant)
 
 
@@ -45,14 +48,27 @@ def test_a_trial_that_raises_is_reported_and_the_others_continue(tmp_path, capsy
     assert "4/4" in output.err, "the progress bar"
 
 
-def test_a_dead_worker_is_reported_and_finished_trials_are_kept(tmp_path, capsys):
+def test_a_dead_worker_costs_its_own_trial_only(tmp_path, capsys):
+    """With two at a time another trial is running when it dies; that one is run again."""
     path = tmp_path / "ledger.jsonl"
-    trials = [{"variant": variant, "seed": 0, "ledger": str(path)} for variant in ("one", "dies", "two", "three")]
-    assert run_locally(trials, path, stand_in, workers=1) == 3
-    assert [trial["variant"] for trial in read_strictly(path)] == ["one"]
+    names = ("one", "dies", "slow", "two", "three")
+    trials = [{"variant": variant, "seed": 0, "ledger": str(path)} for variant in names]
+    assert run_locally(trials, path, stand_in, workers=2) == 1
+    assert {trial["variant"] for trial in read_strictly(path)} == {*names} - {"dies"}
+    output = capsys.readouterr()
+    assert "A worker process died (killed, or out of memory?). To be run again, alone: " in output.err
+    assert "dies, seed 0: FAILED. A worker process died" in output.err
+    assert "5/5" in output.err, "the progress bar"
+
+
+def test_workers_that_always_die_are_given_up(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(local_runner, "MAX_DEATHS", 2)
+    path = tmp_path / "ledger.jsonl"
+    path.write_text("one line\n")  # "dies" waits for it
+    trials = [{"variant": "dies", "seed": seed, "ledger": str(path)} for seed in range(6)]
+    assert run_locally(trials, path, stand_in, workers=1) == 6
     error = capsys.readouterr().err
-    assert "A worker process died (killed, or out of memory?): 3 trials not done." in error
-    assert "run the same command again for the others" in error
+    assert "2 times in succession: 6 trials not done. Finished trials are in the ledger; run the same command" in error
 
 
 SCRIPT = """

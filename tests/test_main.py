@@ -6,8 +6,10 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import helpers
 import main
 import training.mnist
 from tests.utils import ROOT
+from training import files
 from training.checkpoint import load_checkpoint, load_weights
 from training.mnist import load_sample
 from training.recipe import Recipe
@@ -77,8 +80,16 @@ BAD = {
     "--lr abc": "--lr: invalid float value: 'abc'",
     "--batch-size 0": "batch_size must be a whole number, 1 or more, not 0",
     "--seed abc": "--seed: invalid int value: 'abc'",
-    "--seed -1": "--seed must be a whole number, 0 or more and below 2^63, not -1",
-    "--seed 9223372036854775808": "--seed must be a whole number, 0 or more and below 2^63",
+    "--seed -1": "seed must be a whole number, 0 or more and below 2^63, not -1",
+    "--seed 9223372036854775808": "seed must be a whole number, 0 or more and below 2^63",
+    "--seed " + 4000 * "9": "seed must be a whole number, 0 or more and below 2^63",
+    "--batch-size 99999999999999999999": "batch_size must be at most 1,000,000, not 99999999999999999999",
+    "--epochs " + 4000 * "9": "epochs must be at most 1,000,000, not 999",
+    "--epochs-without-augmentation 21": "epochs_without_augmentation must be at most 20 (epochs), not 21",
+    "--output=": "--output: the name is empty",
+    **{f"{option} {300 * 'n'}": f"{option}: the name is too long: n" for option in ("--output", "--resume", "--data")},
+    "--output missing/" + 300 * "n": "--output: the name is too long: missing/n",
+    "--output " + 3000 * "n/": "--output: the name is too long: n",
     "--device nonsense": "device must be auto, cpu, cuda or mps, not 'nonsense'",
     "--data missing": "--data missing: there is no such folder",
     "--data file": "--data file: this is a file, not a folder",
@@ -218,7 +229,7 @@ def test_a_complete_run_can_be_resumed(finished, run, also, capsys):
         ("--epochs 3", "epochs: 2 there, 3 here"),
         (
             "--lr 0.0123 --batch-size 100",
-            f"batch_size: {DEFAULT.for_smoke().batch_size} there, 100 here\n  "
+            f"batch_size: {DEFAULT.for_smoke().batch_size} there, 100 here; "
             f"learning_rate: {DEFAULT.learning_rate} there, 0.0123 here",
         ),
         ("--seed 2", "seed: 1 there, 2 here"),
@@ -227,8 +238,32 @@ def test_a_complete_run_can_be_resumed(finished, run, also, capsys):
 def test_resume_with_other_options_is_refused(run, arguments, difference, capsys):
     before = contents(run)
     assert main.main(["--resume", str(run), *arguments.split()]) == 1
-    assert capsys.readouterr().err == f"main.py: {run}/checkpoint.pt belongs to another run:\n  {difference}\n"
+    advice = "resume it as it was begun, or start a new run"
+    message = f"main.py: {run}/checkpoint.pt belongs to another run ({difference}): {advice}\n"
+    assert capsys.readouterr().err == message
     assert contents(run) == before
+
+
+@pytest.mark.parametrize("changes", [{"seed": -5}, {"precision": "float8"}, {"device": "abacus"}], ids=str)
+def test_a_checkpoint_with_impossible_settings_is_refused(run, changes, capsys):
+    change(run, **changes)
+    before = contents(run)
+    assert main.main(["--resume", str(run)]) == 1
+    assert re.fullmatch(f"main.py: .* cannot be resumed here: {next(iter(changes))} .*\n", capsys.readouterr().err)
+    assert contents(run) == before
+
+
+def test_a_history_longer_than_the_run_is_refused(run, capsys):
+    history = load_checkpoint(run / "checkpoint.pt")["history"]
+    again = [epoch | {"epoch": epoch["epoch"] + 2} for epoch in history]
+    for longer, reason in (
+        (history + again, r"history: 4 of 2 epochs"),
+        (history + history, "history, entry 3: of epoch 1"),
+    ):
+        change(run, history=longer)
+        assert main.main(["--resume", str(run)]) == 1
+        message = f"main.py: .*checkpoint.pt is no complete checkpoint \\({reason}\\); delete it and start a new run\n"
+        assert re.fullmatch(message, capsys.readouterr().err)
 
 
 def test_a_run_on_mnist_cannot_be_resumed_on_the_sample(run, capsys):
@@ -270,7 +305,8 @@ def test_a_run_on_a_missing_device_is_refused(run, capsys):
 
 def test_divergence_gives_one_line(here, capsys):
     assert main.main(["--smoke", "--optimizer", "sgd", "--lr", "1e30", "--output", "run2"]) == 1
-    assert re.search(r"main.py: the loss stopped being finite in epoch 1.*\n\Z", capsys.readouterr().err)
+    message = r"main.py: the loss stopped being finite in epoch 1; the model is as it was before training\. .*\n\Z"
+    assert re.search(message, capsys.readouterr().err)
     assert not Path("run2/weights.safetensors").exists()
 
 
@@ -297,3 +333,60 @@ def test_ctrl_c_saves_complete_epochs_and_prints_how_to_resume(here, interruptib
     assert after["history"][:reached] == record["history"]
     assert len(after["history"]) == 3
     assert "After" not in capsys.readouterr().out
+
+
+# --- Two runs in one folder -------------------------------------------------------------------------------------------
+
+
+HOLD = """
+import sys
+from training.files import hold_folder
+
+with hold_folder(sys.argv[1]):
+    print("held", flush=True)
+    input()
+"""
+
+
+@contextmanager
+def held(folder: Path):
+    """Another process that holds the folder; it is killed at the end."""
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("option", ["--output", "--resume"])
+def test_a_second_run_in_one_folder_is_told_who_has_it(run, option, capsys):
+    folder = run if option == "--resume" else run / "new"
+    folder.mkdir(exist_ok=True)
+    with held(folder) as process:
+        before = contents(folder)
+        assert main.main(["--smoke", option, str(folder)]) == 1
+        holder = rf"process {process.pid} on {re.escape(socket.gethostname())} since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d"
+        message = f"main.py: {folder} is in use by {holder}: wait until it ends, or choose another folder\n"
+        assert re.fullmatch(message, capsys.readouterr().err)
+        assert contents(folder) == before
+
+
+def test_the_lock_of_a_killed_run_does_not_block_and_none_is_left_at_the_end(run, capsys):
+    with held(run):
+        pass
+    left = {".checkpoint.123.pt", ".curves.4567.png"}  # by processes that were killed while they wrote
+    for name in left:
+        (run / name).touch()
+    assert {path.name for path in run.iterdir()} == {*FILES, *left, files.LOCK, files.HOLDER}
+    assert main.main(["--resume", str(run)]) == 0
+    assert {path.name for path in run.iterdir()} == FILES
+
+
+def test_a_folder_filled_while_the_command_line_was_read_is_refused(here, monkeypatch, capsys):
+    monkeypatch.setattr(main, "prepare_output", lambda options: (options.output / "history.json").touch())
+    assert main.main(["--smoke", "--output", "empty"]) == 1
+    assert capsys.readouterr().err.startswith("main.py: empty already holds a run: --resume it, or choose another")
+    assert {path.name for path in (here / "empty").iterdir()} == {"history.json"}

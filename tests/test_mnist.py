@@ -13,6 +13,7 @@ import shutil
 import socket
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -208,10 +209,12 @@ def test_validation_split_holds_out_a_sixth_of_the_training_images(sample):
 
 def test_splits_are_those_of_every_recorded_result(sample):
     """Results recorded with different releases of torch are comparable only if these stay the same."""
-    index, empty = torch.arange(60_000), torch.zeros(0)
-    held_out = mnist.validation_split(mnist.MnistData(index, index, empty, empty, "mnist")).eval_labels
+    index, images = torch.arange(60_000), torch.zeros(60_000, 28, 28, dtype=torch.uint8)
+    images[:, 0, 0], images[:, 0, 1] = index % 256, index // 256
+    held_out = mnist.validation_split(replace(sample, train_images=images, train_labels=index % 10)).eval_images
     assert len(held_out) == 10_000
-    assert held_out[:6].tolist() == [7616, 26769, 14611, 3049, 6543, 8993]
+    first = held_out[:6, 0, 0].long() + 256 * held_out[:6, 0, 1].long()
+    assert first.tolist() == [7616, 26769, 14611, 3049, 6543, 8993]
     assert sample.train_labels[:6].tolist() == [2, 3, 9, 5, 5, 0]
     assert sample.eval_labels[:6].tolist() == [0, 8, 9, 0, 7, 4]
 
@@ -219,6 +222,39 @@ def test_splits_are_those_of_every_recorded_result(sample):
 def test_splitting_a_validation_split_is_refused(sample):
     with pytest.raises(ValueError, match="already"):
         mnist.validation_split(mnist.validation_split(sample))
+
+
+NOT_IMAGES = {
+    "floats": lambda images, labels: (images / 255, labels),
+    "floats of 0 to 255": lambda images, labels: (images.float(), labels),
+    "a channel": lambda images, labels: (images[:, None], labels),
+    "one image": lambda images, labels: (images[0], labels),
+    "another size": lambda images, labels: (images[:, 2:, 2:], labels),
+    "an array": lambda images, labels: (images.numpy(), labels),
+    "nothing": lambda images, labels: (None, labels),
+    "no images": lambda images, labels: (images[:0], labels[:0]),
+    "more labels": lambda images, labels: (images[:-1], labels),
+    "fewer labels": lambda images, labels: (images, labels[:-1]),
+    "one-hot labels": lambda images, labels: (images, torch.nn.functional.one_hot(labels, 10)),
+    "labels of another type": lambda images, labels: (images, labels.float()),
+    "labels as a list": lambda images, labels: (images, labels.tolist()),
+    "label 10": lambda images, labels: (images, labels + (labels == 9)),
+    "label -1": lambda images, labels: (images, labels - 1),
+}
+
+
+@pytest.mark.parametrize("change", NOT_IMAGES.values(), ids=NOT_IMAGES)
+@pytest.mark.parametrize("part", ["train", "eval"])
+def test_what_are_no_images_and_labels_is_refused(sample, part, change):
+    images, labels = change(getattr(sample, f"{part}_images"), getattr(sample, f"{part}_labels"))
+    with pytest.raises(ValueError, match=rf"\A[^\n]*{part}_(images|labels)[^\n]*\Z"):
+        replace(sample, **{f"{part}_images": images, f"{part}_labels": labels})
+
+
+@pytest.mark.parametrize("change", [{"source": "MNIST"}, {"split": "valid"}])
+def test_an_unknown_source_or_split_is_refused(sample, change):
+    with pytest.raises(ValueError, match=f"{next(iter(change))} must be .* or .*, not"):
+        replace(sample, **change)
 
 
 # --- MnistData --------------------------------------------------------------------------------------------------------

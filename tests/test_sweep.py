@@ -48,7 +48,23 @@ def test_seeds(text, seeds):
     assert sweep.parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "abc", "1-", "-1", "1,,2", "1-2-3", "5-2", "0,5-2", "1.5", "0-1000000000"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "abc",
+        "1-",
+        "-1",
+        "1,,2",
+        "1-2-3",
+        "5-2",
+        "0,5-2",
+        "1.5",
+        "0-1000000000",
+        "0-9999,10000",
+        "9223372036854775808",
+    ],
+)
 def test_bad_seeds_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="0-4 or 0,3,7"):
         sweep.parse_seeds(text)
@@ -61,9 +77,26 @@ def test_bad_seeds_are_refused(text):
         ("--variants ,", "--variants is empty; known: .*s5"),
         ("--seeds one", "seeds must be like"),
         ("--ledger README.md", "--ledger must be a .jsonl file, not README.md"),
-        ("--workers 0", "--workers must be 1 or more, not 0"),
-        ("--retries -1", "--gpus-per-trial and --retries must be 0 or more"),
-        ("--limit 0", "--limit must be greater than 0, not 0.0"),
+        ("--workers 0", "workers must be a whole number, 1 or more, not 0"),
+        ("--ray auto --retries -1", "retries must be a whole number, 0 or more, not -1"),
+        *((f"--ray auto --limit {value}", "limit must be a number of seconds") for value in ("0", "-1", "nan", "inf")),
+        *(
+            (f"--ray auto --gpus-per-trial {value}", "gpus_per_trial must be 0 or more")
+            for value in ("-1", "nan", "inf")
+        ),
+        ("--limit 5 --retries 2", "retries, limit: only with ray"),
+        ("--gpus-per-trial 0", "gpus_per_trial: only with ray"),
+        ("--ray=", "ray must be auto, local or a cluster's address, and it is empty"),
+        ("--batch-size 99999999999999999999", "batch_size must be at most 1,000,000, not 99999999999999999999"),
+        ("--seeds 0-99999999999999999999999", "seeds must be like"),
+        ("--epochs-without-augmentation 99", r"epochs_without_augmentation must be at most 20 \(epochs\), not 99"),
+        *(
+            (f"{option} {300 * 'n'}.jsonl", f"{option}: the name is too long: n")
+            for option in ("--ledger", "--weights")
+        ),
+        ("--weights=", "--weights: the name is empty"),
+        ("--weights README.md", "--weights README.md: this is a file, not a folder"),
+        ("--weights w --ray auto", "weights are saved on this machine only, not with ray"),
         ("--epochs 0", "epochs must be a whole number, 1 or more, not 0"),
         ("--epochs much", "--epochs: invalid int value: 'much'"),
         ("--momentum", "--momentum: expected one argument"),
@@ -103,6 +136,36 @@ def test_unwritable_ledger_is_reported_before_training(tmp_path, capsys, monkeyp
     error = capsys.readouterr().err
     assert error.startswith("sweep: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("seed", [2**64, 2**63, "a", 1.5, None, -1, True])
+def test_a_bad_seed_is_refused(seed, tmp_path):
+    with pytest.raises(ValueError, match="seed must be a whole number, 0 or more and below 2"):
+        sweep.sweep(["s5"], [0, seed], sample=True, ledger=tmp_path / "ledger.jsonl")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"workers": value} for value in (0, -1, 1.5, "2", True)),
+        *({"ray": "auto", "limit": value} for value in (0, -1, float("nan"), float("inf"))),
+        *({"ray": "auto", "retries": value} for value in (-1, 0.5)),
+        *({"ray": "auto", "gpus_per_trial": value} for value in (-1, float("nan"))),
+        *({name: value} for name, value in (("limit", 9), ("retries", 2), ("gpus_per_trial", 0))),
+        {"ray": ""},
+        {"split": "valid"},
+        {"device": "abacus"},
+        {"precision": "float64"},
+        {"ray": "auto", "weights": "w"},
+    ],
+    ids=str,
+)
+def test_a_bad_option_is_refused_before_anything_is_run(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(local_runner, "ProcessPoolExecutor", None)
+    path = tmp_path / "ledger.jsonl"
+    with pytest.raises(ValueError, match=r"\A[^\n]+\Z"):
+        sweep.sweep(["s5"], [0], sample=True, ledger=path, **options)
+    assert not path.exists()
 
 
 # --- Which trials are run ---------------------------------------------------------------------------------------------
@@ -169,7 +232,7 @@ def test_on_ray_each_trial_has_one_thread(tmp_path, monkeypatch, small):
 
     calls = []
 
-    def run_on_ray(todo, data, ledger, run, address, workers, gpus, retries, limit):
+    def run_on_ray(todo, data, ledger, run, address, workers, gpus=0, retries=2, limit=None):
         assert (data, run, address) == (small, trial.run_trial, "auto")
         calls.append((todo[0]["threads"], workers, gpus, retries, limit))
         return len(todo)
@@ -209,6 +272,35 @@ def test_a_killed_sweep_resumes(tmp_path, capsys, monkeypatch):
     assert sweep.main(command) == 0
     assert "2 already in ledger.jsonl, 0 to run" in capsys.readouterr().out
     assert path.read_bytes() == after
+
+
+def saving_stand_in(weights=None, **trial) -> dict:
+    """A replacement for `run_trial` that writes the file of weights."""
+    from experiments.trial import weights_path
+
+    weights_path(weights, trial["variant"], trial["seed"]).touch()
+    return stand_in(**trial)
+
+
+def test_weights_are_saved_in_the_folder_and_those_of_recorded_trials_are_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("experiments.trial.run_trial", saving_stand_in)
+    command = ["--variants", "s5", "--epochs", "1", "--sample", "--workers", "1"]
+    command += ["--ledger", str(tmp_path / "ledger.jsonl"), "--weights", str(tmp_path / "w")]
+    assert sweep.main([*command, "--seeds", "0"]) == 0
+    assert [path.name for path in (tmp_path / "w").iterdir()] == ["s5-seed0.safetensors"]
+    assert "without weights" not in capsys.readouterr().out
+    (tmp_path / "w" / "s5-seed0.safetensors").unlink()
+    assert sweep.main([*command, "--seeds", "0-1"]) == 0
+    assert [path.name for path in (tmp_path / "w").iterdir()] == ["s5-seed1.safetensors"]
+    assert f"1 recorded trial without weights in {tmp_path}/w: not trained again" in capsys.readouterr().out
+
+
+def test_a_folder_of_weights_that_cannot_be_written_is_reported_before_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(local_runner, "ProcessPoolExecutor", None)
+    (tmp_path / "file").touch()
+    command = ["--sample", "--variants", "s5", "--seeds", "0", "--ledger", f"{tmp_path}/ledger.jsonl"]
+    assert sweep.main([*command, "--weights", f"{tmp_path}/file/weights"]) == 1
+    assert re.fullmatch("sweep: cannot write into .*/file/weights: .*\n", capsys.readouterr().err)
 
 
 def at_once(variant: str, seeds: list[int], changes: dict, **_) -> list[dict]:

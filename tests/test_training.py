@@ -5,6 +5,7 @@ import math
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -224,8 +225,9 @@ def test_rare_evaluation_changes_nothing_else(small, capsys):
     assert "sample test not evaluated" in capsys.readouterr().out.splitlines()[0]
     assert without_seconds(history)[1:] == without_seconds(rare_history)[1:]
     assert_same_weights(model, rarely_evaluated)
-    with pytest.raises(ValueError, match="eval_every must be 1 or more epochs, not 0"):
-        fit(small, recipe, eval_every=0)
+    for wrong in (0, 1.5, "2"):
+        with pytest.raises(ValueError, match=f"eval_every must be 1 or more epochs, not {wrong!r}"):
+            fit(small, recipe, eval_every=wrong)
 
 
 @pytest.mark.skipif(not can_compile(), reason="requires a C++ compiler with OpenMP")
@@ -293,7 +295,9 @@ def test_divergence_restores_the_last_complete_epoch(small, tmp_path):
 
     model = helpers.build(Breaks)
     path = tmp_path / "checkpoint.pt"
-    with pytest.raises(helpers.DivergenceError, match=r"epoch 2.*smaller learning rate"):
+    with pytest.raises(
+        helpers.DivergenceError, match=r"epoch 2; the state after epoch 1 is kept.*smaller learning rate"
+    ):
         helpers.fit(model, small, SHORT, device="cpu", checkpoint=path, progress=False)
     kept = load_checkpoint(path)
     assert len(kept["history"]) == 1
@@ -303,7 +307,7 @@ def test_divergence_restores_the_last_complete_epoch(small, tmp_path):
 
 def test_a_huge_learning_rate_raises_divergence(small):
     huge = replace(SHORT, optimizer="sgd", learning_rate=1e30, warmup=0.0)
-    with pytest.raises(helpers.DivergenceError, match=r"epoch 1.*1e\+30"):
+    with pytest.raises(helpers.DivergenceError, match=r"epoch 1; the model is as it was before training\. .*1e\+30"):
         fit(small, huge)
 
 
@@ -352,11 +356,35 @@ def test_ctrl_c_keeps_complete_epochs(small, capsys):
         ("optimizer", "lion"),
         ("schedule", "staircase"),
         ("epochs", True),
+        ("epochs", 10**30),
+        ("batch_size", 10**30),
+        ("batch_size", 10**4000),
+        ("learning_rate", 10**4000),
+        ("learning_rate", math.inf),
+        ("elastic", 1e300),
+        ("teachers", 1000),
+        ("teacher", 5),
+        ("optimizer", 5),
+        ("optimizer", ["muon"]),
+        ("nesterov", 1),
+        ("epochs_without_augmentation", 99),
+        ("epochs_without_augmentation", -1),
     ],
 )
 def test_a_bad_recipe_names_the_field(field, value):
-    with pytest.raises(ValueError, match=f"{field} must be"):
+    with pytest.raises(ValueError, match=rf"\A{field} must be [^\n]*\Z"):
         Recipe(**{field: value})
+
+
+def test_numbers_of_numpy_become_pythons_own():
+    """A checkpoint with NumPy's could not be read again."""
+    recipe = Recipe(epochs=np.int64(3), learning_rate=np.float32(0.5), rotation=np.int32(15))
+    assert recipe == Recipe(epochs=3, learning_rate=0.5, rotation=15)
+    assert {type(value) for value in recipe.as_dict().values()} == {int, float, str, bool}
+
+
+def test_a_short_run_keeps_as_many_epochs_without_augmentation_as_it_has():
+    assert Recipe(epochs=9, epochs_without_augmentation=5).for_smoke().epochs_without_augmentation == 2
 
 
 # --- Full MNIST -------------------------------------------------------------------------------------------------------

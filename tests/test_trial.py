@@ -10,13 +10,17 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
+import helpers
 from experiments import ledger, trial
+from experiments.candidates import find_variant
 from experiments.distillation import Ensemble
 from experiments.source import Source
 from experiments.variants import VARIANTS
 from tests.utils import read_strictly, wait_for
+from training.checkpoint import load_weights
 from training.mnist import validation_split
 
 ONE_EPOCH = {"epochs": 1}
@@ -135,6 +139,36 @@ def test_an_interrupted_trial_raises_keyboard_interrupt(small, interruptible):
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         run_trial(small, changes={"epochs": 300})
+
+
+def test_the_weights_that_a_trial_saves_are_those_it_was_scored_with(small, tmp_path):
+    arguments = {"split": "test", "changes": ONE_EPOCH, "sample": True, "device": "cpu", "data": small}
+    arguments |= {"precision": "float32", "weights": tmp_path / "new"}
+    lines = [trial.run_trial("s5", 3, **arguments), *trial.run_trials("conv 4 / 8 gap", [3, 4], **arguments)]
+    names = ["s5-seed3.safetensors", *(f"conv_4___8_gap-seed{seed}.safetensors" for seed in (3, 4))]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(names)
+    for name, line in zip(names, lines, strict=True):
+        path = tmp_path / "new" / name
+        model = load_weights(find_variant(line["variant"]).build(), path)
+        wrong = helpers.mistakes(small.eval_labels, helpers.predict(model, small.eval_images))
+        assert line["mistakes"] == wrong
+        with safe_open(path, "pt") as file:
+            metadata = json.loads(file.metadata()["training"])
+        assert metadata == {key: line[key] for key in ("data", "variant", "seed", "split")}
+
+
+def test_files_of_weights_have_different_names_that_every_file_system_takes(tmp_path):
+    lines = [
+        "conv 4 / 8 gap",
+        "conv 4 8 gap",
+        "conv 4 / 8 flat",
+        *(f"conv {'4096 ' * 60}{last} gap" for last in (1, 2)),
+    ]
+    paths = {trial.weights_path(tmp_path, line, seed) for line in lines for seed in (0, 1, 2**63 - 1)}
+    assert len(paths) == 3 * len(lines)
+    assert {path.parent for path in paths} == {tmp_path}
+    for path in paths:
+        path.touch()
 
 
 def test_trials_at_once_give_the_lines_of_each_seed(small):

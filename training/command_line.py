@@ -6,15 +6,18 @@ No torch here, so that `--help` is immediate.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import fields
+from pathlib import Path
 from typing import NoReturn
 
 from training.recipe import CHOICES, Recipe
 
 INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 PRECISIONS = ("auto", "float32", "bfloat16")  # of a forward and backward pass: see device.py
+MAX_NAME, MAX_PATH = 255, 4000  # bytes that the usual file systems take
 TYPES = {"int": int, "float": float, "str": str}
 METAVARS = {"int": "N", "float": "X", "str": "NAME"}
 
@@ -31,10 +34,23 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
+def path(text: str) -> Path:
+    """The type of an option that names a file or a folder.
+
+    Raises ArgumentTypeError for an empty name, which would be the current folder, and for one that is too long.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    if any(len(os.fsencode(part)) > MAX_NAME for part in Path(text).parts) or len(os.fsencode(text)) > MAX_PATH:
+        raise argparse.ArgumentTypeError(f"the name is too long: {text[:60]}…")
+    return Path(text)
+
+
 def run_command(main: Callable[[], int]) -> NoReturn:
     """Run a command's `main` and exit with its code, or quietly on Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8")  # on Windows a redirected stream may not encode └ and –
+        # On Windows a redirected stream may not encode └ and –; a file's name may contain bytes that are no text.
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         sys.exit(main())
     except KeyboardInterrupt:

@@ -19,6 +19,7 @@ FIGURES, RESULTS, RUNS = ROOT / "figures", ROOT / "results", ROOT / "runs"
 LEDGER = RESULTS / "ledger.jsonl"  # one line per trial
 OWN_LEDGER = RUNS / "ledger.jsonl"  # the same, of networks of one's own
 SPEED, EXPORT = RESULTS / "speed.json", RESULTS / "export.json"  # timings; exported networks
+FAULTS = RESULTS / "faults.json"  # what was tried to break a run, and how often it was survived
 PEERS = RESULTS / "peers.csv"  # what other repositories state of themselves
 TRAINED = RESULTS / "weights"  # a file per claimed network, of its first seed, not the best
 WEIGHTS = TRAINED / "s5.safetensors"  # of `Net`
@@ -51,6 +52,7 @@ def hold_folder(path: str | Path) -> Iterator[None]:
         try:
             since = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
             about = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
+            remove_temporaries(holder)
             with atomic_path(holder) as temporary:
                 temporary.write_text(json.dumps(about) + "\n", encoding="utf-8")
             yield
@@ -87,3 +89,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def remove_temporaries(path: str | Path) -> None:
+    """Remove what killed processes left of `atomic_path(path)`; only while no other process can be writing it."""
+    path = Path(path)
+    for temporary in path.parent.glob(f".{path.stem}.[0-9]*{path.suffix}"):
+        temporary.unlink(missing_ok=True)

@@ -70,6 +70,8 @@ class MnistData:
     Images are uint8 (N, 28, 28), 0 for the black background and 255 for white ink; labels are int64 (N,), 0 to 9.
     `source` is "mnist" for the full data set and "sample" for the 5,000 images of `load_sample`. `split` says what the
     `eval_*` fields hold: the "test" set, or "validation" images held out of the training set.
+
+    Raises ValueError on construction for anything else, such as images that are normalised already, and for no images.
     """
 
     train_images: Tensor
@@ -78,6 +80,13 @@ class MnistData:
     eval_labels: Tensor
     source: str
     split: str = "test"
+
+    def __post_init__(self):
+        _check_images(self.train_images, self.train_labels, "train")
+        _check_images(self.eval_images, self.eval_labels, "eval")
+        for name, allowed in (("source", ("mnist", "sample")), ("split", ("test", "validation"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)!r}")
 
     def to(self, device: torch.device | str) -> "MnistData":
         """The same data with its four tensors on `device`."""
@@ -260,6 +269,25 @@ def _fetch(folder: str) -> None:
         raise _DownloadFailed(textwrap.indent(str(error).strip(), "    ")) from error
     finally:
         socket.setdefaulttimeout(before)
+
+
+def _check_images(images: Tensor, labels: Tensor, name: str) -> None:
+    """Raise ValueError unless these are images and labels as `MnistData` describes them."""
+
+    def found(values: object) -> str:
+        return f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != (28, 28):
+        raise ValueError(f"{name}_images must be uint8 (N, 28, 28) with values from 0 to 255, not {found(images)}")
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
+        raise ValueError(f"{name}_labels must be int64 (N,), not {found(labels)}")
+    if not len(images) == len(labels) > 0:
+        raise ValueError(f"{len(images)} {name}_images and {len(labels)} {name}_labels: one label each, and at least 1")
+    if labels.is_meta:  # tensors without values
+        return
+    smallest, largest = (int(value) for value in labels.aminmax())
+    if smallest < 0 or largest > 9:
+        raise ValueError(f"{name}_labels must be from 0 to 9, not {smallest if smallest < 0 else largest}")
 
 
 def _images(content: bytes) -> Tensor:

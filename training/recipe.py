@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass, field, fields, replace
+import sys
+from collections.abc import Callable
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
 SMOKE = os.environ.get("MNIST_SMOKE") == "1"  # notebooks and tests: a short run on the small sample
@@ -14,6 +17,9 @@ CHOICES = {
     "schedule": ("constant", "step", "linear", "cosine"),
     "schedule_every": ("batch", "epoch"),
 }
+
+MAX_COUNT = 1_000_000  # of epochs, of images per step: far above any use, and safe to calculate with
+MAX_TEACHERS = 100
 
 NO_AUGMENTATION = {"rotation": 0.0, "translation": 0.0, "scale": 0.0, "shear": 0.0, "elastic": 0.0}
 
@@ -62,26 +68,26 @@ class Recipe:
     epochs_without_augmentation: int = _setting(0, "at the end of the run")
 
     def __post_init__(self):
+        for each in fields(self):
+            vars(self)[each.name] = _plain(getattr(self, each.name), each)  # a frozen field cannot be set directly
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        if not isinstance(self.nesterov, bool):
-            raise ValueError(f"nesterov must be true or false, not {self.nesterov!r}")
-        for name in ("epochs", "batch_size", "step_epochs", "teachers"):
-            _check(self, name, lambda value: isinstance(value, int) and value >= 1, "a whole number, 1 or more")
+        for name in ("epochs", "batch_size", "step_epochs"):
+            _check_count(self, name, 1, MAX_COUNT)
+        _check_count(self, "teachers", 1, MAX_TEACHERS)
+        _check_count(self, "epochs_without_augmentation", 0, self.epochs, " (epochs)")
         for name in ("learning_rate", "sgd_learning_rate", "step_factor", "temperature"):
             _check(self, name, lambda value: value > 0, "greater than 0")
         if self.optimizer == "muon":
             _check(self, "learning_rate", lambda value: 0 < value <= 1, "greater than 0 and, for muon, at most 1")
-        for name in ("weight_decay", "elastic"):
-            _check(self, name, lambda value: value >= 0, "0 or more")
-        whole = "a whole number, 0 or more"
-        _check(self, "epochs_without_augmentation", lambda value: isinstance(value, int) and value >= 0, whole)
+        _check(self, "weight_decay", lambda value: value >= 0, "0 or more")
         for name in ("momentum", "warmup", "label_smoothing", "ema_decay", "translation", "scale"):
             _check(self, name, lambda value: 0 <= value < 1, "at least 0 and less than 1")
         _check(self, "teacher_weight", lambda value: 0 <= value <= 1, "from 0 to 1")
         _check(self, "rotation", lambda value: 0 <= value <= 180, "from 0 to 180 degrees")
         _check(self, "shear", lambda value: 0 <= value < 90, "at least 0 and less than 90 degrees")
+        _check(self, "elastic", lambda value: 0 <= value <= 28, "from 0 to 28 pixels")
 
     @property
     def augments(self) -> bool:
@@ -96,16 +102,21 @@ class Recipe:
 
     def for_smoke(self) -> Recipe:
         """The same recipe with two epochs of small batches, for a quick run on the sample."""
-        return replace(self, epochs=2, batch_size=32)
+        plain = min(self.epochs_without_augmentation, 2)
+        return replace(self, epochs=2, batch_size=32, epochs_without_augmentation=plain)
 
     def as_dict(self) -> dict:
         """All fields, JSON-ready."""
         return asdict(self)
 
+    def steps_per_epoch(self, images: int) -> int:
+        """How often the learning rate changes in an epoch of so many images."""
+        return math.ceil(images / self.batch_size) if self.schedule_every == "batch" else 1
+
     def learning_rate_factor(self, step: int, steps_per_epoch: int) -> float:
         """The factor of the peak rate after `step` steps of the schedule.
 
-        `steps_per_epoch` is the number of batches when the rate changes once a batch, 1 when once an epoch.
+        `steps_per_epoch` is what the method of this name returns.
         """
         steps = self.epochs * steps_per_epoch
         warmup = round(self.warmup * steps) if self.schedule_every == "batch" else 0
@@ -130,8 +141,43 @@ def recipe_difference(stored: dict, current: dict) -> list[str]:
     ]
 
 
-def _check(recipe: Recipe, name: str, is_good, what: str) -> None:
+def check_seed(seed: int) -> None:
+    """Raise ValueError if torch cannot take this seed, or would take another number for it, as 1 for 1.5."""
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be a whole number, 0 or more and below 2^63, not {short(seed)}")
+
+
+def _plain(value: Any, field: Field) -> Any:
+    """The value of a field as Python's own number: a checkpoint with NumPy's could not be read again."""
+    if field.type == "int" and isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if field.type == "float" and isinstance(value, Real) and not isinstance(value, int):  # 15 may stay a whole number
+        return float(value)
+    if field.type == "bool" and not isinstance(value, bool):
+        raise ValueError(f"{field.name} must be true or false, not {short(value)}")
+    if field.type == "str" and not isinstance(value, str):
+        raise ValueError(f"{field.name} must be a text, not {short(value)}")
+    return value
+
+
+def _check_count(recipe: Recipe, name: str, low: int, high: int, of: str = "") -> None:
     value = getattr(recipe, name)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if type(value) is int and value > high:
+        raise ValueError(f"{name} must be at most {high:,}{of}, not {short(value)}")
+    _check(recipe, name, lambda value: isinstance(value, int) and value >= low, f"a whole number, {low} or more")
+
+
+def _check(recipe: Recipe, name: str, is_good: Callable[[float], bool], what: str) -> None:
+    value = getattr(recipe, name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if not is_number or not is_good(value):
-        raise ValueError(f"{name} must be {what}, not {value!r}")
+        raise ValueError(f"{name} must be {what}, not {short(value)}")
+
+
+def short(value: Any) -> str:
+    """A value for an error message, in one line: it may be a number of a thousand digits, or a tensor."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python prints no number of more than 4,300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:59]}…"

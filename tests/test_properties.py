@@ -1,0 +1,154 @@
+"""Whatever is put in, nothing but the documented errors comes out: recipes, networks' lines, ledgers, images.
+
+Few examples by default, the same ones every time. More, and new ones each time: HYPOTHESIS_PROFILE=thorough pytest
+tests/test_properties.py
+"""
+
+import json
+import math
+import os
+import warnings
+from dataclasses import fields
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from experiments.ledger import KEYS, LedgerWarning, read_ledger
+from experiments.networks import BLOCKS, HEADS, OPTIONS, NetworkError, parse
+from inference.preprocessing import DigitError, prepare
+from tests.utils import make_trial
+from training.recipe import CHOICES, Recipe
+
+COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("few", max_examples=60, derandomize=True, **COMMON)
+settings.register_profile("thorough", max_examples=2000, **COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(min_value=10**300, max_value=10**310),
+    st.floats(),
+    st.text(max_size=8),
+    st.lists(st.integers(), max_size=2),
+)
+PLAUSIBLE = st.one_of(st.integers(0, 40), st.floats(0, 1), *(st.sampled_from(words) for words in CHOICES.values()))
+
+
+# --- Recipes ----------------------------------------------------------------------------------------------------------
+
+NAMES = [field.name for field in fields(Recipe)]
+VALUES = st.dictionaries(st.sampled_from(NAMES), st.one_of(PLAUSIBLE, ANYTHING), max_size=4)
+
+
+@given(VALUES)
+def test_a_recipe_is_usable_or_one_line_names_the_field(values):
+    try:
+        recipe = Recipe(**values)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        assert str(error).partition(" ")[0] in values
+        return
+    assert Recipe(**json.loads(json.dumps(recipe.as_dict(), allow_nan=False))) == recipe
+    assert recipe.for_smoke().epochs == 2
+    for step in {0, 1, recipe.epochs * 10 - 1}:
+        assert 0 <= recipe.learning_rate_factor(step, recipe.steps_per_epoch(10 * recipe.batch_size)) < math.inf
+
+
+# --- Networks' lines --------------------------------------------------------------------------------------------------
+
+WORDS = st.sampled_from(
+    [*BLOCKS, *HEADS, *OPTIONS, "/", "×1", "x2", "×99", "4", "8", "0", "-1", "1e9", "0.5", "nan", "²"]
+)
+LINES = st.one_of(st.lists(WORDS, max_size=12).map(" ".join), st.text(max_size=30))
+
+
+@given(LINES)
+def test_a_line_is_a_network_or_one_line_says_what_is_wrong(line):
+    try:
+        network = parse(line)
+    except NetworkError as error:
+        assert "\n" not in str(error)
+        return
+    assert parse(str(network)) == network
+    assert network.parameters > 0
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.sampled_from(["conv", "separable", "plain"]))
+def test_every_line_of_the_grammar_is_a_network(channels, block):
+    line = f"{block} {' '.join(map(str, channels))} / 4 gap"
+    assert str(parse(line)) == line
+
+
+# --- Ledgers ----------------------------------------------------------------------------------------------------------
+
+TRIAL = make_trial(3)
+
+
+@st.composite
+def changed_lines(draw) -> bytes:
+    """A trial's line with keys removed or replaced, cut off, or with other bytes in it."""
+    keys = draw(st.lists(st.sampled_from(KEYS), max_size=2, unique=True))
+    trial = dict(TRIAL)
+    for key in keys:
+        if draw(st.booleans()):
+            del trial[key]
+        else:
+            trial[key] = draw(ANYTHING)
+    line = bytearray(json.dumps(trial).encode())
+    for _ in range(draw(st.integers(0, 2))):
+        position = draw(st.integers(0, len(line) - 1))
+        line[position : position + draw(st.integers(0, 3))] = draw(st.binary(max_size=3))
+    return bytes(line[: draw(st.integers(0, len(line)))] if draw(st.booleans()) else line)
+
+
+@given(st.lists(changed_lines(), max_size=3))
+def test_a_ledger_with_faulty_lines_keeps_the_others(tmp_path_factory, lines):
+    path = tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
+    last = make_trial(2**40)
+    path.write_bytes(b"\n".join([*lines, json.dumps(last).encode(), b""]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trials = read_ledger(path)
+    assert all(issubclass(warning.category, LedgerWarning) for warning in caught)
+    assert last in trials
+    for trial in trials:
+        assert set(KEYS) <= trial.keys()
+
+
+# --- Images -----------------------------------------------------------------------------------------------------------
+
+MODES = ("L", "RGB", "RGBA", "LA", "1", "P", "I", "F", "I;16", "CMYK", "HSV")
+
+
+@st.composite
+def images(draw) -> Image.Image:
+    """An image of any size and mode: noise, a single colour, or rectangles."""
+    size = draw(st.tuples(st.integers(1, 70), st.integers(1, 70)))
+    pixels = np.full(size, draw(st.integers(0, 255)), np.uint8)
+    for _ in range(draw(st.integers(0, 4))):
+        row, column = draw(st.integers(0, size[0] - 1)), draw(st.integers(0, size[1] - 1))
+        height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+        pixels[row : row + height, column : column + width] = draw(st.integers(0, 255))
+    if draw(st.booleans()):
+        noise = np.random.default_rng(draw(st.integers(0, 99))).integers(0, draw(st.integers(1, 256)), size)
+        pixels = (pixels.astype(int) + noise).clip(0, 255).astype(np.uint8)
+    mode = draw(st.sampled_from(MODES))
+    image = Image.fromarray(pixels)
+    return image.convert("I").convert(mode) if mode == "I;16" else image.convert("RGB").convert(mode)
+
+
+@given(images())
+def test_an_image_is_prepared_or_one_line_says_why_not(image):
+    before = image.tobytes()
+    try:
+        prepared = prepare(image)
+    except DigitError as error:
+        assert "\n" not in str(error)
+        return
+    assert prepared.shape == (28, 28)
+    assert int(prepared.max()) > 0
+    assert image.tobytes() == before
