@@ -152,7 +152,6 @@ STATEMENTS: dict[
     r"batches of (\d+)": always(ORIGINAL.batch_size),
     r"measured on ([\d,]+) images": constant("PART_OF_AN_EPOCH"),
     r"and scaled to ([\d,]+)\b": always(TRAINED_ON["test"]),
-    r"come from ([\d,]+) training images": constant("CALIBRATION_IMAGES"),
     # Of a version that no longer exists, measured once: no file holds it.
     r"took (\d+) ms at (\d+) lines and ([\d.]+) s at ([\d,]+)\b": always(53, 500, "6.5", 50_000),
 }
