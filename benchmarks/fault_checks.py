@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from experiments.ledger import LedgerWarning, read_ledger
@@ -27,6 +28,7 @@ MAIN = ["--smoke", "--epochs", "8", "--batch-size", "50"]
 SEEDS = 8
 SWEEP = ["--sample", "--device", "cpu", "--variants", "s5", "--seeds", f"0-{SEEDS - 1}", "--epochs", "1"]
 PATIENCE = 600  # seconds for what takes a few: only a process that hangs needs more
+STARTS = 3  # of a process that ends before its command begins, which is no fault of the command
 BUSY = "while True: pass"
 IMPOSSIBLE = 77  # exit code of a child process: this fault cannot be made here
 
@@ -58,15 +60,19 @@ class Harness:
         """Start a command in a child process; return the process when the command begins."""
         from benchmarks import children
 
-        here, there = self.processes.Pipe(duplex=False)
-        arguments = (command, [str(each) for each in arguments], log, there)
-        process = self.processes.Process(target=children.call, args=arguments, kwargs=options)
-        process.start()
-        with here, there:
-            if not here.poll(PATIENCE):
-                process.kill()
-                raise FaultError("a process does not start")
-        return process
+        arguments = [str(each) for each in arguments]
+        for _ in range(STARTS):
+            here, there = self.processes.Pipe(duplex=False)
+            process = self.processes.Process(
+                target=children.call, args=(command, arguments, log, there), kwargs=options
+            )
+            process.start()
+            with here, there:
+                wait([here, process.sentinel], PATIENCE)
+                if here.poll():
+                    return process
+            process.kill()  # the fork server has ended; the next start makes a new one
+        raise FaultError("a process does not start")
 
     def finish(self, command: str, arguments: list, log: Path, **options) -> None:
         """Run a command to its end. Raises FaultError if it fails."""
