@@ -5,12 +5,8 @@ import functools
 import io
 import json
 import math
-import multiprocessing
 import os
 import random
-import signal
-import statistics
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +18,6 @@ from torch import nn
 
 import helpers
 from helpers import Net
-from tests import killed_run
 from tests.utils import SHORT, assert_same_weights, devices, fit, without_seconds
 from training.checkpoint import (
     CheckpointError,
@@ -101,46 +96,6 @@ def test_a_resumed_run_writes_the_same_bytes(small, tmp_path, monkeypatch, optim
     fit(small, recipe, checkpoint=resumed, resume=True)
     fit(small, recipe, checkpoint=whole)
     assert resumed.read_bytes() == whole.read_bytes()
-
-
-def test_run_killed_at_random_moments_and_resumed_gives_the_same_files(tmp_path):
-    """SIGKILL twenty times at random moments; the result is that of the run that was never killed, byte for byte."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.killed_run"])
-
-    def start(folder: Path):
-        folder.mkdir(exist_ok=True)
-        started = processes.Event()
-        process = processes.Process(target=killed_run.train, args=(folder, started))
-        process.start()
-        assert started.wait(timeout=60)
-        return process
-
-    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
-    reference = start(uninterrupted)
-    reference.join()
-    assert reference.exitcode == 0
-
-    history = load_checkpoint(uninterrupted / "checkpoint.pt")["history"]
-    epoch = statistics.median(epoch["seconds"] for epoch in history)
-    chance = random.Random(0)
-    reached = []
-    for _ in range(20):
-        process = start(killed)
-        time.sleep(chance.uniform(0, 4 * epoch))
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, "the run finished before it was killed; give it more epochs"
-        checkpoint = killed / "checkpoint.pt"
-        reached.append(len(load_checkpoint(checkpoint)["history"]) if checkpoint.exists() else 0)
-    assert len(set(reached)) > 5, f"too few different epochs were killed: {reached}"
-
-    last = start(killed)
-    last.join()
-    assert last.exitcode == 0
-    assert (killed / "weights.safetensors").read_bytes() == (uninterrupted / "weights.safetensors").read_bytes()
-    histories = [load_checkpoint(folder / "checkpoint.pt")["history"] for folder in (killed, uninterrupted)]
-    assert without_seconds(histories[0]) == without_seconds(histories[1])
 
 
 @pytest.fixture(scope="module")
