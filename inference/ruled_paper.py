@@ -85,45 +85,6 @@ def _without_edge(contrast: np.ndarray, ink: float) -> np.ndarray | None:
 def _is_ruled(rules: list[Rule], ink: np.ndarray, ink_contrast: float) -> bool:
     """True if lines are rules, not strokes of a digit that fills the image, for all other ink as a mask (H, W).
 
-    In an image cropped to the digit the foot of a 2 or the bar of a 7 reaches from edge to edge, too. Three parallel
-    lines are rules, and two if they are thinner or paler than the other ink, unless all are at the edge. One line must
-    also end well outside the other ink, which must be as large as a digit and not reach the edge.
-    """
-    height, width = ink.shape
-    inner = [rule for rule in rules if EDGE * height < rule.curve[width // 2] < (1 - EDGE) * height]
-    if not inner:
-        return False
-    if len(rules) > 2:
-        return True
-    stroke = 4 * ndimage.distance_transform_edt(ink)[ink].mean() - 2  # of the pen
-    if any(rule.width > 0.6 * stroke and rule.contrast.mean() > ink_contrast / DARKER for rule in inner):
-        return False
-    if len(rules) == 2:
-        return True
-    (top, bottom), (left, right) = (np.flatnonzero(ink.any(axis))[[0, -1]] for axis in (1, 0))
-    is_inside = top > 1 and bottom < height - 2 and left > EDGE * width and right < (1 - EDGE) * width
-    return bool(is_inside and max(bottom - top, right - left) > MIN_DIGIT * max(height, width))
-
-
-def _without_edge(contrast: np.ndarray, ink: float) -> np.ndarray | None:
-    """The contrast without what touches the edge, such as parts of rules; None if that is most of the ink."""
-    labels, count = ndimage.label(contrast > INK * ink, np.ones((3, 3)))
-    if not count:
-        return contrast
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    at_edge = np.zeros(len(sizes), bool)
-    for side in (labels[:2], labels[-2:], labels[:, :2], labels[:, -2:]):
-        at_edge[np.unique(side)] = True
-    at_edge[0] = False
-    if at_edge[sizes.argmax()]:
-        return None
-    return np.where(ndimage.binary_dilation(at_edge[labels], iterations=2), 0, contrast)
-
-
-def _is_ruled(rules: list[Rule], ink: np.ndarray, ink_contrast: float) -> bool:
-    """True if lines are rules, not strokes of a digit that fills the image, for all other ink as a mask (H, W).
-
     In an image cropped to the digit the foot of a 2 or the bar of a 7 reaches from edge to edge, too. Two parallel
     lines are rules unless both are at the edge; one line is a rule if it is thinner or paler than the other ink, which
     is as large as a digit, does not reach the edge, and ends well before the line does.
