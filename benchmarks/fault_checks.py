@@ -28,7 +28,6 @@ MAIN = ["--smoke", "--epochs", "8", "--batch-size", "50"]
 SEEDS = 8
 SWEEP = ["--sample", "--device", "cpu", "--variants", "s5", "--seeds", f"0-{SEEDS - 1}", "--epochs", "1"]
 PATIENCE = 600  # seconds for what takes a few: only a process that hangs needs more
-STARTS = 3  # of a process that ends before its command begins, which is no fault of the command
 BUSY = "while True: pass"
 IMPOSSIBLE = 77  # exit code of a child process: this fault cannot be made here
 
@@ -60,19 +59,26 @@ class Harness:
         """Start a command in a child process; return the process when the command begins."""
         from benchmarks import children
 
-        arguments = [str(each) for each in arguments]
-        for _ in range(STARTS):
-            here, there = self.processes.Pipe(duplex=False)
-            process = self.processes.Process(
-                target=children.call, args=(command, arguments, log, there), kwargs=options
-            )
-            process.start()
-            with here, there:
-                wait([here, process.sentinel], PATIENCE)
-                if here.poll():
-                    return process
-            process.kill()  # the fork server has ended; the next start makes a new one
-        raise FaultError("a process does not start")
+        here, there = self.processes.Pipe(duplex=False)
+        arguments = (command, [str(each) for each in arguments], log, there)
+        process = self.processes.Process(target=children.call, args=arguments, kwargs=options)
+        process.start()
+        with here, there:
+            wait([here, process.sentinel], PATIENCE)  # or until it ends
+            if not here.poll():
+                process.kill()
+                raise FaultError("a process does not start")
+        return process
+
+    def kill(self, process, command: str, folder: Path) -> bool:
+        """Kill a command's process at a random moment and check its files; False if it ends before that."""
+        process.join(self.chance.uniform(0, 1.2 * self.seconds[command]))
+        if not process.is_alive():
+            return False
+        process.kill()
+        process.join()
+        check_files(folder)
+        return True
 
     def finish(self, command: str, arguments: list, log: Path, **options) -> None:
         """Run a command to its end. Raises FaultError if it fails."""
@@ -146,13 +152,8 @@ def killed_runs(harness: Harness, rounds: int) -> None:
         while True:
             arguments = ["--resume", run] if (run / FILES[0]).exists() else [*MAIN, "--output", run]
             process = harness.start("main", arguments, log)
-            if kills < rounds:
-                process.join(harness.chance.uniform(0, 1.2 * harness.seconds["main"]))
-            if process.is_alive() and kills < rounds:
-                process.kill()
-                process.join()
+            if kills < rounds and harness.kill(process, "main", folder):
                 kills += 1
-                check_files(folder)
             else:
                 end(process, log)
                 break
@@ -170,13 +171,8 @@ def killed_sweeps(harness: Harness, rounds: int, together: int = 1) -> None:
         while not complete:
             sweeps = [harness.start("sweep", arguments, log) for _ in range(together)]
             for process in sweeps:
-                if kills < rounds:
-                    process.join(harness.chance.uniform(0, 1.2 * harness.seconds["sweep"]))
-                if process.is_alive() and kills < rounds:
-                    process.kill()
-                    process.join()
+                if kills < rounds and harness.kill(process, "sweep", folder):
                     kills += 1
-                    check_files(folder)
                 else:
                     end(process, log)
                     complete = True

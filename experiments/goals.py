@@ -61,10 +61,13 @@ GOALS = (
 
 def find_claims(goal: Goal, trials: list[dict]) -> list[dict]:
     """The trials on the full test set that claim the goal."""
-    if not goal.variant:
-        return []
-    found = select(trials, variant=goal.variant, split="test", data="mnist")
-    return [trial for trial in found if trial["recipe"] == KNOWN[goal.variant].recipe.as_dict()]
+    return claims_of(goal.variant, trials) if goal.variant else []
+
+
+def claims_of(variant: str, trials: list[dict]) -> list[dict]:
+    """The trials of a variant's recipe on the full test set."""
+    found = select(trials, variant=variant, split="test", data="mnist")
+    return [trial for trial in found if trial["recipe"] == KNOWN[variant].recipe.as_dict()]
 
 
 def goals_table(trials: list[dict]) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -102,11 +103,10 @@ def card(name: str, trials: list[dict], record: dict) -> str:
     """
     from analysis.statistics import mean_interval, wilson_interval
     from experiments.candidates import KNOWN
-    from experiments.goals import GOALS, find_claims
+    from experiments.goals import claims_of
     from training.augmentation import MEAN, STD
 
-    goal = next((goal for goal in GOALS if goal.variant == name), None)
-    claims = sorted(find_claims(goal, trials), key=lambda trial: trial["seed"]) if goal else []
+    claims = sorted(claims_of(name, trials), key=lambda trial: trial["seed"])
     if not claims:
         raise CardError(f"the ledger has no trials of {name} on the test set: run experiments.sweep first")
     if record.get("weights") != checksum(name):
@@ -118,7 +118,7 @@ def card(name: str, trials: list[dict], record: dict) -> str:
         raise CardError(f"the weights of {name} have an accuracy of {found}: save that seed's weights")
     accuracies = [trial["accuracy"] for trial in claims]
     mean, (low, high) = sum(accuracies) / len(accuracies), mean_interval(accuracies)
-    deviation = (sum((value - mean) ** 2 for value in accuracies) / max(1, len(accuracies) - 1)) ** 0.5
+    deviation = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
     spread = f", standard deviation {deviation:.2f}, 95% interval {low:.2f}–{high:.2f}%" if len(accuracies) > 1 else ""
     own_low, own_high = wilson_interval(record["correct"], total)
     changes = {(row["change"], row["amount"]): row for row in record["changes"]}

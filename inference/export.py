@@ -82,18 +82,18 @@ def relative_difference(logits, expected) -> float:
 
 def describe(name: str, model, recorded: bool) -> dict[str, str]:
     """What the network is; with `recorded` weights also its accuracy in the ledger, if there is any."""
+    from analysis.inspection import count_parameters
     from experiments.candidates import KNOWN
-    from experiments.ledger import read_ledger, select
+    from experiments.goals import claims_of
+    from experiments.ledger import read_ledger
 
-    variant = KNOWN[name]
-    parameters = sum(each.numel() for each in model.parameters())
+    variant, parameters = KNOWN[name], count_parameters(model)
     about = {
         "description": f"Handwritten digits 0 to 9, as in MNIST: {name}, {variant.network}, {parameters:,} parameters",
         "network": str(variant.network),
         "parameters": str(parameters),
     }
-    trials = select(read_ledger(), variant=name, split="test", data="mnist") if recorded else []
-    accuracies = [trial["accuracy"] for trial in trials if trial["recipe"] == variant.recipe.as_dict()]
+    accuracies = [trial["accuracy"] for trial in claims_of(name, read_ledger())] if recorded else []
     if accuracies:
         deviation = f", standard deviation {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
         seeds = f"{len(accuracies)} seed{'s' if len(accuracies) > 1 else ''}{deviation}"

@@ -76,17 +76,17 @@ def build_page(roundings: Roundings) -> str:
 
 def describe(name: str, trials: list[dict]) -> dict:
     """What the page says of a network: name, line, number of parameters, and its mean test accuracy in the ledger."""
+    from analysis.inspection import count_parameters
     from experiments.candidates import KNOWN
-    from experiments.goals import GOALS, find_claims
-    from helpers import build
+    from experiments.goals import GOALS, claims_of
 
     goal = next((goal for goal in GOALS if goal.variant == name), None)
-    accuracies = [trial["accuracy"] for trial in find_claims(goal, trials)] if goal else []
+    accuracies = [trial["accuracy"] for trial in claims_of(name, trials)]
     return {
         "name": name,
         "title": re.sub("[*`]", "", goal.network) if goal else name,
         "line": str(KNOWN[name].network),
-        "parameters": sum(each.numel() for each in build(KNOWN[name].build).parameters()),
+        "parameters": count_parameters(KNOWN[name].build()),
         "accuracy": f"{sum(accuracies) / len(accuracies):.2f}%" if accuracies else "not claimed",
         "seeds": len(accuracies),
     }
@@ -97,12 +97,13 @@ def choose_roundings() -> Roundings:
 
     Raises PageError if there is none, and DataError if the full MNIST is missing.
     """
+    from analysis.inspection import count_parameters
     from inference.packing import COARSE, FINE, PackingError, fit
     from inference.trained import load_trained, trained_networks
     from training.mnist import load_mnist
 
     models = {name: load_trained(name) for name in trained_networks()}
-    is_small = {name: sum(each.numel() for each in model.parameters()) < SMALL for name, model in models.items()}
+    is_small = {name: count_parameters(model) < SMALL for name, model in models.items()}
     images = load_mnist(allow_sample=False).eval_images
     for coarse in COARSE:
         packings = {name: FINE if is_small[name] else coarse for name in models}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from analysis.inspection import count_parameters
 from experiments.candidates import CLAIMS, KNOWN
 from helpers import build
 from training.checkpoint import load_weights
@@ -15,7 +16,7 @@ from training.files import TRAINED
 def trained_networks() -> list[str]:
     """The names, the largest network first."""
     names = [name for name in ("s5", *CLAIMS) if weights_file(name).is_file()]
-    return sorted(names, key=lambda name: -sum(each.numel() for each in KNOWN[name].build().parameters()))
+    return sorted(names, key=lambda name: -count_parameters(KNOWN[name].build()))
 
 
 def weights_file(name: str) -> Path:

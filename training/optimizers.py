@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -30,7 +29,7 @@ def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe) -> torch.optim.
 
 def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, images: int) -> LambdaLR:
     """The recipe's schedule for `images` training images; `recipe.schedule_every` says when to step it."""
-    steps_per_epoch = math.ceil(images / recipe.batch_size) if recipe.schedule_every == "batch" else 1
+    steps_per_epoch = recipe.steps_per_epoch(images)
     return LambdaLR(optimizer, lambda step: recipe.learning_rate_factor(step, steps_per_epoch))
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from training.recipe import short
+
 # name: the types of its values
 PARTS = {
     "recipe": (dict,),
@@ -115,5 +117,4 @@ def _describe(value: Any) -> str:
         return f"a dict of {names if len(names) <= 60 else f'{len(value)} entries'}" if value else "an empty dict"
     if isinstance(value, list | tuple):
         return f"a {type(value).__name__} of {len(value)}"
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    return short(value)
