@@ -5,12 +5,13 @@
     plain 4 8 / 16 32 / 40 gap      convolutions with a bias, no BatchNorm
     shared 12 ×1 / ×2 / ×2 gap      one convolution of 12 channels, used 1, 2 and 2 times (`x1` is read too)
     shared-separable 14 ×1 / ×2 gap
-    dense 4 / 3 / 3 gdconv crop 2   each block adds channels to its input; this head and this crop only
+    dense 4 / 3 / 3 gdconv crop 2   each block adds channels to its input; always this head and crop
     linear 24                       fully connected: the units of each hidden layer; no head, no options
 
 Heads, each ending in a linear layer: `gap` (global average pooling), `flat` (all values), `gdconv` (global depthwise
-convolution). Options follow in any order: `crop 2` (cut a border of 2 pixels), `radial 1` (add a radial pattern of this
-height), `stem 16` (begin with a 5×5 convolution of 16 channels and stride 2), `dropout 0.05` (after each pooling).
+convolution). Options follow in any order: `deskew 5` (make every digit upright and equally high, the standard deviation
+of its rows being 5 pixels), `crop 2` (cut a border of 2 pixels), `radial 1` (add a radial pattern of this height),
+`stem 16` (begin with a 5×5 convolution of 16 channels and stride 2), `dropout 0.05` (after each pooling).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ HEADS = {
 MAX_CHANNELS, MAX_LAYERS = 4096, 64
 CHANNELS, UNITS, USES = "channel count (1 to 4096)", "number of units (1 to 4096)", "number of uses (×1 to ×64)"
 OPTIONS = {  # in the order of writing: the largest value (an int if only whole numbers are allowed) and the meaning
+    "deskew": (14.0, "standard deviation in pixels (above 0, at most 14)"),
     "crop": (13, "border in pixels (1 to 13)"),
     "radial": (100.0, "height (above 0, at most 100)"),
     "stem": (MAX_CHANNELS, CHANNELS),
@@ -47,10 +49,10 @@ OPTIONS = {  # in the order of writing: the largest value (an int if only whole 
 BLOCKS = {  # what the numbers of the stages mean, and the heads and options that are allowed
     "conv": (CHANNELS, HEADS, OPTIONS),
     "separable": (CHANNELS, HEADS, OPTIONS),
-    "plain": (CHANNELS, HEADS, ("crop", "radial", "dropout")),  # the stem has BatchNorm
-    "shared": (USES, HEADS, ("crop",)),
-    "shared-separable": (USES, HEADS, ("crop",)),
-    "dense": (CHANNELS, ("gdconv",), ("crop",)),
+    "plain": (CHANNELS, HEADS, ("deskew", "crop", "radial", "dropout")),  # the stem has BatchNorm
+    "shared": (USES, HEADS, ("deskew", "crop")),
+    "shared-separable": (USES, HEADS, ("deskew", "crop")),
+    "dense": (CHANNELS, ("gdconv",), ("deskew", "crop")),
     "linear": (UNITS, (), ()),
 }
 
@@ -67,6 +69,7 @@ class Network:
     stages: tuple[tuple[int, ...], ...]  # channels of the layers at each resolution; shared: number of uses, one each
     head: str = ""  # a key of HEADS; linear: none
     channels: int = 0  # shared: of the one convolution
+    deskew: float = 0.0
     crop: int = 0
     radial: float = 0.0
     stem: int = 0
@@ -99,6 +102,11 @@ class Network:
 
     def build(self) -> nn.Module:
         """A new module, images (N, 1, 28, 28) → logits (N, 10), with initial weights from torch's random state."""
+        network = self._network()
+        return nn.Sequential(architectures.Deskew(self.deskew), network) if self.deskew else network
+
+    def _network(self) -> nn.Module:
+        """What follows `deskew`."""
         match self.block:
             case "linear":
                 sizes = pairwise((28 * 28, *self.stages[0]))

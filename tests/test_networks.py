@@ -95,17 +95,17 @@ BAD_LINES = {
     "conv 4 gap crop 14": 'word 5: "14" is no border in pixels (1 to 13)',
     "conv 4 gap crop 2 radial 1 crop 2": "word 8: crop is repeated",
     "conv 4 gap crop": "at the end: missing border in pixels (1 to 13)",
-    "conv 4 gap shift 2": 'word 4: "shift" is no option of conv (crop, radial, stem, dropout)',
-    "conv 4 gap gap": 'word 4: "gap" is no option of conv (crop, radial, stem, dropout)',
+    "conv 4 gap shift 2": 'word 4: "shift" is no option of conv (deskew, crop, radial, stem, dropout)',
+    "conv 4 gap gap": 'word 4: "gap" is no option of conv (deskew, crop, radial, stem, dropout)',
     "conv 4 / 8 gap dropout 1": 'word 7: "1" is no probability (above 0, at most 0.99)',
     "conv 4 / 8 gap dropout nan": 'word 7: "nan" is no probability (above 0, at most 0.99)',
     "conv 4 gap dropout 0.1": "word 4: dropout follows the pooling (/), and there is none",
-    "plain 4 gap stem 8": 'word 4: "stem" is no option of plain (crop, radial, dropout)',
+    "plain 4 gap stem 8": 'word 4: "stem" is no option of plain (deskew, crop, radial, dropout)',
     "shared ×1 gap": 'word 2: "×1" is no channel count (1 to 4096)',
     "shared 4 4 gap": 'word 3: "4" is no number of uses (×1 to ×64)',
     "shared 4 ×1 ×2 gap": 'word 4: "×2" is no / or head (gap, flat, gdconv)',
     "shared 4 ×60 / ×5 gap": "word 5: more than 64 layers",
-    "shared 4 ×1 / ×2 gap dropout 0.1": 'word 7: "dropout" is no option of shared (crop)',
+    "shared 4 ×1 / ×2 gap dropout 0.1": 'word 7: "dropout" is no option of shared (deskew, crop)',
     "dense 4 / 3 gap crop 2": 'word 5: "gap" is no channel count (1 to 4096), / or head (gdconv)',
     "dense 4 / 3 gdconv": "at the end: dense requires crop 2",
     "dense 4 / 3 gdconv crop 3": "word 6: dense requires crop 2",
@@ -129,9 +129,9 @@ def random_line(draw: random.Random) -> str:
     else:
         stages = [" ".join(str(draw.randint(1, 6)) for _ in range(draw.randint(1, 3))) for _ in range(depth)]
     line = f"{block} {' / '.join(stages)} "
+    values = {"deskew": draw.choice([3, 4.5, 5]), "crop": draw.randint(1, 5)}
     if block == "dense":
-        return f"{line}gdconv crop 2"
-    values = {"crop": draw.randint(1, 5)}
+        return f"{line}gdconv{draw.choice(['', ' deskew 5'])} crop 2"
     if block in CONVOLUTIONS:
         values["radial"] = draw.choice([0.25, 1, 2.5, 10])
     if block in ("conv", "separable"):

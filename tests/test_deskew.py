@@ -1,0 +1,81 @@
+"""The layer that makes digits upright: moments of the result, bad images, precision."""
+
+import pytest
+import torch
+
+from experiments.architectures import MAX_SCALE, MIN_SCALE, Deskew, deskew
+from training.augmentation import MEAN, STD, normalize, warp
+
+
+def ink_of(images):
+    """Normalised images (N, 1, 28, 28) as ink (N, 28, 28), 0 to 1, float64."""
+    return (images.double() * STD + MEAN).squeeze(1)
+
+
+def moments(images):
+    """Mass, centre (x, y), variance of the rows and covariance of each image, in pixels."""
+    ink, places = ink_of(images), torch.arange(28) - 13.5
+    mass = ink.sum((1, 2))
+    x, y = (ink.sum(1) * places).sum(1) / mass, (ink.sum(2) * places).sum(1) / mass
+    from_row, from_column = places - y[:, None], places - x[:, None]
+    variance = (ink.sum(2) * from_row**2).sum(1) / mass
+    covariance = torch.einsum("nij,ni,nj->n", ink, from_row, from_column) / mass
+    return mass, x, y, variance, covariance
+
+
+@pytest.fixture(scope="module")
+def digits(sample):
+    return normalize(sample.train_images[:300])
+
+
+@pytest.mark.parametrize("height", [4.5, 5.0])
+def test_digits_become_upright_centred_and_equally_high(digits, height):
+    _, _, _, before, slanted = moments(digits)
+    assert slanted.abs().median() > 2
+    _, x, y, variance, covariance = moments(deskew(digits, height))
+    for value in (x, y, covariance):
+        assert value.abs().quantile(0.9) < 0.25
+        assert value.abs().max() < 1  # a few reach beyond the image and lose a corner
+    scale = before.sqrt() / height
+    free = (scale > MIN_SCALE) & (scale < MAX_SCALE)
+    assert free.float().mean() > 0.98
+    assert (variance.sqrt()[free] - height).abs().max() < 0.2
+
+
+def test_a_slanted_moved_smaller_digit_gives_the_same_image(digits):
+    """What the layer takes away makes no difference, but for the sampling of pixels."""
+    ink = digits * STD + MEAN
+    changed = warp(ink, torch.tensor([[1.1, 0.3, 0.05], [0.0, 1.1, -0.1]]).expand(len(ink), 2, 3))
+    changed = (changed - MEAN) / STD
+    before = (ink_of(changed) - ink_of(digits)).abs().mean()
+    after = (ink_of(deskew(changed, 5.0)) - ink_of(deskew(digits, 5.0))).abs().mean()
+    assert after < 0.25 * before
+
+
+def test_images_without_a_digit_stay_finite():
+    black, white = torch.full((1, 1, 28, 28), -MEAN / STD), torch.full((1, 1, 28, 28), (1 - MEAN) / STD)
+    dot = black.clone()
+    dot[..., 3, 20] = (1 - MEAN) / STD
+    line = black.clone()
+    line[..., 9, :] = (1 - MEAN) / STD
+    assert torch.allclose(deskew(black, 5.0), black, atol=1e-6)
+    for image in (white, dot, line):
+        assert deskew(image, 5.0).isfinite().all()
+    _, x, y, _, _ = moments(deskew(dot, 5.0))
+    assert x.abs() < 0.01 and y.abs() < 0.01
+
+
+def test_precision_and_batch_make_no_difference(digits):
+    alone = torch.cat([deskew(image[None], 5.0) for image in digits[:20]])
+    assert torch.allclose(deskew(digits[:20], 5.0), alone, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(deskew(digits, 5.0), Deskew(5.0)(digits))
+        assert Deskew(5.0)(digits).dtype == torch.float32
+    assert torch.allclose(deskew(digits.double(), 5.0).float(), deskew(digits, 5.0), atol=1e-4)
+
+
+def test_every_pixel_depends_on_the_whole_image(digits):
+    """As `receptive_field_table` finds out by NaN."""
+    image = digits[:1].clone()
+    image[..., 0, 0] = torch.nan
+    assert deskew(image, 5.0).isnan().all()
