@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.deskew import constants
 from inference.integer import Convolution, IntegerNetwork, Requantization
 from training.files import atomic_path
 
@@ -68,6 +69,7 @@ def c_code(network: IntegerNetwork, name: str, description: str = "") -> tuple[s
         f"/* Recognises handwritten digits: see {file}.h. Written by code: change the network, not this file. */\n"
         f'#include "{file}.h"',
         _fill("arithmetic.c"),
+        _fill("deskew.c", **constants(network.plan.deskew)) if network.plan.deskew else "",
         _fill("channel.c") if any(_channel_parts(network)) else "",
         "/* --- Weights " + 101 * "-" + " */",
         *_tables(network),
@@ -130,7 +132,8 @@ def activation_bytes(network: IntegerNetwork) -> int:
     head, first = network.plan.head, network.dense[0]
     sums = network.plan.shape[0] if head is not None else len(first.weight)
     values = sum(len(dense.weight) for dense in network.dense[:-1]) + (sums if head is not None else 0)
-    return sum(row_buffers(network).values()) + len(network.convolutions) + 4 * sums + 2 * values
+    image = 28 * 28 if network.plan.deskew else 0
+    return image + sum(row_buffers(network).values()) + len(network.convolutions) + 4 * sums + 2 * values
 
 
 def _ascii(text: str) -> str:
@@ -277,6 +280,8 @@ def _evaluate(network: IntegerNetwork) -> list[str]:
     head, crop = network.head, network.plan.crop
     count = channels if head else len(network.dense[0].weight)
     lines = [f"for (int i = 0; i < {count}; i++)", "    sums[i] = 0;"]
+    if network.plan.deskew:
+        lines.append("image = deskew(image);")
     if network.convolutions:
         lines += ["input_image = image;", "run_convolutions();"]
     else:

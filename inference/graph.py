@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.utils import _pair
 
+from experiments.architectures import Deskew, deskew
+
 IMAGE = -1  # as an input of a step: the normalised image
 
 
@@ -26,10 +28,11 @@ class GraphError(ValueError):
 class Step:
     """One operation on maps (channels, height, width), or on values (count,) after `linear`.
 
-    crop: cuts a border of `size` pixels. conv: convolution with `weight` (outputs, inputs / groups, height, width),
-    zero padding of `padding` pixels and `stride`, times `scale` (outputs,), plus `bias` (outputs,). pool: the largest
-    of each `size` × `size` pixels. mean: of each map. linear: `weight` (outputs, inputs), plus `bias`, of the
-    flattened input. add: the sum of two inputs. relu: alone only where it follows no convolution.
+    deskew: `architectures.deskew` to the height `size`. crop: cuts a border of `size` pixels. conv: convolution with
+    `weight` (outputs, inputs / groups, height, width), zero padding of `padding` pixels and `stride`, times `scale`
+    (outputs,), plus `bias` (outputs,). pool: the largest of each `size` × `size` pixels. mean: of each map. linear:
+    `weight` (outputs, inputs), plus `bias`, of the flattened input. add: the sum of two inputs. relu: alone only where
+    it follows no convolution.
     """
 
     kind: str
@@ -41,7 +44,7 @@ class Step:
     groups: int = 1
     stride: int = 1
     padding: int = 0
-    size: int = 0
+    size: float = 0
     relu: bool = False
     name: str = ""  # of the layer in the network
 
@@ -49,12 +52,12 @@ class Step:
 def steps_of(model: nn.Module) -> list[Step]:
     """The steps of `model` in evaluation mode, float32; the last one gives the logits (10,). The model is not changed.
 
-    Raises GraphError for a layer that is none of crop, convolution, BatchNorm, ReLU, max-pooling, average over all
-    pixels, linear, addition, flattening and dropout.
+    Raises GraphError for a layer that is none of Deskew, crop, convolution, BatchNorm, ReLU, max-pooling, average over
+    all pixels, linear, addition, flattening and dropout.
     """
     model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     try:
-        graph = fx.symbolic_trace(model)
+        graph = fx.GraphModule(model, _Tracer().trace(model))
     except Exception as error:  # fx raises many types for what it cannot follow
         raise GraphError(f"the network cannot be traced: {error}") from error
     shapes = _shapes(graph)
@@ -72,6 +75,13 @@ def steps_of(model: nn.Module) -> list[Step]:
     return steps
 
 
+class _Tracer(fx.Tracer):
+    """Keeps Deskew as one step."""
+
+    def is_leaf_module(self, layer: nn.Module, name: str) -> bool:
+        return isinstance(layer, Deskew) or super().is_leaf_module(layer, name)
+
+
 def run(steps: list[Step], images: Tensor) -> Tensor:
     """Logits, float (N, 10), of normalised images (N, 1, 28, 28) by the steps: the reference for an export."""
     outputs: list[Tensor] = []
@@ -83,6 +93,8 @@ def run(steps: list[Step], images: Tensor) -> Tensor:
 
 def _run(step: Step, maps: Tensor, *others: Tensor) -> Tensor:
     match step.kind:
+        case "deskew":
+            maps = deskew(maps, step.size)
         case "crop":
             maps = maps[:, :, step.size : -step.size, step.size : -step.size]
         case "conv":
@@ -134,6 +146,8 @@ def _append(steps: list[Step], places: dict, node: fx.Node, layer, shape: tuple,
     if isinstance(layer, nn.Linear):
         bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
         return add("linear", weight=layer.weight, bias=bias)
+    if isinstance(layer, Deskew):
+        return add("deskew", size=layer.height)
     if isinstance(layer, nn.ZeroPad2d) and max(layer.padding) <= 0 and len(set(layer.padding)) == 1:
         return add("crop", size=-layer.padding[0]) if layer.padding[0] else inputs[0]
     if function in (operator.add, torch.add) and len(inputs) == 2:

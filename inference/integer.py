@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inference.deskew import deskew_bytes
 from inference.graph import Step
 from inference.stages import Layer, Plan
 
@@ -145,8 +146,7 @@ class IntegerNetwork:
 
     @torch.inference_mode()
     def _logits(self, images: Tensor) -> Tensor:
-        crop = self.plan.crop
-        maps = images[:, None, crop : 28 - crop, crop : 28 - crop]
+        maps = image_maps(images, self.plan)
         inputs = []  # of each convolution
         for convolution in self.convolutions:
             inputs.append(maps)
@@ -167,6 +167,12 @@ class IntegerNetwork:
         weights = {id(part.weight): part.weight.numel() for part in parts if part.weight is not None}
         channels = sum(part.requantization.bytes for part in parts if part.requantization)
         return sum(weights.values()) + channels + 4 * len(self.dense[-1].bias)
+
+
+def image_maps(images: Tensor, plan: Plan) -> Tensor:
+    """What the first layer reads, uint8 (N, 1, side, side), of uint8 images (N, 28, 28)."""
+    images = deskew_bytes(images, plan.deskew) if plan.deskew else images
+    return images[:, None, plan.crop : 28 - plan.crop, plan.crop : 28 - plan.crop]
 
 
 def max_pool(maps: Tensor, size: int) -> Tensor:

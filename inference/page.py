@@ -48,6 +48,7 @@ def build_page(roundings: Roundings) -> str:
     Raises PageError if there are no weights, CheckpointError if weights are damaged, GraphError if the page cannot
     compute a layer of a network, and OSError if a file cannot be read.
     """
+    from experiments import architectures
     from experiments.ledger import read_ledger
     from inference import packing, preprocessing
     from inference.trained import load_trained, trained_networks
@@ -61,6 +62,7 @@ def build_page(roundings: Roundings) -> str:
         describe(name, trials) | packing.pack_network(load_trained(name), *roundings.get(name, ())) for name in names
     ]
     constants = {name: getattr(preprocessing, name) for name in SETTINGS}
+    constants |= {name: getattr(architectures, name) for name in ("MAX_SLANT", "MIN_SCALE", "MAX_SCALE")}  # of deskew
     constants |= {"MEAN": augmentation.MEAN, "STD": augmentation.STD, "DIGITS": packing.DIGITS, "FINE": packing.FINE}
     constants |= {"FIRST": FIRST if FIRST in names else names[0]}
     scripts = ["".join(f"const {name} = {json.dumps(value)};\n" for name, value in constants.items())]

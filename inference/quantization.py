@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.architectures import deskew
 from inference.graph import GraphError, Step, steps_of
-from inference.integer import LARGEST_INT16, Convolution, Dense, Head, IntegerNetwork, Requantization, bound
+from inference.integer import LARGEST_INT16, Convolution, Dense, Head, IntegerNetwork, Requantization, bound, image_maps
 from inference.stages import Layer, plan
 from training.augmentation import MEAN, STD, normalize
 
@@ -51,9 +52,9 @@ class _Calibration:
 
     def __init__(self, images: Tensor, plan):
         self.network = IntegerNetwork(plan)
-        crop = plan.crop
-        self.maps = images[:, None, crop : 28 - crop, crop : 28 - crop]
-        self.floats = normalize(images)[:, :, crop : 28 - crop, crop : 28 - crop]
+        self.maps = image_maps(images, plan)
+        floats = deskew(normalize(images), plan.deskew) if plan.deskew else normalize(images)
+        self.floats = floats[:, :, plan.crop : 28 - plan.crop, plan.crop : 28 - plan.crop]
         self.scale, self.zero = IMAGE_SCALE, IMAGE_ZERO  # of `maps`: float = (integer - zero) × scale
         self.weights: dict[int, tuple[Tensor, Tensor]] = {}  # int8 and scale, of each float tensor
         self.inputs: list[tuple[Tensor, Tensor, float]] = []  # of each layer: floats, maps, scale

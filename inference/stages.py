@@ -31,8 +31,9 @@ class Layer:
 
 @dataclass
 class Plan:
-    """The image is cropped by `crop` pixels; the last maps, or the image, go through `head` and then `dense` layers."""
+    """The image goes through `deskew` and `crop`; the last maps, or the image, through `head` and `dense` layers."""
 
+    deskew: float = 0.0  # the height, in pixels
     crop: int = 0
     layers: list[Layer] = field(default_factory=list)
     head: Step | None = None  # mean, or a convolution by the whole map (gdconv); None: dense reads the maps
@@ -57,6 +58,8 @@ def plan(steps: list[Step]) -> Plan:
     """
     reader = _Reader(steps)
     plan = Plan()
+    if step := reader.take("deskew"):
+        plan.deskew = step.size
     if step := reader.take("crop"):
         plan.crop = step.size
     inputs = []  # the place and the shape of each layer's input

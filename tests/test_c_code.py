@@ -40,6 +40,8 @@ LINES = (
     "shared 4 ×1 / ×2 / ×2 / ×2 gdconv crop 2",
     "shared 5 ×2 / ×1 flat",
     "shared-separable 6 ×1 / ×2 / ×2 gap",  # with signed values in the middle of a layer
+    "shared 4 ×1 / ×2 gap deskew 5 crop 2",
+    "conv 3 / 4 flat deskew 4.5",
     "linear 24",
     "linear 12 9",
 )
@@ -107,6 +109,18 @@ def test_networks_of_every_kind_equal_the_reference(line, sample, tmp_path):
     expected = network(images)
     assert len(expected.unique(dim=0)) > 10
     check(compile_program(network, tmp_path, *SANITIZERS), images, expected)
+
+
+@needs_compiler
+def test_any_image_is_deskewed_as_by_the_reference(sample, tmp_path):
+    """Black, white, a dot in each corner, lines, faint noise, slanted and tiny digits."""
+    images = torch.zeros(12, 28, 28, dtype=torch.uint8)
+    images[1], images[2, 0, 0], images[3, 27, 27], images[4, 0, 27], images[5, 27, 0] = 255, 1, 255, 255, 7
+    images[6, 13], images[7, :, 3], images[8] = 255, 255, torch.randint(0, 3, (28, 28)).byte()
+    images[9] = 255 * torch.eye(28).byte()
+    images[10], images[11, 9:19, 9:19] = images[9].flip(0), sample.eval_images[0, 9:19, 9:19]
+    network = integer_network("conv 3 / 4 flat deskew 5", sample)
+    check(compile_program(network, tmp_path, *SANITIZERS), images, network(images))
 
 
 @needs_compiler

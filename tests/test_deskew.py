@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from experiments.architectures import MAX_SCALE, MIN_SCALE, Deskew, deskew
+from inference.deskew import deskew_bytes, square_root
 from training.augmentation import MEAN, STD, normalize, warp
 
 
@@ -62,7 +63,7 @@ def test_images_without_a_digit_stay_finite():
     for image in (white, dot, line):
         assert deskew(image, 5.0).isfinite().all()
     _, x, y, _, _ = moments(deskew(dot, 5.0))
-    assert x.abs() < 0.01 and y.abs() < 0.01
+    assert max(x.abs(), y.abs()) < 0.01
 
 
 def test_precision_and_batch_make_no_difference(digits):
@@ -79,3 +80,26 @@ def test_every_pixel_depends_on_the_whole_image(digits):
     image = digits[:1].clone()
     image[..., 0, 0] = torch.nan
     assert deskew(image, 5.0).isnan().all()
+
+
+def test_integers_are_within_rounding_of_floats(sample):
+    images = sample.eval_images[:300]
+    floats = ink_of(deskew(normalize(images), 5.0)) * 255
+    difference = (deskew_bytes(images, 5.0) - floats).abs()
+    assert difference.mean() < 0.3
+    assert difference.max() < 4  # places are rounded to 1/256 of a pixel
+
+
+def test_integers_keep_black_and_faint_images():
+    images = torch.zeros(2, 28, 28, dtype=torch.uint8)
+    images[1, 3, 5] = 1
+    upright = deskew_bytes(images, 5.0)
+    assert upright[0].sum() == 0
+    assert upright.max() <= 1
+
+
+def test_square_root_is_exact():
+    roots = torch.cat([torch.arange(1000), torch.randint(0, 2**30, (1000,)), torch.tensor([2**30, 2**31 - 1])])
+    assert torch.equal(square_root(roots * roots), roots)
+    assert torch.equal(square_root(roots[1:] * roots[1:] - 1), roots[1:] - 1)
+    assert torch.equal(square_root(roots * roots + 2 * roots), roots)

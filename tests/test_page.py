@@ -210,6 +210,7 @@ LINES = [
     "separable 4 6 / 8 / 9 gap stem 5",
     "shared 5 ×1 / ×2 / ×3 gdconv crop 2",
     "shared-separable 6 ×2 / ×2 gap",
+    "shared 4 ×1 / ×2 gap deskew 5 crop 2",
     "linear 12 9",
 ]
 

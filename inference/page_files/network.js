@@ -58,6 +58,7 @@ class Network {
 }
 
 const OPERATIONS = {
+  deskew: makeUpright,
   crop: cropMaps,
   conv: convolve,
   pool: poolMaps,
@@ -66,6 +67,39 @@ const OPERATIONS = {
   add: (step, first, second) => map(first, (value, place) => value + second.values[place]),
   relu: (step, maps) => ({ ...maps }),
 };
+
+/** The image upright, in the middle and equally high: `deskew` in `experiments/architectures.py`. */
+function makeUpright({ size }, { height: side, values }) {
+  const ink = Float64Array.from(values, (value) => value * STD + MEAN);
+  const middle = (side - 1) / 2;
+  const [x, y] = [(place) => (place % side) - middle, (place) => Math.floor(place / side) - middle];
+  const total = (factor) => ink.reduce((total, value, place) => total + value * factor(place), 0);
+  const mass = Math.max(1e-3, total(() => 1));
+  const [centreX, centreY] = [total(x) / mass, total(y) / mass];
+  const variance = total((place) => (y(place) - centreY) ** 2) / mass;
+  const covariance = total((place) => (x(place) - centreX) * (y(place) - centreY)) / mass;
+  const slant = between(-MAX_SLANT, covariance / Math.max(1e-3, variance), MAX_SLANT);
+  const scale = between(MIN_SCALE, Math.sqrt(variance) / size, MAX_SCALE);
+  const upright = values.map((_, place) => {
+    const down = scale * y(place);
+    const sample = sampleAt(ink, side, middle + centreX + scale * x(place) + slant * down, middle + centreY + down);
+    return (sample - MEAN) / STD;
+  });
+  return { channels: 1, height: side, width: side, values: upright };
+}
+
+const between = (low, value, high) => Math.min(high, Math.max(low, value));
+
+/** The value at (x, y) of a square image, by bilinear interpolation; 0 outside. */
+function sampleAt(values, side, x, y) {
+  const [left, top] = [Math.floor(x), Math.floor(y)];
+  let sample = 0;
+  for (const [column, row] of [[left, top], [left + 1, top], [left, top + 1], [left + 1, top + 1]]) {
+    const isInside = column >= 0 && row >= 0 && column < side && row < side;
+    if (isInside) sample += values[row * side + column] * (1 - Math.abs(x - column)) * (1 - Math.abs(y - row));
+  }
+  return sample;
+}
 
 /** Convolution with zero padding: each weight multiplies a shifted copy of its input map. */
 function convolve({ weight, scale, bias, kernel = 1, groups = 1, stride = 1, padding = 0 }, maps) {
