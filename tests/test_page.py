@@ -157,7 +157,8 @@ def test_fitted_rounding_keeps_predictions(sample):
 def test_finest_rounding_that_fits_is_chosen(sample, monkeypatch):
     monkeypatch.setattr("training.mnist.load_mnist", lambda allow_sample: sample.subset(100, 100))
     monkeypatch.setattr("inference.trained.trained_networks", lambda: ["s5"])
-    for size, expected in ((150_000, (2, 1)), (72_500, (5, 3))):
+    small = len(page.build_page({"s5": ((5, 3), 1.0)}).encode()) + 200
+    for size, expected in ((page.MAX_BYTES, (2, 1)), (small, (5, 3))):
         monkeypatch.setattr(page, "MAX_BYTES", size)
         chosen = page.choose_roundings()
         assert chosen["s5"][0] == expected
