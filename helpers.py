@@ -168,7 +168,7 @@ def fit(
     compile: bool | None = None,
     precision: str = "auto",
     loss: Loss | None = None,
-    progress: bool = True,
+    progress: bool | Callable[[list[dict]], None] = True,
 ) -> list[dict]:
     """Train `model` by `recipe` and return its history, one dict per epoch.
 
@@ -180,7 +180,8 @@ def fit(
     `compile` and `precision`: see `training.device`. `loss`: instead of the recipe's cross-entropy, e.g.
     `experiments.distillation.distillation_loss`. `checkpoint`: a path; the whole state is saved there after every
     epoch, and `resume` continues from it, with the same results bit for bit (on a CPU with the same number of threads).
-    Ctrl-C ends the run early, at the end of the last complete epoch.
+    Ctrl-C ends the run early, at the end of the last complete epoch. `progress`: True prints a line per epoch; a
+    function gets the history after each instead.
 
     Raises DivergenceError (the model is set back likewise), CheckpointError, CompileError, and ValueError for any
     option that makes no sense, such as a recipe with a teacher but no `loss`.
@@ -201,7 +202,6 @@ def fit(
         state.resume(checkpoint)
     last_complete = state.capture()
     evaluated = state.average or model
-    scheduled_by_batch = recipe.schedule_every == "batch"
 
     try:
         for number in range(len(state.history) + 1, recipe.epochs + 1):
@@ -215,15 +215,15 @@ def fit(
                     state.optimizer,
                     recipe.in_epoch(number),
                     state.generator,
-                    scheduler=state.scheduler if scheduled_by_batch else None,
+                    scheduler=state.scheduler if recipe.schedule_every == "batch" else None,
                     average=state.average,
                     forward=forward,
                     loss=loss,
                     precision=precision,
-                    progress=progress,
+                    progress=progress is True,
                 )
             learning_rate = state.optimizer.param_groups[0]["lr"]
-            if not scheduled_by_batch:
+            if recipe.schedule_every == "epoch":
                 state.scheduler.step()
             eval_loss = eval_accuracy = eval_correct = None
             if number % eval_every == 0 or number == recipe.epochs:
@@ -235,7 +235,9 @@ def fit(
             epoch |= {"eval_loss": eval_loss, "eval_accuracy": eval_accuracy, "eval_correct": eval_correct}
             state.history.append(epoch | {"seconds": time.perf_counter() - start})
             last_complete = state.capture()
-            if progress:
+            if callable(progress):
+                progress(state.history)
+            elif progress:
                 print(epoch_line(state.history[-1], recipe.epochs, data))
             if checkpoint is not None:
                 save_checkpoint(checkpoint, last_complete)
@@ -248,10 +250,8 @@ def fit(
         state.restore(last_complete)
         complete = len(state.history)
         kept = f"the state after epoch {complete} is kept" if complete else "the model is as it was before training"
-        raise DivergenceError(
-            f"the loss stopped being finite in epoch {complete + 1}; {kept}. "
-            f"Try a smaller learning rate than {recipe.learning_rate}."
-        ) from error
+        problem = f"the loss stopped being finite in epoch {complete + 1}; {kept}"
+        raise DivergenceError(f"{problem}. Try a smaller learning rate than {recipe.learning_rate}.") from error
     if state.average is not None:
         model.load_state_dict(state.average.module.state_dict())
     return state.history

@@ -32,7 +32,7 @@ ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 def summary(model: nn.Module, input_size: tuple[int, ...] = IMAGE) -> torchinfo.ModelStatistics:
     """The layer summary of torchinfo, to be printed or displayed by a notebook cell."""
-    with _evaluating(model):
+    with evaluating(model):
         return torchinfo.summary(
             model,
             input_data=_zeros(model, input_size),  # torchinfo's own input would change the random state
@@ -51,7 +51,7 @@ def count_parameters(model: nn.Module) -> int:
 
 def count_macs(model: nn.Module, input_size: tuple[int, ...] = IMAGE) -> int:
     """The multiply-adds of the convolutions and matrix products in one forward pass, counted as they are executed."""
-    with _evaluating(model), FlopCounterMode(display=False) as counter:
+    with evaluating(model), FlopCounterMode(display=False) as counter:
         model(_zeros(model, input_size))
     return counter.get_total_flops() // 2  # a multiply-add is two floating-point operations
 
@@ -263,7 +263,7 @@ def _zeros(model: nn.Module, input_size) -> torch.Tensor:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards the mode of each module is restored (some may be frozen)."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

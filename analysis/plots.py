@@ -7,6 +7,7 @@ images (N, 28, 28), uint8 or float; labels and predictions (N,), digits from 0 t
 
 import contextlib
 import functools
+import itertools
 
 import numpy as np
 import torch
@@ -72,6 +73,17 @@ def _draw_lines(axes, runs, threshold):
     _label_ends(axes, lines, "{:.2f}%" if quantity == "accuracy" else "{:.4g}", max(epochs))
 
 
+def _draw_band(axes, histories, key):
+    """Fill between the lowest and the highest value of several runs, in the colour of the second line."""
+    by_epoch = {}
+    for row in itertools.chain(*histories):
+        if row[key] is not None:
+            by_epoch.setdefault(row["epoch"], []).append(row[key])
+    epochs, values = zip(*sorted(by_epoch.items()), strict=True)
+    style = {"color": COLOURS[1], "alpha": 0.2, "linewidth": 0, "zorder": 1}
+    axes.fill_between(epochs, list(map(min, values)), list(map(max, values)), **style)
+
+
 def _label_ends(axes, lines, form, last_epoch):
     """Write the name and last value of each line to the right of `axes`, without overlaps."""
     to_axes = axes.transScale + axes.transLimits
@@ -86,19 +98,22 @@ def _label_ends(axes, lines, form, last_epoch):
 
 
 @styled()
-def plot_curves(history, title=None, threshold=99.4, eval_name="test", others=None):
+def plot_curves(history, title=None, threshold=99.4, eval_name="test", others=None, band=None):
     """Loss and accuracy of one run in training and evaluation, each line labelled with its last value.
 
     history: a list of dicts, one per epoch: epoch (from 1), train_loss, train_accuracy, eval_loss, eval_accuracy;
     losses are means per image, accuracies in percent, eval_* is None in epochs without evaluation.
     threshold: an accuracy in percent that is drawn as a line, or None. eval_name: the split of eval_*.
     others: `{name: history}` of runs to compare with, drawn without their training lines, or None.
+    band: histories of other seeds of this run, drawn as a band from the lowest to the highest value, or None.
     Raises ValueError for an empty history.
     """
     figure = Picture(figsize=(WIDTH, 3.8), layout="constrained")
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         lines = {"train": (history, f"train_{quantity}"), eval_name: (history, f"eval_{quantity}")}
         lines |= {name: (other, f"eval_{quantity}") for name, other in (others or {}).items()}
+        if band:  # first: the places of labels depend on the limits
+            _draw_band(axes, band, f"eval_{quantity}")
         _draw_lines(axes, lines, threshold)
     epoch, accuracy = history[-1]["epoch"], history[-1]["eval_accuracy"]
     result = "" if accuracy is None else f": {accuracy:.2f}% {eval_name} accuracy"

@@ -49,16 +49,24 @@ def styled():
 
 
 class Picture(Figure):
-    """A figure that a notebook displays as a PNG, with or without pyplot and `%matplotlib inline`."""
+    """A figure that a notebook displays as a PNG, with or without pyplot and `%matplotlib inline`.
+
+    Its titles are the text alternative for those who cannot see it.
+    """
 
     # Drawing and saving need STYLE too: matplotlib creates ticks when it first draws.
     draw = styled()(Figure.draw)
     savefig = styled()(Figure.savefig)
 
-    def _repr_png_(self):
+    def _repr_mimebundle_(self, **options):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png")
-        return buffer.getvalue()
+        return {"image/png": buffer.getvalue()}, {"image/png": {"alt": self.text_alternative()}}
+
+    def text_alternative(self):
+        """The figure's title and those of its axes, as one line."""
+        titles = [self.get_suptitle(), *(axes.get_title(place) for axes in self.axes for place in ("left", "center"))]
+        return ". ".join(" ".join(title.split()) for title in titles if title)
 
 
 def save_figure(figure, path, data=None):

@@ -133,12 +133,35 @@ def tried_table(trials: list[dict]) -> pd.DataFrame:
 
 
 def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = None) -> pd.DataFrame:
+    """`compared_variants` for reading: one row per change."""
+    rows = [
+        {
+            "Variant": row.variant,
+            "Against": row.against,
+            "Seeds": row.seeds,
+            "Points": f"{row.points:+.3f}",
+            "Paired 95%": interval_text(row.points_low, row.points_high, "{:+.2f}"),
+            "p, Holm": _p_value(row.p),
+            "Errors": f"{row.errors:+.0f}%",
+            "Pooled 95%": interval_text(row.errors_low, row.errors_high, "{:+.0f}%"),
+            "p, pooled, Holm": _p_value(row.p_pooled),
+            "Beyond seed noise": row.beyond_noise,
+        }
+        for row in compared_variants(trials, pairs).itertuples()
+    ]
+    return pd.DataFrame(rows)
+
+
+def compared_variants(trials: list[dict], pairs: list[tuple[str, str]] | None = None) -> pd.DataFrame:
     """One row per change, paired by seed: a variant's gain over its parent, and whether it is beyond seed noise.
 
     `trials` are of one split; `pairs` replaces the (variant, parent) pairs. Pairs without a common seed are left out.
     There are two tests: a t-test on the paired differences in points, and one on the logarithm of the errors with the
     seed noise pooled over all variants (`seed_noise`), which decides. A single common seed is not tested. p-values are
     corrected over the tested rows (Holm).
+
+    Columns: variant, against, seeds; points, points_low, points_high, p; errors (the change in percent), errors_low,
+    errors_high, p_pooled; beyond_noise ("yes", "no" or "not tested"). What is not known is NaN.
     """
     pairs = pairs or [(variant.name, variant.parent) for variant in VARIANTS.values() if variant.parent]
     deviation, freedom = seed_noise(trials)
@@ -157,23 +180,13 @@ def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = N
     }
     rows = []
     for pair, paired in compared.items():
-        p, p_pooled = holms["paired"][pair], holms["pooled"][pair]
-        rows.append(
-            {
-                "Variant": pair[0],
-                "Against": pair[1],
-                "Seeds": paired["n"],
-                "Points": f"{paired['mean']:+.3f}",
-                "Paired 95%": _interval(paired, "{:+.2f}"),
-                "p, Holm": _p_value(p),
-                "Errors": f"{100 * math.expm1(pooled[pair]['mean']):+.0f}%",
-                "Pooled 95%": _interval(
-                    {key: 100 * math.expm1(pooled[pair][key]) for key in ("low", "high")}, "{:+.0f}%"
-                ),
-                "p, pooled, Holm": _p_value(p_pooled),
-                "Beyond seed noise": "not tested" if math.isnan(p_pooled) else "yes" if p_pooled < 0.05 else "no",
-            }
-        )
+        p = holms["pooled"][pair]
+        row = {"variant": pair[0], "against": pair[1], "seeds": paired["n"]}
+        row |= {"points": paired["mean"], "points_low": paired["low"], "points_high": paired["high"]}
+        row |= {"p": holms["paired"][pair], "p_pooled": p}
+        growth = {"errors": "mean", "errors_low": "low", "errors_high": "high"}
+        row |= {name: 100 * math.expm1(pooled[pair][key]) for name, key in growth.items()}
+        rows.append(row | {"beyond_noise": "not tested" if math.isnan(p) else "yes" if p < 0.05 else "no"})
     return pd.DataFrame(rows)
 
 
@@ -214,7 +227,10 @@ def precision_table(trials: list[dict]) -> pd.DataFrame:
         means = {f"Mean, {name}": f"{pd.Series([t['accuracy'] for t in group[name]]).mean():.3f}" for name in group}
         row = {"Variant": full[0]["variant"], "Split": full[0]["split"], "Epochs": full[0]["epochs"]}
         row |= {"Seeds": difference["n"], **dict(sorted(means.items(), reverse=True))}
-        row |= {"bfloat16 − float32": f"{difference['mean']:+.3f}", "95%": _interval(difference, "{:+.2f}")}
+        row |= {
+            "bfloat16 − float32": f"{difference['mean']:+.3f}",
+            "95%": interval_text(difference["low"], difference["high"], "{:+.2f}"),
+        }
         rows.append(row | {"p": _p_value(difference["p"])})
     return pd.DataFrame(rows)
 
@@ -241,8 +257,8 @@ def by_variant(trials: Iterable[dict]) -> dict[str, list[dict]]:
     return groups
 
 
-def _interval(difference: dict, form: str) -> str:
-    low, high = difference["low"], difference["high"]
+def interval_text(low: float, high: float, form: str) -> str:
+    """Both ends, each written by `form`; a dash if they are not known."""
     return "–" if math.isnan(low) else f"{form.format(low)} to {form.format(high)}"
 
 

@@ -40,7 +40,7 @@ def test_what_is_recorded_is_taken_from_both_ledgers_and_the_rest_is_trained(sto
     assert "paired over 2 seeds" in result.verdict
     assert result.verdict in str(result)
     assert result.verdict in result._repr_html_()
-    assert result.figure._repr_png_().startswith(b"\x89PNG")
+    assert result.figure._repr_mimebundle_()[0]["image/png"].startswith(b"\x89PNG")
 
 
 def test_both_are_trained_by_the_recipe_of_the_second(stood_in):

@@ -89,11 +89,11 @@ def test_figure_has_no_side_effects_and_does_not_depend_on_the_style_of_the_call
     assert dict(matplotlib.rcParams) == before
     assert plt.get_fignums() == []
     assert figure.get_figwidth() == style.WIDTH
-    png = figure._repr_png_()
+    png = figure._repr_mimebundle_()[0]["image/png"]
     assert png.startswith(b"\x89PNG")
     if name in ("curves", "confusion", "classes", "digits"):
         with plt.style.context(["dark_background", {"xtick.labelsize": 20, "savefig.dpi": 30, "image.cmap": "jet"}]):
-            assert calls()[name]()._repr_png_() == png
+            assert calls()[name]()._repr_mimebundle_()[0]["image/png"] == png
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_filters_share_one_scale_centred_at_zero():
     assert all(image.get_clim() == pytest.approx((-largest, largest)) for image in axes.images)
     np.testing.assert_array_equal(axes.images[5].get_array(), conv.weight[5, 0].detach())
     nn.init.zeros_(conv.weight)
-    assert plots.plot_filters(conv)._repr_png_()
+    assert plots.plot_filters(conv)._repr_mimebundle_()
     for wrong in (nn.Conv2d(3, 4, 3), nn.Linear(2, 2)):
         with pytest.raises(ValueError, match="one input channel"):
             plots.plot_filters(wrong)
