@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -13,6 +10,7 @@ from IPython.display import Markdown, display
 
 from analysis import inspection, plots
 from analysis.drawing import plot_network
+from analysis.notebook import Folded, LiveFigure, Table, epoch_table
 from analysis.style import Picture
 from experiments.ledger import select
 from experiments.tables import compared_variants, interval_text
@@ -24,61 +22,6 @@ from training.mnist import MnistData
 
 RUNS = ("recorded", "short", "full")
 SHORT = 2  # epochs of a short run
-BAR = 20  # characters
-
-
-class Table:
-    """A DataFrame as a notebook and print show it, without its index."""
-
-    def __init__(self, frame: pd.DataFrame):
-        self.frame = frame
-
-    def _repr_html_(self) -> str:
-        return self.frame.to_html(index=False, border=0)
-
-    def __repr__(self) -> str:
-        return self.frame.to_string(index=False)
-
-
-class Folded:
-    """Parts, text or DataFrames, that a notebook shows when the title is clicked."""
-
-    def __init__(self, title: str, *parts: str | pd.DataFrame):
-        self.title, self.parts = title, parts
-
-    def _repr_html_(self) -> str:
-        shown = (
-            f"<pre>{html.escape(part)}</pre>" if isinstance(part, str) else Table(part)._repr_html_()
-            for part in self.parts
-        )
-        return f"<details><summary>{html.escape(self.title)}</summary>{''.join(shown)}</details>"
-
-    def __repr__(self) -> str:
-        return f"{self.title}: open in a notebook"
-
-
-class LiveFigure:
-    """For `fit(progress=...)`: a figure that is drawn again after every epoch, with a bar in its title."""
-
-    def __init__(self, name: str, epochs: int, draw: Callable[[list[dict], str], Picture]):
-        """`draw` makes the figure of a history and a title; `epochs` is the length of the whole run."""
-        self.name, self.epochs, self.draw = name, epochs, draw
-        self.start = time.monotonic()
-        self.handle = display(Markdown(f"*{name}: the first of {epochs} epochs …*"), display_id=True)
-
-    def __call__(self, history: list[dict]) -> None:
-        """Show the epochs so far; the title of the last one is the figure's own."""
-        done = len(history)
-        seconds = (time.monotonic() - self.start) / done * (self.epochs - done)
-        filled = round(BAR * done / self.epochs)
-        bar = "█" * filled + "░" * (BAR - filled)
-        left = f"{self.name}  {bar}  {done} of {self.epochs} epochs, {seconds // 60:.0f}:{seconds % 60:02.0f} to go"
-        self.show(self.draw(history, left if done < self.epochs else ""))
-
-    def show(self, figure: Picture) -> None:
-        if self.handle is None:  # outside a notebook
-            return
-        self.handle.update(figure)
 
 
 @dataclass
@@ -105,9 +48,12 @@ class Sections:
         self.result(name)
 
     def network(self, name: str) -> None:
-        """Its place on the map, its network, and what is long, folded."""
+        """Its place on the map, the time of a run, its network, and what is long, folded."""
         model = build(VARIANTS[name].build, self.seed)
-        display(Markdown(place_in_words(name)))
+        trials = select(self.recorded, variant=name)
+        minutes = pd.Series([trial["seconds"] / 60 for trial in trials]).median()
+        length = f"recorded runs: {trials[0]['epochs']} epochs in {minutes:.1f} minutes (median)"
+        display(Markdown(f"{place_in_words(name)} · {length}"))
         network = VARIANTS[name].network
         line = network if isinstance(network, str) else network.name
         cost = f"{inspection.count_parameters(model):,} parameters, {inspection.count_macs(model):,} multiply-adds"
@@ -144,24 +90,6 @@ class Sections:
     def result(self, name: str) -> None:
         """One row: accuracy over the recorded seeds, and the difference from the parent."""
         display(Table(result_table(self.recorded, name)))
-
-
-def epoch_table(history: list[dict], split: str = "validation") -> pd.DataFrame:
-    """The epochs of a history, one row each, losses per image and accuracies in percent."""
-    formats = {
-        "Epoch": ("epoch", "d"),
-        "Learning rate": ("learning_rate", ".5f"),
-        "Train loss": ("train_loss", ".4f"),
-        "accuracy": ("train_accuracy", ".2f"),
-        f"{split.capitalize()} loss": ("eval_loss", ".4f"),
-        "accuracy ": ("eval_accuracy", ".2f"),  # a column's name is used once
-        "Seconds": ("seconds", ".1f"),
-    }
-    rows = [
-        {title: "–" if epoch[key] is None else f"{epoch[key]:{form}}" for title, (key, form) in formats.items()}
-        for epoch in history
-    ]
-    return pd.DataFrame(rows)
 
 
 def result_table(trials: list[dict], name: str) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.ticker import FuncFormatter
@@ -13,6 +14,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor, nn
 
+from analysis.statistics import wilson_interval
 from analysis.style import COLOURS, FAINT, WIDTH, Picture, checked, styled
 from helpers import predict
 from inference.preprocessing import DigitError, prepare
@@ -20,6 +22,7 @@ from training.augmentation import warp
 
 REJECTED = (0, 0.5, 1, 2, 5, 10)  # percent of the images
 BINS = 15  # of confidence, equally wide
+FEW = 10  # images of a bin
 
 
 def _moved(images: Tensor, scale: float = 1.0, degrees: float = 0.0, pixels: float = 0.0) -> Tensor:
@@ -157,8 +160,12 @@ def plot_robustness(table: pd.DataFrame, title: str = "Accuracy on changed image
     panels = figure.subplots(math.ceil(len(names) / 3), 3, squeeze=False).ravel()
     for axes, name in zip(panels, names, strict=False):
         part = table[table["change"] == name]
-        axes.plot(part["amount"], part["accuracy"], "o-", color=COLOURS[1], label="not preprocessed")
-        axes.plot(part["amount"], part["prepared"], "s--", color=COLOURS[0], label="preprocessed as a photo")
+        line, dashes = ("-", "--") if len(part) > 2 else ("none", "none")  # nothing lies between black and white
+        axes.plot(part["amount"], part["accuracy"], "o", ls=line, color=COLOURS[1], label="not preprocessed")
+        axes.plot(part["amount"], part["prepared"], "s", ls=dashes, color=COLOURS[0], label="preprocessed as a photo")
+        if len(part) <= 2:
+            axes.set_xticks(part["amount"])
+            axes.margins(x=0.3)
         axes.set_title(name)
         axes.set_xlabel(CHANGES[name][0])
         axes.set_ylim(-3, 103)
@@ -172,20 +179,26 @@ def plot_robustness(table: pd.DataFrame, title: str = "Accuracy on changed image
 
 @styled()
 def plot_reliability(labels, probabilities, title: str = "Calibration: confidence and accuracy") -> Picture:
-    """Reliability diagram: accuracy against confidence, in bins; and the number of images per bin.
+    """Reliability diagram: accuracy against confidence, in bins with 95% intervals; and the number of images per bin.
 
-    labels (N,), probabilities (N, 10). A perfectly calibrated network lies on the diagonal.
+    labels (N,), probabilities (N, 10). A perfectly calibrated network lies on the diagonal. Bins of fewer than FEW
+    images are left out on the left: their accuracy could be anything.
     """
     labels, probabilities = checked(labels=(labels, 1), probabilities=(probabilities, 2))
     table = reliability(torch.as_tensor(labels), torch.as_tensor(probabilities))
     figure = Picture(figsize=(WIDTH, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color=FAINT, linestyle=":", label="perfect calibration")
-    left.plot(table["confidence"], table["accuracy"], "o-", color=COLOURS[0], label="the network")
+    enough = table[table["count"] >= FEW]
+    counts = zip((enough["accuracy"] * enough["count"]).round(), enough["count"], strict=True)
+    ends = np.array([wilson_interval(int(correct), int(total)) for correct, total in counts]).reshape(-1, 2) / 100
+    bars = np.abs(ends.T - enough["accuracy"].to_numpy())
+    label = f"the network, 95% interval (bins of {FEW} images and more)"
+    left.errorbar(enough["confidence"], enough["accuracy"], bars, fmt="o", color=COLOURS[0], capsize=3, label=label)
     left.set_xlabel("confidence: the largest probability")
     left.set_ylabel("accuracy")
     left.set_title(f"expected calibration error {100 * calibration_error(table):.2f}%", fontsize=10)
-    left.legend(frameon=False)
+    left.legend(frameon=False, fontsize=8)
     right.bar((table["bin"] + 0.5) / BINS, table["count"], width=0.9 / BINS, color=COLOURS[0])
     right.set_yscale("log")
     right.yaxis.set_major_formatter(

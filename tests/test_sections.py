@@ -3,10 +3,12 @@
 import pandas as pd
 import pytest
 
+from analysis import notebook
 from analysis.drawing import plot_network
+from analysis.notebook import Folded, LiveFigure, Table, epoch_table
 from experiments import networks, sections, tables
 from experiments.ledger import read_ledger, select
-from experiments.sections import Folded, LiveFigure, Sections, Table, epoch_table, result_table
+from experiments.sections import Sections, result_table
 from experiments.variant_map import VERDICTS, ancestors, map_table, place_in_words, plot_map
 from experiments.variants import VARIANTS
 from helpers import Net
@@ -36,6 +38,7 @@ def shown(monkeypatch):
         return Handle() if display_id else None
 
     monkeypatch.setattr(sections, "display", display)
+    monkeypatch.setattr(notebook, "display", display)
     return found
 
 
@@ -119,8 +122,10 @@ def test_every_kind_of_network_can_be_drawn(line):
 
 
 def test_table_and_folded_show_no_index_and_escape_text():
-    frame = pd.DataFrame({"A": ["<b>"]}, index=[77])
+    frame = pd.DataFrame({"A": ["<b>"], "B": 1234}, index=[77])
     assert "77" not in Table(frame)._repr_html_() + repr(Table(frame))
+    assert "1,234" in Table(frame)._repr_html_()
+    assert "1,234" in repr(Table(frame))
     folded = Folded("a < b", "1 < 2", frame)
     assert folded._repr_html_().startswith("<details><summary>a &lt; b</summary><pre>1 &lt; 2</pre><table")
     assert "&lt;b&gt;" in folded._repr_html_()
@@ -131,7 +136,7 @@ def test_short_section_trains_and_leaves_one_figure_of_it(shown, recorded, small
     section = Sections(validation_split(small), recorded, "short", seed=100, device="cpu")
     section("original")
     place, drawing, details, curves, epochs, result = shown
-    assert place.data == place_in_words("original")
+    assert place.data.startswith(f"{place_in_words('original')} · recorded runs: 20 epochs in ")
     assert drawing.text_alternative().startswith("Net: 18,214 parameters")
     assert "class Net" in details._repr_html_()
     assert "this run, seed 100" in curves.text_alternative()
