@@ -49,27 +49,41 @@ def compare(
     precision: str = "auto",
     workers: int | None = None,
     ledger: str | Path = OWN_LEDGER,
+    own_changes: dict | None = None,
 ) -> Comparison:
     """Train both networks by the recipe of `other`, with `changes`, and compare them on the validation split.
 
-    A network is a variant's name, a line, "FILE.py:NAME", or a class (`candidates.find_variant`). Trials in `ledger`
-    and in results/ledger.jsonl are not trained again. Raises ValueError for a bad network or recipe, or for one that is
+    A network is a variant's name, a line, "FILE.py:NAME", or a class (`candidates.find_variant`). `own_changes` are of
+    the first one's recipe only: with them two recipes of one network are compared. Trials in `ledger` and in
+    results/ledger.jsonl are not trained again. Raises ValueError for a bad network or recipe, or for one that is
     compared with itself, RuntimeError if a trial failed, DataError, OSError, and KeyboardInterrupt on Ctrl-C.
     """
     from experiments.candidates import find_variant
     from experiments.plots import plot_seeds
     from experiments.tables import network_table
+    from experiments.trial import planned_recipe
+    from experiments.variants import changes_in_words
 
     variants = [find_variant(network), find_variant(other)]
-    if variants[0].name == variants[1].name:
+    base = variants[1].recipe.as_dict() | (changes or {})
+    wanted = (base | (own_changes or {}), base)
+    recipes = [planned_recipe(each.reference, recipe).as_dict() for each, recipe in zip(variants, wanted, strict=True)]
+    if variants[0].name == variants[1].name and recipes[0] == recipes[1]:
         raise ValueError(f"{variants[0].name} is compared with itself")
-    recipe = variants[1].recipe.as_dict() | (changes or {})
-    shared = {"split": "validation", "changes": recipe, "sample": sample, "device": device, "precision": precision}
-    requested = [{"variant": each.reference, "seed": seed, **shared} for seed in seeds for each in variants]
+    shared = {"split": "validation", "sample": sample, "device": device, "precision": precision}
+    requested = [
+        {"variant": each.reference, "seed": seed, "changes": recipe, **shared}
+        for seed in seeds
+        for each, recipe in zip(variants, recipes, strict=True)
+    ]
     failed, trials = run_and_collect(requested, ledger, workers)
     if failed:
         raise RuntimeError(f"{failed} of {len(requested)} trials failed. {RERUN}")
-    own, others = (select(trials, variant=variant.name) for variant in variants)
+    own, others = (
+        select(trials, variant=each.name, recipe=recipe) for each, recipe in zip(variants, recipes, strict=True)
+    )
+    if words := changes_in_words(*recipes):
+        own = [trial | {"variant": f"{trial['variant']}, {words}"} for trial in own]
     accuracies = {trials[0]["variant"]: [trial["accuracy"] for trial in trials] for trials in (own, others)}
     figure = plot_seeds(accuracies, None, "Accuracy of each seed (dots) and mean over n seeds (lines)")
     return Comparison(network_table([own, others]), verdict(own, others), figure)
