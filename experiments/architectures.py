@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.augmentation import MEAN, STD, warp
@@ -101,6 +102,36 @@ class Shared(nn.Module):
             for step in steps:
                 features = features + step(self.conv(features))
         return self.end(features)
+
+
+class Cellular(Shared):
+    """Without a first convolution: the image is the first channel of a state, whose other channels begin at 0.
+
+    The BatchNorms of one resolution share scale and offset; each use has its own statistics. The state then takes most
+    of the few parameters. After Randazzo et al., "Self-classifying MNIST digits", Distill 2020: distill.pub/2020/
+    selforg/mnist.
+    """
+
+    def __init__(self, channels: int, uses=(2, 2), head: Callable = gap_head, border: int = 0):
+        super().__init__(channels, uses, head, border)
+        self.stem = InitialState(channels, border)
+        for (first, _), *others in self.steps:
+            for norm, _ in others:
+                norm.weight, norm.bias = first.weight, first.bias
+
+
+class InitialState(nn.Module):
+    """Images (N, 1, H, W), without a border, as the first of so many channels; the others are 0."""
+
+    def __init__(self, channels: int, border: int = 0):
+        super().__init__()
+        self.channels, self.border = channels, border
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.pad(images, (-self.border,) * 4 + (0, self.channels - 1))
+
+    def extra_repr(self) -> str:
+        return f"{self.channels} channels, border {self.border}"
 
 
 class Dense(nn.Module):

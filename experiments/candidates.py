@@ -43,6 +43,11 @@ CLAIMS = {
             "shared 8 ×1 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2",
             replace(MILD, epochs=100, learning_rate=0.025, epochs_without_augmentation=20),
         ),
+        Variant(
+            "below_500",
+            "cellular 6 ×2 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2",
+            replace(MILD, epochs=80, epochs_without_augmentation=16),
+        ),
     )
 }
 

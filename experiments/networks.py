@@ -5,6 +5,7 @@
     plain 4 8 / 16 32 / 40 gap      convolutions with a bias, no BatchNorm
     shared 12 ×1 / ×2 / ×2 gap      one convolution of 12 channels, used 1, 2 and 2 times (`x1` is read too)
     shared-separable 14 ×1 / ×2 gap
+    cellular 6 ×2 / ×2 gdconv       shared, without a first convolution: see architectures.Cellular
     dense 4 / 3 / 3 gdconv crop 2   each block adds channels to its input; always this head and crop
     linear 24                       fully connected: the units of each hidden layer; no head, no options
 
@@ -52,6 +53,7 @@ BLOCKS = {  # what the numbers of the stages mean, and the heads and options tha
     "plain": (CHANNELS, HEADS, ("deskew", "crop", "radial", "dropout")),  # the stem has BatchNorm
     "shared": (USES, HEADS, ("deskew", "crop")),
     "shared-separable": (USES, HEADS, ("deskew", "crop")),
+    "cellular": (USES, HEADS, ("deskew", "crop")),
     "dense": (CHANNELS, ("gdconv",), ("deskew", "crop")),
     "linear": (UNITS, (), ()),
 }
@@ -115,11 +117,16 @@ class Network:
             case "dense":
                 return architectures.Dense(self.stages)
             case "shared" | "shared-separable":
-                uses = [count for (count,) in self.stages]
                 separable = self.block == "shared-separable"
-                return architectures.Shared(self.channels, uses, self._head, self.crop, separable)
+                return architectures.Shared(self.channels, self._uses, self._head, self.crop, separable)
+            case "cellular":
+                return architectures.Cellular(self.channels, self._uses, self._head, self.crop)
             case _:
                 return nn.Sequential(*self._layers())
+
+    @property
+    def _uses(self) -> list[int]:
+        return [count for (count,) in self.stages]
 
     def _layers(self) -> list[nn.Module]:
         """Crop, radial pattern and stem, if any; convolutions with pooling and dropout in between; the head."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.utils import _pair
 
-from experiments.architectures import Deskew, deskew
+from experiments.architectures import Deskew, InitialState, deskew
 
 IMAGE = -1  # as an input of a step: the normalised image
 
@@ -76,10 +76,10 @@ def steps_of(model: nn.Module) -> list[Step]:
 
 
 class _Tracer(fx.Tracer):
-    """Keeps Deskew as one step."""
+    """Keeps the layers of `architectures` that are steps of their own."""
 
     def is_leaf_module(self, layer: nn.Module, name: str) -> bool:
-        return isinstance(layer, Deskew) or super().is_leaf_module(layer, name)
+        return isinstance(layer, Deskew | InitialState) or super().is_leaf_module(layer, name)
 
 
 def run(steps: list[Step], images: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def _append(steps: list[Step], places: dict, node: fx.Node, layer, shape: tuple,
         raise GraphError(f"{description} cannot be written as a step")
     before = steps[inputs[0]] if inputs[0] != IMAGE and uses[node.all_input_nodes[0]] == 1 else None
 
-    def add(kind: str, **values) -> int:
+    def add(kind: str, shape: tuple = shape, **values) -> int:
         steps.append(Step(kind, inputs, shape, name=str(node.target) if layer is not None else "", **values))
         return len(steps) - 1
 
@@ -148,6 +148,11 @@ def _append(steps: list[Step], places: dict, node: fx.Node, layer, shape: tuple,
         return add("linear", weight=layer.weight, bias=bias)
     if isinstance(layer, Deskew):
         return add("deskew", size=layer.height)
+    if isinstance(layer, InitialState):
+        if layer.border:
+            inputs = (add("crop", (1, *shape[1:]), size=layer.border),)
+        first = torch.eye(layer.channels)[:, :1, None, None]  # a 1×1 convolution that copies the image
+        return add("conv", weight=first, scale=torch.ones(layer.channels), bias=torch.zeros(layer.channels))
     if isinstance(layer, nn.ZeroPad2d) and max(layer.padding) <= 0 and len(set(layer.padding)) == 1:
         return add("crop", size=-layer.padding[0]) if layer.padding[0] else inputs[0]
     if function in (operator.add, torch.add) and len(inputs) == 2:

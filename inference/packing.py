@@ -125,9 +125,12 @@ def unpack(text: str, packing: Packing) -> list[int]:
 
 
 def _unit(rows: np.ndarray, packing: Packing) -> np.ndarray:
-    """The value of the whole number 1 for each row (rows, values), so that the largest fits: an array (rows, 1)."""
+    """The value of the whole number 1 for each row (rows, values), so that the largest fits: an array (rows, 1).
+
+    A row of zeros takes the unit of the largest row: a much larger one would make the factors of the others inexact.
+    """
     units = np.abs(rows).max(1, keepdims=True) / (levels(packing) // 2)
-    return np.where(units > 0, units, 1.0)
+    return np.where(units > 0, units, units.max() or 1.0)
 
 
 def _pack_factors(values: np.ndarray) -> list:

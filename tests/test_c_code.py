@@ -42,6 +42,8 @@ LINES = (
     "shared-separable 6 ×1 / ×2 / ×2 gap",  # with signed values in the middle of a layer
     "shared 4 ×1 / ×2 gap deskew 5 crop 2",
     "conv 3 / 4 flat deskew 4.5",
+    "cellular 4 ×2 / ×1 / ×2 gdconv deskew 5 crop 2",
+    "cellular 3 ×1 gap",
     "linear 24",
     "linear 12 9",
 )

@@ -77,8 +77,8 @@ WEIGHTS = {
 LAYERS = " (1 to 4096), / or head (gap, flat, gdconv)"
 
 BAD_LINES = {
-    "": "at the end: missing block (conv, separable, plain, shared, shared-separable, dense, linear)",
-    "net": 'word 1: "net" is no block (conv, separable, plain, shared, shared-separable, dense, linear)',
+    "": "at the end: missing block (conv, separable, plain, shared, shared-separable, cellular, dense, linear)",
+    "net": 'word 1: "net" is no block (conv, separable, plain, shared, shared-separable, cellular, dense, linear)',
     "conv": "at the end: missing channel count (1 to 4096)",
     "conv gap": 'word 2: "gap" is no channel count (1 to 4096)',
     "conv 4 / / 8 gap": 'word 4: "/" is no channel count (1 to 4096)',
@@ -123,7 +123,7 @@ def random_line(draw: random.Random) -> str:
     if block == "linear":
         return " ".join(["linear", *(str(draw.randint(1, 6)) for _ in range(draw.randint(1, 3)))])
     depth = draw.randint(1, 4)
-    if block.startswith("shared"):
+    if block.startswith("shared") or block == "cellular":
         stages = [f"×{draw.randint(1, 3)}" for _ in range(depth)]
         block = f"{block} {draw.randint(1, 6)}"
     else:

@@ -212,6 +212,7 @@ LINES = [
     "shared 5 ×1 / ×2 / ×3 gdconv crop 2",
     "shared-separable 6 ×2 / ×2 gap",
     "shared 4 ×1 / ×2 gap deskew 5 crop 2",
+    "cellular 4 ×2 / ×2 gdconv crop 2",
     "linear 12 9",
 ]
 

@@ -259,7 +259,11 @@ def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, str] | 
     `metadata` goes into the file as JSON under the one key "training": safetensors writes several keys in random order,
     and equal runs must give equal files.
     """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # Copies: safetensors refuses tensors that two layers share.
+    state = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
     header = {"training": json.dumps(metadata, sort_keys=True)} if metadata else None
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(state, header))
