@@ -46,10 +46,9 @@ def _classes(labels, predictions):
 
 
 def _draw_lines(axes, runs, threshold):
-    """Draw lines `{name: (history, key)}` by epoch, each labelled with its last value."""
-    empty = [name for name, (history, _) in runs.items() if not history]
-    if empty or not runs:
-        raise ValueError(f"nothing to plot: no epochs in {', '.join(empty) or 'an empty dict of runs'}")
+    """Draw lines `{name: (history, key)}` of losses or accuracies by epoch, each labelled with its last value."""
+    if empty := [name for name, (history, _) in runs.items() if not history]:
+        raise ValueError(f"nothing to plot: no epochs in {', '.join(empty)}")
     epochs, values, lines = [], [], []
     for name, (history, key) in runs.items():
         points = np.array([(row["epoch"], row[key]) for row in history], dtype=float)  # None becomes NaN
@@ -59,13 +58,13 @@ def _draw_lines(axes, runs, threshold):
         if len(points):
             lines += axes.plot(*points.T, label=name, marker="o" if len(points) <= 30 else None)
     quantity = key.split("_")[-1]
-    axes.set(xlabel="epoch", ylabel=AXIS_LABELS.get(quantity, key.replace("_", " ")))
+    axes.set(xlabel="epoch", ylabel=AXIS_LABELS[quantity])
     axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if quantity == "accuracy":
         accuracy_axis(axes, values if threshold is None else [*values, threshold])
         draw_threshold(axes, threshold)
-    elif quantity in ("loss", "rate") and values and min(values) > 0:
+    elif values and min(values) > 0:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
@@ -118,26 +117,6 @@ def plot_curves(history, title=None, threshold=99.4, eval_name="test", others=No
     epoch, accuracy = history[-1]["epoch"], history[-1]["eval_accuracy"]
     result = "" if accuracy is None else f": {accuracy:.2f}% {eval_name} accuracy"
     figure.suptitle(title or f"Epoch {epoch}{result}", x=0.01, ha="left")
-    return figure
-
-
-@styled()
-def plot_many_curves(histories, key="eval_accuracy", threshold=99.4, title=None, eval_name="test"):
-    """One quantity of several runs by epoch, each line labelled with its name and last value.
-
-    histories: `{name: history}`. key: the quantity, a key of the epochs' dicts. threshold: in percent or None, drawn
-    for accuracies only. History and eval_name are as for `plot_curves`. Raises ValueError for no run or no epoch, and
-    KeyError for an unknown key.
-    """
-    figure = Picture(figsize=(WIDTH, max(4.2, 1 + 0.28 * len(histories))), layout="constrained")
-    axes = figure.subplots()
-    _draw_lines(axes, {name: (history, key) for name, history in histories.items()}, threshold)
-    prefix, _, quantity = key.partition("_")
-    split = {"train": "train", "eval": eval_name}.get(prefix)
-    if split:
-        axes.set_ylabel(f"{split} {axes.get_ylabel()}")
-    name = f"{split} {quantity}" if split else key
-    axes.set_title(title or f"{name.replace('_', ' ').capitalize()} by run")
     return figure
 
 

@@ -49,6 +49,16 @@ def test_both_are_trained_by_the_recipe_of_the_second(stood_in):
     assert recipes == [Recipe(epochs=3).as_dict()] * 2
 
 
+def test_two_recipes_of_one_network_are_compared(stood_in):
+    changes = {"changes": {"epochs": 3}, "own_changes": {"rotation": 0.0}}
+    result = compare.compare("s5", "s5", [100, 101], **changes, device="cpu", workers=1, ledger=stood_in)
+    assert [trial["recipe"]["rotation"] for trial in read_strictly(stood_in)] == [0.0, 10.0] * 2
+    assert list(result.table["Network"]) == ["s5, rotation 10.0 → 0.0", "s5"]
+    assert "between s5, rotation 10.0 → 0.0 and s5: +0.000 points" in result.verdict
+    with pytest.raises(ValueError, match="s5 is compared with itself"):
+        compare.compare("s5", "s5", [100], own_changes={"rotation": 10.0}, ledger=stood_in)
+
+
 def test_the_noise_is_named(stood_in):
     result = compare.compare("conv 8 / 8 gap", "s5", [100, 101, 102], device="cpu", workers=1, ledger=stood_in)
     start = "No difference beyond the noise between conv 8 / 8 gap and s5: -0.010 points on mnist validation images"
