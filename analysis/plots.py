@@ -170,7 +170,7 @@ def plot_class_accuracy(labels, predictions):
 def plot_digits(images, labels, columns=10):
     """A grid of digits with their labels above them."""
     images, labels = checked(images=(images, 3), labels=(labels, 1))
-    return tile_figure(images, columns, f"{len(images)} digits and their labels", [str(i) for i in labels])
+    return tile_figure(images, columns, f"Digits and their labels ({len(images)})", [str(i) for i in labels])
 
 
 @styled()

@@ -38,6 +38,9 @@ class Stack(nn.Module):
         for name, tensor in buffers.items():
             self.register_buffer(_flat(name), tensor)
         self.names = [*parameters, *buffers]
+        names = {parameter: name for name, parameter in models[0].named_parameters()}
+        every = models[0].named_parameters(remove_duplicate=False)
+        self.aliases = {alias: names[parameter] for alias, parameter in every}  # layers may share a tensor
         self.skeleton = (copy.deepcopy(models[0]).to("meta"),)  # a tuple keeps it from being registered as a submodule
 
     def state(self) -> dict[str, Tensor]:
@@ -50,14 +53,18 @@ class Stack(nn.Module):
         skeleton.train(self.training)
 
         def one(state: dict[str, Tensor], images: Tensor) -> Tensor:
+            state = state | {alias: state[name] for alias, name in self.aliases.items()}
             return functional_call(skeleton, state, (images,))
 
         return vmap(one, randomness="different")(self.state(), images)
 
     def write_to(self, models: list[nn.Module]) -> None:
-        """Copy each network's tensors into its own module."""
-        for number, model in enumerate(models):
-            model.load_state_dict({name: tensor[number].detach() for name, tensor in self.state().items()})
+        """Copy each network's tensors into its own module; what two of its layers share is there once."""
+        with torch.no_grad():
+            for number, model in enumerate(models):
+                own = dict(model.named_parameters()) | dict(model.named_buffers())
+                for name, tensor in self.state().items():
+                    own[name].copy_(tensor[number])
 
 
 def _flat(name: str) -> str:

@@ -12,6 +12,7 @@ from experiments.networks import BLOCKS, CONVOLUTIONS, HEADS, OPTIONS, Network, 
 from experiments.variants import NAMED
 from helpers import Net, build
 from tests.utils import assert_same_weights
+from training.checkpoint import load_weights, save_weights
 
 # The initial weights of each network for seed 3, as a sum with weights from -1 to 1 over each tensor. They were summed
 # when each network was still a function: what is recorded of it stays true of its line.
@@ -56,6 +57,8 @@ WEIGHTS = {
     "shared 12 ×1 / ×2 / ×2 gap": 2.4601,
     "shared 10 ×1 / ×2 / ×2 gdconv": 1.2445,
     "shared 8 ×1 / ×2 / ×2 gap": 1.8552,
+    "shared 8 ×1 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2": 0.7582,
+    "cellular 6 ×2 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2": 1.8081,
     "dense 4 / 3 / 3 / 3 gdconv crop 2": -1.333,
     "dense 3 3 / 3 3 / 3 / 3 gdconv crop 2": 1.749,
     "dense 4 4 / 4 4 / 5 5 / 5 gdconv crop 2": -2.661,
@@ -248,3 +251,24 @@ def test_random_words_raise_nothing_else():
         if accepted % 50 == 0:
             assert network.parameters > 0
     assert accepted > 500
+
+
+def test_cellular_begins_with_the_image_and_shares_scales_at_each_resolution():
+    network = parse("cellular 3 ×2 / ×1 gdconv crop 2")
+    model = network.build()
+    images = torch.rand(2, 1, 28, 28)
+    state = model.stem(images)
+    assert torch.equal(state[:, :1], images[:, :, 2:-2, 2:-2])
+    assert not state[:, 1:].any()
+    (first, _), (second, _) = model.steps[0]
+    assert first.weight is second.weight
+    assert first.bias is second.bias
+    assert first.running_mean is not second.running_mean
+    assert network.parameters == 3 * 3 * 9 + 2 * 6 + 3 * 12 * 12 + 40
+
+
+def test_weights_that_layers_share_are_saved_and_loaded(tmp_path):
+    line = "cellular 3 ×2 / ×2 gap deskew 5"
+    model = build(parse(line).build, seed=1)
+    save_weights(model, tmp_path / "weights.safetensors")
+    assert_same_weights(load_weights(build(parse(line).build, seed=2), tmp_path / "weights.safetensors"), model)

@@ -242,8 +242,10 @@ def row_faults(cell) -> list[str]:
     """Rows that contradict themselves, or the accuracies of single seeds that the same cell prints."""
     found, printed_seeds = [], {}
     text = "".join(output.get("text", "") for output in cell.outputs)
-    for name, percent in re.findall(r"^(\S.*), seed \d+: ([\d.]+)%", text, re.MULTILINE):
-        printed_seeds.setdefault(name, []).append(float(percent))
+    lines = re.findall(r"^(\S.*), seed (\d+): ([\d.]+)%", text, re.MULTILINE)
+    for name, seed, percent in lines:
+        if [line[:2] for line in lines].count((name, seed)) == 1:  # not if two recipes of it were trained
+            printed_seeds.setdefault(name, []).append(float(percent))
     for row in rows_of(cell):
         name = row.get("Network", row.get("Variant"))
         stated = row.get("Seeds"), row.get("Mean")

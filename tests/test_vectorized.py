@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import helpers
+from experiments.candidates import KNOWN
 from experiments.variants import VARIANTS
 from experiments.vectorized import Stack, fit_vectorized
-from tests.utils import fit
+from tests.utils import assert_same_weights, fit
 from training.kernels import can_compile
 from training.recipe import Recipe
 
@@ -38,12 +39,17 @@ def test_each_seed_gets_the_result_of_fit(small, recipe):
         assert (actual - expected).abs().max() < 0.01
 
 
-def test_a_stack_returns_the_logits_of_each_network():
-    models = [helpers.build(VARIANTS["dropout"].build, seed).eval() for seed in SEEDS]
+@pytest.mark.parametrize("name", ["dropout", "below_500"])  # the second has tensors that several layers share
+def test_a_stack_returns_the_logits_of_each_network(name):
+    models = [helpers.build(KNOWN[name].build, seed).eval() for seed in SEEDS]
     images = torch.randn(2, 5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     logits = Stack(models).eval()(images)
     expected = torch.stack([model(batch) for model, batch in zip(models, images, strict=True)])
     assert torch.allclose(logits, expected, atol=1e-5)
+    copies = [helpers.build(KNOWN[name].build).eval() for _ in SEEDS]
+    Stack(models).write_to(copies)
+    for copy, model in zip(copies, models, strict=True):
+        assert_same_weights(copy, model)
 
 
 @pytest.mark.parametrize(
