@@ -15,10 +15,10 @@ BAR = 20  # characters
 
 
 class Table:
-    """A DataFrame as a notebook and print show it: without its index, and thousands with commas."""
+    """A DataFrame as a notebook and print show it: no index, no backticks of Markdown, and thousands with commas."""
 
     def __init__(self, frame: pd.DataFrame):
-        self.frame = frame
+        self.frame = frame.map(lambda value: value.replace("`", "") if isinstance(value, str) else value)
 
     @property
     def _formatters(self) -> dict[str, Callable[[int], str]]:

@@ -122,10 +122,11 @@ def test_every_kind_of_network_can_be_drawn(line):
 
 
 def test_table_and_folded_show_no_index_and_escape_text():
-    frame = pd.DataFrame({"A": ["<b>"], "B": 1234}, index=[77])
+    frame = pd.DataFrame({"A": ["`<b>`"], "B": 1234}, index=[77])
     assert "77" not in Table(frame)._repr_html_() + repr(Table(frame))
     assert "1,234" in Table(frame)._repr_html_()
     assert "1,234" in repr(Table(frame))
+    assert "`" not in repr(Table(frame))
     folded = Folded("a < b", "1 < 2", frame)
     assert folded._repr_html_().startswith("<details><summary>a &lt; b</summary><pre>1 &lt; 2</pre><table")
     assert "&lt;b&gt;" in folded._repr_html_()

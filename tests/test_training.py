@@ -285,6 +285,15 @@ def test_log_has_one_line_per_epoch_and_names_the_sample(small, capsys):
     assert lines[0].endswith(" s")
 
 
+def test_a_function_gets_the_history_after_each_epoch_instead_of_a_log(small, capsys):
+    seen = []
+    history = helpers.fit(
+        helpers.build(), small, SHORT, device="cpu", progress=lambda so_far: seen.append(list(so_far))
+    )
+    assert seen == [history[:1], history]
+    assert capsys.readouterr() == ("", "")
+
+
 def test_divergence_restores_the_last_complete_epoch(small, tmp_path):
     class Breaks(Net):
         steps = 0
