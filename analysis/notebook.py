@@ -78,9 +78,9 @@ def epoch_table(history: list[dict], split: str = "validation") -> pd.DataFrame:
         "Epoch": ("epoch", "d"),
         "Learning rate": ("learning_rate", ".5f"),
         "Train loss": ("train_loss", ".4f"),
-        "accuracy": ("train_accuracy", ".2f"),
+        "Train accuracy": ("train_accuracy", ".2f"),
         f"{split.capitalize()} loss": ("eval_loss", ".4f"),
-        "accuracy ": ("eval_accuracy", ".2f"),  # a column's name is used once
+        f"{split.capitalize()} accuracy": ("eval_accuracy", ".2f"),
         "Seconds": ("seconds", ".1f"),
     }
     rows = [

@@ -104,11 +104,12 @@ def claims_table(trials: list[dict]) -> pd.DataFrame:
             continue
         accuracies = pd.Series([trial["accuracy"] for trial in found])
         minutes = pd.Series([trial["seconds"] / 60 for trial in found]).median()
+        spread = f" ± {accuracies.std():.2f}" if len(found) > 1 else ""
         rows.append(
             {
                 "Network": goal.network,
                 "Parameters": f"{found[0]['parameters']:,}",
-                "Test accuracy": f"{accuracies.mean():.2f} ± {accuracies.std():.2f}%",
+                "Test accuracy": f"{accuracies.mean():.2f}{spread}%",
                 "Seeds": len(found),
                 "Epochs": found[0]["epochs"],
                 "Minutes": f"{minutes:.0f}",

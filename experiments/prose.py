@@ -89,9 +89,11 @@ def _blank(inked: torch.Tensor) -> torch.Tensor:
     return inked.int().argmax(1)
 
 
-def _claims(choose: Callable) -> Source:
-    """The first or last of the seeds that claims are evaluated with."""
-    return lambda trials: {choose(trial["seed"] for goal in GOALS for trial in find_claims(goal, trials))}
+def _first_seed_above_the_claims(trials: list[dict]) -> set[int]:
+    """The first seed of the validation split, if all claims were evaluated with lower ones; else nothing."""
+    first = min(trial["seed"] for trial in select(trials, split="validation"))
+    claimed = [trial["seed"] for goal in GOALS for trial in find_claims(goal, trials)]
+    return {first} if max(claimed) < first else set()
 
 
 def _earlier_recipe(choose: Callable) -> Source:
@@ -141,9 +143,7 @@ STATEMENTS: dict[
     r"accuracy on ([\d,]+) images": always(IMAGES),
     r"these same ([\d,]+) images": always(IMAGES),
     r"on all ([\d,]+) images": always(TRAINED_ON["test"]),
-    r"new seeds \((\d+)–": _claims(min),
-    r"new seeds \(\d+–(\d+)": _claims(max),
-    r"choosing used (\d+) and above": _of_validation(min, "seed"),
+    r"new seeds: below (\d+), which choosing began with": _first_seed_above_the_claims,
     r"sample of ([\d,]+) images": lambda trials: {len(sample().train_labels) + len(sample().eval_labels)},
     r"intervals are (\d+)% intervals": always(CONFIDENCE),
     r"Wilson (\d+)%": always(CONFIDENCE),
