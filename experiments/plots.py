@@ -214,7 +214,7 @@ def plot_seeds(accuracies, threshold=99.4, title=None, eval_name="validation"):
     draw_threshold(axes, threshold, "x")
     names = [f"{name}  {np.mean(values):.2f}% (n={len(values)})" for name, values in accuracies.items()]
     axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_ylim(len(names) - 0.5 + (0.6 if threshold else 0), -0.5)  # room for the threshold's label
     axes.set_xlabel(f"{eval_name} {axes.get_xlabel()}")
     axes.set_title(title or "Accuracy of each seed (dots) and mean over n seeds (lines)")
     return figure
