@@ -104,6 +104,7 @@ def card(name: str, trials: list[dict], record: dict) -> str:
     from analysis.statistics import mean_interval, wilson_interval
     from experiments.candidates import KNOWN
     from experiments.goals import claims_of
+    from experiments.local_runner import plural
     from training.augmentation import MEAN, STD
 
     claims = sorted(claims_of(name, trials), key=lambda trial: trial["seed"])
@@ -136,7 +137,7 @@ A small convolutional network that reads one handwritten digit, 0 to 9, in an im
 | --- | --- |
 | Network | `{KNOWN[name].network}`: {first["parameters"]:,} parameters, {first["macs"]:,} multiply-adds an image |
 | Trained on | MNIST, all 60,000 training images; {recipe_in_words(recipe)} |
-| Accuracy of this recipe | {mean:.2f}% of the 10,000 test images, mean of {len(claims)} seeds{spread} |
+| Accuracy of this recipe | {mean:.2f}% of the 10,000 test images, mean of {plural(len(claims), "seed")}{spread} |
 | Accuracy of this file | {100 * record["correct"] / total:.2f}% ({record["correct"]:,} of {total:,}, 95% interval \
 {own_low:.2f}–{own_high:.2f}%); seed {first["seed"]}, the first, not the best; last epoch |
 

@@ -221,7 +221,7 @@ function makeChoices() {
     const input = make("input", { type: "radio", name: "network" });
     input.addEventListener("change", () => chooseNetwork(number));
     const size = make("b", {}, `${data.parameters.toLocaleString("en")} parameters`);
-    const seeds = data.seeds ? `, mean of ${data.seeds} seeds` : "";
+    const seeds = data.seeds ? `, mean of ${data.seeds} ${data.seeds === 1 ? "seed" : "seeds"}` : "";
     const accuracy = make("small", {}, `test accuracy ${data.accuracy}${seeds}`);
     return make("label", { title: data.line }, input, size, accuracy, make("small", {}, data.title));
   }));
