@@ -245,7 +245,8 @@ def row_faults(cell) -> list[str]:
     lines = re.findall(r"^(\S.*), seed (\d+): ([\d.]+)%", text, re.MULTILINE)
     for name in {name for name, *_ in lines}:
         seeds = [seed for each, seed, _ in lines if each == name]
-        if len(seeds) == len(set(seeds)):  # else two recipes of it were trained
+        other_recipe = any(row.get("Network", "").startswith(f"{name}, ") for row in rows_of(cell))
+        if len(seeds) == len(set(seeds)) and not other_recipe:  # else its lines are of two recipes
             printed_seeds[name] = [float(percent) for each, _, percent in lines if each == name]
     for row in rows_of(cell):
         name = row.get("Network", row.get("Variant"))
