@@ -1,10 +1,9 @@
 """A small drawing of a network: its maps from the image to the logits, and the parameters between them."""
 
-import torch
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from analysis.inspection import IMAGE, evaluating
+from analysis.inspection import IMAGE, black_images, count_new_parameters, count_parameters, evaluating
 from analysis.style import COLOURS, FAINT, INK, WIDTH, Picture, styled
 
 DRAWN = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Linear)
@@ -39,7 +38,7 @@ def plot_network(model, title=None):
         axes.text(x, -0.08, f"{channels}{size}", ha="center", va="top", color=INK, fontsize=8)
     axes.set(xlim=(0, 1), ylim=(-0.5, 2.0))
     axes.set_axis_off()
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = count_parameters(model)
     axes.set_title(title or f"{total:,} parameters (orange: of each layer), channels and size of each map", fontsize=10)
     return figure
 
@@ -48,22 +47,17 @@ def _blocks(model) -> list[tuple[str, int, tuple[int, ...]]]:
     """Kind, new parameters and output shape of each drawn layer, in the order of execution."""
     blocks, counted = [], set()
 
-    def count(module) -> int:
-        new = [parameter for parameter in module.parameters(recurse=False) if parameter not in counted]
-        counted.update(new)
-        return sum(parameter.numel() for parameter in new)
-
     def record(module, inputs, output):
         if isinstance(module, DRAWN):
-            blocks.append((_kind(module), count(module), tuple(output.shape[1:])))
-        elif blocks and (parameters := count(module)):  # BatchNorm
+            blocks.append((_kind(module), count_new_parameters(module, counted), tuple(output.shape[1:])))
+        elif blocks and (parameters := count_new_parameters(module, counted)):  # BatchNorm
             kind, before, shape = blocks[-1]
             blocks[-1] = (kind, before + parameters, shape)
 
     with evaluating(model):
         hooks = [module.register_forward_hook(record) for module in model.modules() if not list(module.children())]
         try:
-            model(torch.zeros(IMAGE, device=next(model.parameters()).device))
+            model(black_images(model, IMAGE))
         finally:
             for hook in hooks:
                 hook.remove()

@@ -35,7 +35,7 @@ def summary(model: nn.Module, input_size: tuple[int, ...] = IMAGE) -> torchinfo.
     with evaluating(model):
         return torchinfo.summary(
             model,
-            input_data=_zeros(model, input_size),  # torchinfo's own input would change the random state
+            input_data=black_images(model, input_size),  # torchinfo's own input would change the random state
             mode="eval",
             col_names=("input_size", "output_size", "num_params", "kernel_size", "mult_adds"),
             col_width=16,
@@ -52,7 +52,7 @@ def count_parameters(model: nn.Module) -> int:
 def count_macs(model: nn.Module, input_size: tuple[int, ...] = IMAGE) -> int:
     """The multiply-adds of the convolutions and matrix products in one forward pass, counted as they are executed."""
     with evaluating(model), FlopCounterMode(display=False) as counter:
-        model(_zeros(model, input_size))
+        model(black_images(model, input_size))
     return counter.get_total_flops() // 2  # a multiply-add is two floating-point operations
 
 
@@ -68,11 +68,16 @@ def layer_table(model: nn.Module) -> pd.DataFrame:
         is_activation = type(module).__module__ == nn.ReLU.__module__  # torch.nn.modules.activation
         is_layer = not list(module.children()) and not is_activation
         if own or is_layer:
-            new = [parameter for parameter in own if parameter.requires_grad and parameter not in counted]
-            counted.update(new)
-            rows.append((_title(name, module), sum(parameter.numel() for parameter in new), _details(module)))
+            rows.append((_title(name, module), count_new_parameters(module, counted), _details(module)))
     rows.append(("Total", count_parameters(model), ""))
     return pd.DataFrame(rows, columns=["Layer", "Parameters", "Details"])
+
+
+def count_new_parameters(layer: nn.Module, counted: set[nn.Parameter]) -> int:
+    """The number of a layer's own trainable parameters that are not yet in `counted`, to which they are added."""
+    new = [each for each in layer.parameters(recurse=False) if each.requires_grad and each not in counted]
+    counted.update(new)
+    return sum(parameter.numel() for parameter in new)
 
 
 def count_layers(model: nn.Module) -> dict[str, int]:
@@ -137,7 +142,7 @@ def receptive_field_table(model: nn.Module, input_size: tuple[int, ...] = IMAGE)
     # In float64, which rules out Winograd's algorithm: it would spread NaN over tiles of pixels.
     model = copy.deepcopy(model).cpu().double().eval()
     _, channels, height, width = input_size
-    images = _zeros(model, (height + width, channels, height, width))
+    images = black_images(model, (height + width, channels, height, width))
     for row in range(height):
         images[row, :, row] = torch.nan
     for column in range(width):
@@ -257,7 +262,7 @@ def _number(value: float) -> float:
     return int(value) if value == int(value) else round(value, 2)
 
 
-def _zeros(model: nn.Module, input_size) -> torch.Tensor:
+def black_images(model: nn.Module, input_size) -> torch.Tensor:
     """Black images on the model's device and of its dtype."""
     return next(model.parameters(), torch.empty(0)).new_zeros(input_size)
 

@@ -58,18 +58,15 @@ class LiveFigure:
         self.handle = display(Markdown(f"*{name}: the first of {epochs} epochs …*"), display_id=True)
 
     def __call__(self, history: list[dict]) -> None:
-        """Show the epochs so far; the title of the last one is the figure's own."""
+        """Show the epochs so far; the title of the last one is the figure's own. Nothing outside a notebook."""
+        if self.handle is None:
+            return
         done = len(history)
         seconds = (time.monotonic() - self.start) / done * (self.epochs - done)
         filled = round(BAR * done / self.epochs)
         bar = "█" * filled + "░" * (BAR - filled)
         left = f"{self.name}  {bar}  {done} of {self.epochs} epochs, {seconds // 60:.0f}:{seconds % 60:02.0f} to go"
-        self.show(self.draw(history, left if done < self.epochs else ""))
-
-    def show(self, figure: Picture) -> None:
-        if self.handle is None:  # outside a notebook
-            return
-        self.handle.update(figure)
+        self.handle.update(self.draw(history, left if done < self.epochs else ""))
 
 
 def epoch_table(history: list[dict], split: str = "validation") -> pd.DataFrame:

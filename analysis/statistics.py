@@ -6,7 +6,8 @@ Accuracies are in percent, their differences in percentage points.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+import statistics
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 from scipy import stats
@@ -105,6 +106,12 @@ def pooled_difference(mean: float, n: int, deviation: float, freedom: int) -> di
     half = float(stats.t.ppf(0.975, freedom)) * error
     ratio = abs(mean) / error if error else math.inf if mean else 0.0
     return {"low": mean - half, "high": mean + half, "p": 2 * float(stats.t.sf(ratio, freedom))}
+
+
+def mean_text(values: Sequence[float], digits: int) -> str:
+    """Mean and standard deviation, e.g. "99.48 ± 0.05"; the mean alone for a single value."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def describe_seeds(trials: list[dict]) -> str:

@@ -66,22 +66,23 @@ def compare(
 
     variants = [find_variant(network), find_variant(other)]
     base = variants[1].recipe.as_dict() | (changes or {})
-    wanted = (base | (own_changes or {}), base)
-    recipes = [planned_recipe(each.reference, recipe).as_dict() for each, recipe in zip(variants, wanted, strict=True)]
+    recipes = [
+        planned_recipe(each.reference, recipe).as_dict()
+        for each, recipe in zip(variants, (base | (own_changes or {}), base), strict=True)
+    ]
+    sides = list(zip(variants, recipes, strict=True))
     if variants[0].name == variants[1].name and recipes[0] == recipes[1]:
         raise ValueError(f"{variants[0].name} is compared with itself")
     shared = {"split": "validation", "sample": sample, "device": device, "precision": precision}
     requested = [
         {"variant": each.reference, "seed": seed, "changes": recipe, **shared}
         for seed in seeds
-        for each, recipe in zip(variants, recipes, strict=True)
+        for each, recipe in sides
     ]
     failed, trials = run_and_collect(requested, ledger, workers)
     if failed:
         raise RuntimeError(f"{failed} of {len(requested)} trials failed. {RERUN}")
-    own, others = (
-        select(trials, variant=each.name, recipe=recipe) for each, recipe in zip(variants, recipes, strict=True)
-    )
+    own, others = (select(trials, variant=each.name, recipe=recipe) for each, recipe in sides)
     if words := changes_in_words(*recipes):
         own = [trial | {"variant": f"{trial['variant']}, {words}"} for trial in own]
     accuracies = {trials[0]["variant"]: [trial["accuracy"] for trial in trials] for trials in (own, others)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.statistics import CLAIMED_ACCURACY, mean_interval, p_mean_above
+from analysis.statistics import CLAIMED_ACCURACY, mean_interval, mean_text, p_mean_above
 from experiments.candidates import KNOWN
 from experiments.ledger import select
 
@@ -102,14 +102,12 @@ def claims_table(trials: list[dict]) -> pd.DataFrame:
     for goal in GOALS:
         if not (found := find_claims(goal, trials)):
             continue
-        accuracies = pd.Series([trial["accuracy"] for trial in found])
         minutes = pd.Series([trial["seconds"] / 60 for trial in found]).median()
-        spread = f" ± {accuracies.std():.2f}" if len(found) > 1 else ""
         rows.append(
             {
                 "Network": goal.network,
                 "Parameters": f"{found[0]['parameters']:,}",
-                "Test accuracy": f"{accuracies.mean():.2f}{spread}%",
+                "Test accuracy": f"{mean_text([trial['accuracy'] for trial in found], 2)}%",
                 "Seeds": len(found),
                 "Epochs": found[0]["epochs"],
                 "Minutes": f"{minutes:.0f}",

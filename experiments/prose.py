@@ -91,7 +91,7 @@ def _blank(inked: torch.Tensor) -> torch.Tensor:
 
 def _first_seed_above_the_claims(trials: list[dict]) -> set[int]:
     """The first seed of the validation split, if all claims were evaluated with lower ones; else nothing."""
-    first = min(trial["seed"] for trial in select(trials, split="validation"))
+    (first,) = _of_validation(min, "seed")(trials)
     claimed = [trial["seed"] for goal in GOALS for trial in find_claims(goal, trials)]
     return {first} if max(claimed) < first else set()
 

@@ -11,9 +11,10 @@ from IPython.display import Markdown, display
 from analysis import inspection, plots
 from analysis.drawing import plot_network
 from analysis.notebook import Folded, LiveFigure, Table, epoch_table
+from analysis.statistics import mean_text
 from analysis.style import Picture
 from experiments.ledger import select
-from experiments.tables import compared_variants, interval_text
+from experiments.tables import comparison_table
 from experiments.trial import planned_recipe
 from experiments.variant_map import place_in_words
 from experiments.variants import VARIANTS, code, recipe_change
@@ -76,14 +77,14 @@ class Sections:
 
         if self.runs == "recorded":
             (trial,) = select(trials, seed=self.seed)
-            self.histories[name] = trial["curve"]
-            display(draw(trial["curve"], ""))
+            history = trial["curve"]
+            display(draw(history, ""))
         else:
             recipe = planned_recipe(name, {"epochs": SHORT} if self.runs == "short" else {})
             live = LiveFigure(name, recipe.epochs, draw)
             model = build(variant.build, self.seed)
-            self.histories[name] = fit(model, self.data, recipe, seed=self.seed, device=self.device, progress=live)
-        history = self.histories[name]
+            history = fit(model, self.data, recipe, seed=self.seed, device=self.device, progress=live)
+        self.histories[name] = history
         seconds = sum(epoch["seconds"] for epoch in history)
         display(Folded(f"All {len(history)} epochs, {seconds / 60:.1f} minutes", epoch_table(history)))
 
@@ -94,14 +95,9 @@ class Sections:
 
 def result_table(trials: list[dict], name: str) -> pd.DataFrame:
     """A variant's recorded accuracy, in percent, and the change of its errors against its parent, as one row."""
-    accuracies = pd.Series([trial["accuracy"] for trial in select(trials, variant=name)])
-    spread = f" ± {accuracies.std():.3f}" if len(accuracies) > 1 else ""
-    row = {"Recorded runs": name, "Seeds": len(accuracies), "Accuracy": f"{accuracies.mean():.3f}{spread}%"}
-    compared = compared_variants(trials)
-    for change in compared[compared["variant"] == name].itertuples():
-        row["Against"] = change.against
-        row["Points"] = f"{change.points:+.3f}"
-        row["Errors"] = f"{change.errors:+.0f}%"
-        row["95%"] = interval_text(change.errors_low, change.errors_high, "{:+.0f}%")
-        row["Beyond seed noise"] = change.beyond_noise
+    accuracies = [trial["accuracy"] for trial in select(trials, variant=name)]
+    row = {"Recorded runs": name, "Seeds": len(accuracies), "Accuracy": f"{mean_text(accuracies, 3)}%"}
+    compared = comparison_table(trials).rename(columns={"Pooled 95%": "95%"})
+    for change in compared[compared["Variant"] == name].to_dict("records"):
+        row |= {column: change[column] for column in ("Against", "Points", "Errors", "95%", "Beyond seed noise")}
     return pd.DataFrame([row])

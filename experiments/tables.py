@@ -140,10 +140,10 @@ def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = N
             "Against": row.against,
             "Seeds": row.seeds,
             "Points": f"{row.points:+.3f}",
-            "Paired 95%": interval_text(row.points_low, row.points_high, "{:+.2f}"),
+            "Paired 95%": _interval(row.points_low, row.points_high, "{:+.2f}"),
             "p, Holm": _p_value(row.p),
             "Errors": f"{row.errors:+.0f}%",
-            "Pooled 95%": interval_text(row.errors_low, row.errors_high, "{:+.0f}%"),
+            "Pooled 95%": _interval(row.errors_low, row.errors_high, "{:+.0f}%"),
             "p, pooled, Holm": _p_value(row.p_pooled),
             "Beyond seed noise": row.beyond_noise,
         }
@@ -227,10 +227,8 @@ def precision_table(trials: list[dict]) -> pd.DataFrame:
         means = {f"Mean, {name}": f"{pd.Series([t['accuracy'] for t in group[name]]).mean():.3f}" for name in group}
         row = {"Variant": full[0]["variant"], "Split": full[0]["split"], "Epochs": full[0]["epochs"]}
         row |= {"Seeds": difference["n"], **dict(sorted(means.items(), reverse=True))}
-        row |= {
-            "bfloat16 − float32": f"{difference['mean']:+.3f}",
-            "95%": interval_text(difference["low"], difference["high"], "{:+.2f}"),
-        }
+        row |= {"bfloat16 − float32": f"{difference['mean']:+.3f}"}
+        row |= {"95%": _interval(difference["low"], difference["high"], "{:+.2f}")}
         rows.append(row | {"p": _p_value(difference["p"])})
     return pd.DataFrame(rows)
 
@@ -257,7 +255,7 @@ def by_variant(trials: Iterable[dict]) -> dict[str, list[dict]]:
     return groups
 
 
-def interval_text(low: float, high: float, form: str) -> str:
+def _interval(low: float, high: float, form: str) -> str:
     """Both ends, each written by `form`; a dash if they are not known."""
     return "–" if math.isnan(low) else f"{form.format(low)} to {form.format(high)}"
 

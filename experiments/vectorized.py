@@ -40,7 +40,8 @@ class Stack(nn.Module):
         self.names = [*parameters, *buffers]
         names = {parameter: name for name, parameter in models[0].named_parameters()}
         every = models[0].named_parameters(remove_duplicate=False)
-        self.aliases = {alias: names[parameter] for alias, parameter in every}  # layers may share a tensor
+        # Layers may share a tensor: its other names.
+        self.aliases = {alias: names[parameter] for alias, parameter in every if alias != names[parameter]}
         self.skeleton = (copy.deepcopy(models[0]).to("meta"),)  # a tuple keeps it from being registered as a submodule
 
     def state(self) -> dict[str, Tensor]:

@@ -106,3 +106,8 @@ def test_pooled_difference_of_two_groups_is_the_two_sample_t_test():
     assert [actual[key] for key in ("p", "low", "high")] == pytest.approx(
         [expected.pvalue, interval.low, interval.high]
     )
+
+
+def test_mean_as_text():
+    assert statistics.mean_text([99.4, 99.6], 2) == "99.50 ± 0.14"
+    assert statistics.mean_text([99.4], 3) == "99.400"
