@@ -13,7 +13,6 @@ import argparse
 import json
 import shlex
 import sys
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -56,7 +55,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--resume {options.resume}: there is no {CHECKPOINT} in it; give the folder of a run")
     try:
         check_seed(options.seed or 0)
-        options.recipe = replace(defaults.for_smoke() if options.smoke else defaults, **recipe_changes(options))
+        options.recipe = (defaults.for_smoke() if options.smoke else defaults).changed(**recipe_changes(options))
         if options.device != "auto":
             from training.device import pick_device
 
@@ -102,7 +101,7 @@ def restore_options(options: argparse.Namespace) -> None:
 
     stored = load_checkpoint(options.resume / CHECKPOINT)
     try:
-        options.recipe = replace(Recipe(**stored["recipe"]), **recipe_changes(options))
+        options.recipe = Recipe(**stored["recipe"]).changed(**recipe_changes(options))
         options.device = pick_device(stored["device"] if options.device == "auto" else options.device)
         options.precision = stored["precision"] if options.precision == "auto" else options.precision
         pick_precision(options.precision, options.device)

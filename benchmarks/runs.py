@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -50,7 +49,7 @@ def time_to_accuracy(variant: str, target: float, seeds: list[int], device: str 
     accuracy in percent that the variant was made for.
     """
     recipe = KNOWN[variant].recipe
-    recipe = replace(recipe, epochs=1) if smoke else recipe
+    recipe = recipe.changed(epochs=1) if smoke else recipe
     accuracies, training, from_start = [], [], []
     for seed in seeds:
         started = time.time()

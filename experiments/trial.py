@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 import zlib
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -172,7 +171,7 @@ def planned_recipe(variant: str | Source, changes: dict | None = None) -> Recipe
     recipe = find_variant(variant).recipe
     if unknown := sorted((changes or {}).keys() - recipe.as_dict().keys()):
         raise ValueError(f"a recipe has no {', '.join(unknown)}; it has {', '.join(recipe.as_dict())}")
-    recipe = replace(recipe, **(changes or {}))
+    recipe = recipe.changed(**(changes or {}))
     if recipe.teacher and recipe.teacher not in KNOWN:
         raise ValueError(f"teacher must be a variant, {', '.join(KNOWN)}, not {recipe.teacher!r}")
     return recipe

@@ -392,8 +392,16 @@ def test_numbers_of_numpy_become_pythons_own():
     assert {type(value) for value in recipe.as_dict().values()} == {int, float, str, bool}
 
 
-def test_a_short_run_keeps_as_many_epochs_without_augmentation_as_it_has():
-    assert Recipe(epochs=9, epochs_without_augmentation=5).for_smoke().epochs_without_augmentation == 2
+def test_a_run_of_other_length_keeps_the_share_of_epochs_without_augmentation():
+    recipe = Recipe(epochs=80, epochs_without_augmentation=16)
+    assert recipe.changed(epochs=15) == replace(recipe, epochs=15, epochs_without_augmentation=3)
+    assert recipe.changed(epochs=1).epochs_without_augmentation == 0
+    assert recipe.changed(epochs=160).epochs_without_augmentation == 32
+    assert recipe.changed(epochs=15, epochs_without_augmentation=0).epochs_without_augmentation == 0
+    assert recipe.changed(rotation=0.0) == replace(recipe, rotation=0.0)
+    for bad in (0, -1, 10**400, 1.5, "a", None, True):
+        with pytest.raises(ValueError, match="epochs must be"):
+            recipe.changed(epochs=bad)
 
 
 # --- Full MNIST -------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import pickle
 import signal
 import sys
 import threading
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -171,7 +172,8 @@ def test_files_of_weights_have_different_names_that_every_file_system_takes(tmp_
         path.touch()
 
 
-def test_trials_at_once_give_the_lines_of_each_seed(small):
+def test_trials_at_once_give_the_lines_of_each_seed(small, monkeypatch):
+    monkeypatch.setattr(trial, "threads_for_idle_cores", nullcontext)  # the line names the threads
     arguments = {"changes": ONE_EPOCH, "sample": True, "device": "cpu", "precision": "float32", "data": small}
     lines = trial.run_trials("s5", [3, 4], "validation", **arguments)
     for line in lines:

@@ -65,7 +65,7 @@ class Recipe:
     scale: float = _setting(0.1, "factor of the size, in 1 ± this")
     shear: float = _setting(6.0, "at most ± degrees, along x")
     elastic: float = _setting(0.0, "elastic distortion, at most ± pixels")
-    epochs_without_augmentation: int = _setting(0, "at the end of the run")
+    epochs_without_augmentation: int = _setting(0, "at the end of the run; in proportion if --epochs alone is given")
 
     def __post_init__(self):
         for each in fields(self):
@@ -100,10 +100,19 @@ class Recipe:
             return self
         return replace(self, **NO_AUGMENTATION)
 
+    def changed(self, **changes: Any) -> Recipe:
+        """A copy with other values; with other `epochs` alone, the same share of them is without augmentation.
+
+        Raises ValueError for a bad value, and TypeError for an unknown field.
+        """
+        epochs = changes.get("epochs")
+        if isinstance(epochs, Integral) and "epochs_without_augmentation" not in changes:
+            changes["epochs_without_augmentation"] = self.epochs_without_augmentation * int(epochs) // self.epochs
+        return replace(self, **changes)
+
     def for_smoke(self) -> Recipe:
         """The same recipe with two epochs of small batches, for a quick run on the sample."""
-        plain = min(self.epochs_without_augmentation, 2)
-        return replace(self, epochs=2, batch_size=32, epochs_without_augmentation=plain)
+        return self.changed(epochs=2, batch_size=32)
 
     def as_dict(self) -> dict:
         """All fields, JSON-ready."""
