@@ -107,6 +107,10 @@ def _go_on(command: str, arguments: list[str], code: int, inside: Path, folder: 
 
 def _run(command: str, arguments: list[str]) -> int:
     if command == "sweep":
+        if "--ray" in arguments:
+            import ray
+
+            ray.cloudpickle.register_pickle_by_value(fault_checks)  # workers have no copy of the benchmarks
         return sweep.main(arguments)
     sys.argv = ["main.py", *arguments]
     try:

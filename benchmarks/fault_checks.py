@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -125,10 +126,10 @@ def _main(harness: Harness, **options) -> Path:
     return folder / "run"
 
 
-def _sweep(harness: Harness, **options) -> Path:
-    """The ledger of a finished sweep."""
+def _sweep(harness: Harness, *runner: str, **options) -> Path:
+    """The ledger of a finished sweep; `runner` are the arguments that say where the trials run."""
     folder = harness.new()
-    arguments = [*SWEEP, "--workers", "1", "--ledger", folder / "ledger.jsonl"]
+    arguments = [*SWEEP, *(runner or ("--workers", "1")), "--ledger", folder / "ledger.jsonl"]
     harness.finish("sweep", arguments, folder / "log", **options)
     return folder / "ledger.jsonl"
 
@@ -234,19 +235,35 @@ def clock_set_back(harness: Harness, rounds: int) -> None:
 
 def busy_cores(harness: Harness, rounds: int) -> None:
     """Two busy processes for every core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for _ in range(rounds):
-        busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(2 * cores)]
-        try:
+        with _busy_processes():
             harness.check_run(_main(harness))
             harness.check_ledger(_sweep(harness), in_order=True)
-        finally:
-            for process in busy:
-                process.kill()
-                process.wait()
+
+
+def busy_cores_under_ray(harness: Harness, rounds: int) -> None:
+    """The same, while Ray starts on this machine and runs a sweep."""
+    if find_spec("ray") is None:
+        raise ImpossibleError("Ray is not installed")
+    for _ in range(rounds):
+        with _busy_processes():
+            harness.check_ledger(_sweep(harness, "--ray", "local"), in_order=False)
 
 
 # --- What they share --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _busy_processes() -> Iterator[None]:
+    """Two for every core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(2 * cores)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 def _on_disk(harness: Harness, function: str, *arguments) -> Path:

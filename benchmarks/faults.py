@@ -32,6 +32,7 @@ CHECKS: dict[Callable[[Harness, int], None], tuple[str, int]] = {
     fault_checks.deleted_checkpoint: ("the checkpoint is deleted during a run", 20),
     fault_checks.clock_set_back: ("the clock is set back", 5),
     fault_checks.busy_cores: ("two busy processes for every core", 3),
+    fault_checks.busy_cores_under_ray: ("the same, and Ray runs the sweep", 1),
 }
 
 
@@ -59,7 +60,7 @@ def try_faults(harness: Harness, check: Callable[[Harness, int], None], rounds: 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; exits with code 2 if it is wrong."""
     parser = Parser("faults", __doc__, usage="python -m benchmarks.faults [options]")
-    parser.add_argument("--rounds", type=int, metavar="N", help="of each fault (default: 3 to 50)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="of each fault (default: 1 to 50)")
     parser.add_argument("--output", type=path, default=FAULTS, metavar="FILE", help="default: results/faults.json")
     options = parser.parse_args(arguments)
     if options.rounds is not None and options.rounds < 1:

@@ -36,6 +36,8 @@ def rounds(request) -> int | None:
 @pytest.mark.parametrize("check", faults.CHECKS, ids=lambda check: check.__name__)
 def test_a_fault_is_survived(harness, check, rounds):
     _, usual = faults.CHECKS[check]
+    if rounds and check is fault_checks.busy_cores_under_ray:
+        pytest.skip("takes minutes; in the long form")
     for _ in range(rounds or usual):
         try:
             check(harness, 1)
