@@ -73,7 +73,7 @@ def epoch_table(history: list[dict], split: str = "validation") -> pd.DataFrame:
     """The epochs of a history, one row each, losses per image and accuracies in percent."""
     formats = {
         "Epoch": ("epoch", "d"),
-        "Learning rate": ("learning_rate", ".5f"),
+        "Rate at the end": ("learning_rate", ".5f"),
         "Train loss": ("train_loss", ".4f"),
         "Train accuracy": ("train_accuracy", ".2f"),
         f"{split.capitalize()} loss": ("eval_loss", ".4f"),

@@ -167,10 +167,10 @@ def plot_class_accuracy(labels, predictions):
 
 
 @styled()
-def plot_digits(images, labels, columns=10):
+def plot_digits(images, labels, columns=10, title="Digits and their labels"):
     """A grid of digits with their labels above them."""
     images, labels = checked(images=(images, 3), labels=(labels, 1))
-    return tile_figure(images, columns, f"Digits and their labels ({len(images)})", [str(i) for i in labels])
+    return tile_figure(images, columns, f"{title} ({len(images)})", [str(i) for i in labels])
 
 
 @styled()

@@ -77,11 +77,10 @@ def plot_frontier(points, peers=None, threshold=99.4, title=None, split="test"):
     axes.set_title(title or _finding(front, split))
     draw_threshold(axes, threshold)
 
-    style = {"color": COLOURS[0], "zorder": 3}
-    bars = np.nan_to_num(np.abs(front[["low", "high"]].to_numpy().T - front["mean"].to_numpy()))
     label = "this project: mean over n seeds, last epoch, with 95% t-interval"
-    axes.errorbar(front["parameters"], front["mean"], bars, fmt="o-", capsize=3, markersize=7, label=label, **style)
-    axes.plot(rest["parameters"], rest["mean"], "o", markersize=4, **style)
+    style = {"color": COLOURS[0], "zorder": 3, "capsize": 3}
+    axes.errorbar(front["parameters"], front["mean"], _bars(front), fmt="o-", markersize=7, label=label, **style)
+    axes.errorbar(rest["parameters"], rest["mean"], _bars(rest), fmt="o", markersize=4, **style)
     texts = [
         (row.parameters, row.mean, f"{row.name}\n{row.mean:.2f}% (n={row.seeds})", COLOURS[0])
         for row in pd.concat([front, rest]).itertuples(index=False)
@@ -100,6 +99,11 @@ def plot_frontier(points, peers=None, threshold=99.4, title=None, split="test"):
     return figure
 
 
+def _bars(points) -> np.ndarray:
+    """The lengths of the error bars below and above the means; 0 where there is one seed."""
+    return np.nan_to_num(np.abs(points[["low", "high"]].to_numpy().T - points["mean"].to_numpy()))
+
+
 @styled()
 def plot_training_time(points, title=None):
     """Mean test accuracy against the minutes of training, a labelled point per network.
@@ -111,8 +115,7 @@ def plot_training_time(points, title=None):
         raise ValueError("nothing to plot: no points")
     figure = Picture(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.subplots()
-    bars = np.nan_to_num(np.abs(points[["low", "high"]].to_numpy().T - points["mean"].to_numpy()))
-    axes.errorbar(points["minutes"], points["mean"], bars, fmt="o", capsize=3, markersize=7, color=COLOURS[0])
+    axes.errorbar(points["minutes"], points["mean"], _bars(points), fmt="o", capsize=3, markersize=7, color=COLOURS[0])
     for row in points.itertuples():
         top = np.nanmax([row.mean, row.high])
         axes.annotate(f"{row.parameters:,}", (row.minutes, top), (0, 4), ha="center", va="bottom", **OFFSET)

@@ -161,8 +161,8 @@ def plot_robustness(table: pd.DataFrame, title: str = "Accuracy on changed image
     for axes, name in zip(panels, names, strict=False):
         part = table[table["change"] == name]
         line, dashes = ("-", "--") if len(part) > 2 else ("none", "none")  # nothing lies between black and white
-        axes.plot(part["amount"], part["accuracy"], "o", ls=line, color=COLOURS[1], label="not preprocessed")
-        axes.plot(part["amount"], part["prepared"], "s", ls=dashes, color=COLOURS[0], label="preprocessed as a photo")
+        axes.plot(part["amount"], part["accuracy"], "o", ls=line, color=COLOURS[1], label="as it is")
+        axes.plot(part["amount"], part["prepared"], "s", ls=dashes, color=COLOURS[0], label="prepared as a photo")
         if len(part) <= 2:
             axes.set_xticks(part["amount"])
             axes.margins(x=0.3)
@@ -198,7 +198,7 @@ def plot_reliability(labels, probabilities, title: str = "Calibration: confidenc
     left.set_xlabel("confidence: the largest probability")
     left.set_ylabel("accuracy")
     left.set_title(f"expected calibration error {100 * calibration_error(table):.2f}%", fontsize=10)
-    left.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=8, loc="upper left")
     right.bar((table["bin"] + 0.5) / BINS, table["count"], width=0.9 / BINS, color=COLOURS[0])
     right.set_yscale("log")
     right.yaxis.set_major_formatter(
