@@ -60,7 +60,7 @@ def _draw_lines(axes, runs, threshold):
     quantity = key.split("_")[-1]
     axes.set(xlabel="epoch", ylabel=AXIS_LABELS[quantity])
     axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     if quantity == "accuracy":
         accuracy_axis(axes, values if threshold is None else [*values, threshold])
         draw_threshold(axes, threshold)

@@ -110,9 +110,9 @@ def plot_map(table: pd.DataFrame, title: str | None = None) -> Picture:
 
 
 def _finding(table: pd.DataFrame) -> str:
-    tested = table[table["verdict"] != ""]
+    tested = table[~table["verdict"].isin(["", "not tested"])]
     clear = tested["verdict"].isin(["fewer errors", "more errors"]).sum()
-    return f"The way to the final model: {clear} of {len(tested)} changes made a difference beyond seed noise"
+    return f"The way to the final model: {clear} of {len(tested)} tested changes are beyond seed noise"
 
 
 def _draw_branch(axes, place: int, row, rows: dict) -> None:
