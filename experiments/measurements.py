@@ -21,7 +21,7 @@ from training.recipe import Recipe
 MEDIANS = ("median", "milliseconds", "microseconds", "seconds")  # a number of this name is the median of its range
 NEVER_NEGATIVE = re.compile(r"bytes|memory|cores|threads|correct|images|parameters|macs|MB|GFLOP|opset")
 PERCENTAGES = re.compile(r"(^|, )(accuracy|accuracies|Accuracy \(%\)|percent of [^,]*)(, [^,]*)?$")
-PEER_FIELDS = ["name", "parameters", "epochs", "best", "last", "made"]
+PEER_FIELDS = ["name", "repository", "parameters", "epochs", "best", "last", "made"]
 
 
 def measurement_faults(value: object, place: str = "") -> Iterator[str]:
@@ -180,13 +180,13 @@ def peer_faults(text: str) -> Iterator[str]:
         return
     for number, row in enumerate(rows, start=2):
         try:
-            parameters, epochs = int(row["parameters"]), int(row["epochs"])
+            parameters, epochs = int(row["parameters"]), int(row["epochs"] or 1)  # not everybody states the epochs
             best, last = (float(row[key]) if row[key] else None for key in ("best", "last"))
         except (TypeError, ValueError) as error:
             yield f"line {number}: {error}"
             continue
-        if not row["name"] or not row["made"] or None in row or min(parameters, epochs) < 1:
-            yield f"line {number}: name, parameters, epochs and made must be there"
+        if not all(row[key] for key in ("name", "repository", "made")) or None in row or min(parameters, epochs) < 1:
+            yield f"line {number}: name, repository, parameters, epochs and made must be there"
         if best is None and last is None:
             yield f"line {number}: best or last must be there"
         if not all(90 <= each <= 100 for each in (best, last) if each is not None):

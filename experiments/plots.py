@@ -48,6 +48,8 @@ SIDES = [  # of a label at its point, the preferred first: offset in points, hor
     ((3, -4), "left", "top"),
     ((-3, -4), "right", "top"),
     ((3, 4), "left", "bottom"),
+    ((10, -10), "left", "top"),
+    ((10, 10), "left", "bottom"),
 ]
 
 
@@ -57,7 +59,7 @@ def plot_frontier(points, peers=None, threshold=99.4, title=None, split="test"):
 
     A line joins the networks that are more accurate than all smaller ones. Vertical lines are the budgets.
 
-    points: DataFrame with name, split, parameters, seeds, mean, low and high (percent; NaN for a single seed).
+    points: DataFrame with name, split, parameters, deskewed, seeds, mean, low, high (percent; NaN for a single seed).
     peers: DataFrame with name, parameters, best and last (percent, NaN if unknown) and made (how), or None. Peers that
     are much larger than all points are at the right edge. split: which points to draw; ValueError if there are none.
     """
@@ -70,8 +72,8 @@ def plot_frontier(points, peers=None, threshold=99.4, title=None, split="test"):
     shown = [peer.best if np.isnan(peer.last) else peer.last for peer in peers]
 
     key_height = ROW * (len(peers) + 2) if peers else 0.01
-    figure = Picture(figsize=(WIDTH, 4.8 + key_height), layout="constrained")
-    axes, key = figure.subplots(2, 1, height_ratios=[4.8, key_height])
+    figure = Picture(figsize=(WIDTH, 5.4 + key_height), layout="constrained")
+    axes, key = figure.subplots(2, 1, height_ratios=[5.4, key_height])
     _frontier_axes(axes, points, shown)
     axes.set_ylabel(f"{split} {axes.get_ylabel()}")
     axes.set_title(title or _finding(front, split))
@@ -81,6 +83,10 @@ def plot_frontier(points, peers=None, threshold=99.4, title=None, split="test"):
     style = {"color": COLOURS[0], "zorder": 3, "capsize": 3}
     axes.errorbar(front["parameters"], front["mean"], _bars(front), fmt="o-", markersize=7, label=label, **style)
     axes.errorbar(rest["parameters"], rest["mean"], _bars(rest), fmt="o", markersize=4, **style)
+    if (deskewed := front[front["deskewed"]]).size:
+        style = {"color": COLOURS[0], "markerfacecolor": "white", "linestyle": "none", "zorder": 4}
+        label = "hollow: the images are deskewed first"
+        axes.plot(deskewed["parameters"], deskewed["mean"], "o", markersize=6, label=label, **style)
     texts = [
         (row.parameters, row.mean, f"{row.name}\n{row.mean:.2f}% (n={row.seeds})", COLOURS[0])
         for row in pd.concat([front, rest]).itertuples(index=False)
@@ -95,7 +101,7 @@ def plot_frontier(points, peers=None, threshold=99.4, title=None, split="test"):
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], loc="lower right", framealpha=1, edgecolor="white")
     _draw_key(key, peers)
-    _label_points(axes, texts, front, threshold)  # last: it depends on the layout
+    _label_points(axes, texts, points, front, threshold)  # last: it depends on the layout
     return figure
 
 
@@ -173,24 +179,24 @@ def _draw_key(axes, peers):
             axes.text(x, number, write(number, peer), ha=alignment, va="center", color=colour)
 
 
-def _label_points(axes, texts, front, threshold):
+def _label_points(axes, texts, points, front, threshold):
     """Write texts (x, y, text, colour) beside their points, where they cover no point, line or other text."""
     axes.figure.draw_without_rendering()
     to_pixels = axes.transData.transform
     corners = to_pixels(front[["parameters", "mean"]].to_numpy())
     line = [start + (end - start) * t for start, end in pairwise(corners) for t in np.linspace(0, 1, 30)]
-    bars = {row.parameters: (row.low, row.high) for row in front.itertuples() if np.isfinite(row.low)}
+    bars = {row[:2]: row[2:] for row in points[["parameters", "mean", "low", "high"]].dropna().itertuples(index=False)}
     taken = [axes.get_legend().get_window_extent()]
     if threshold is not None:
         height = to_pixels((1, threshold))[1]
         taken.append(Bbox([(axes.bbox.x0, height), (axes.bbox.x1, height)]))
     taken += [Bbox([point, point]).padded(3) for point in line]
-    taken += [Bbox(to_pixels([(x, low), (x, high)])).padded(4) for x, (low, high) in bars.items()]
+    taken += [Bbox(to_pixels([(x, low), (x, high)])).padded(4) for (x, _), (low, high) in bars.items()]
     taken += [Bbox(to_pixels([(x, y), (x, y)])).padded(5) for x, y, *_ in texts]
     for x, y, text, colour in texts:
         label = axes.annotate(text, (x, y), (0, 0), textcoords="offset points", color=colour, fontsize=9.5, zorder=5)
         label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
-        low, high = bars.get(x, (y, y))
+        low, high = bars.get((x, y), (y, y))
         for label.xyann, horizontal, vertical in SIDES:
             label.xy = x, {"bottom": high, "center": y, "top": low}[vertical]
             label.set(ha=horizontal, va=vertical)

@@ -310,16 +310,16 @@ def frontier_trials(trials: list[dict]) -> list[dict]:
 def frontier_points(trials: list[dict]) -> pd.DataFrame:
     """Size and training time against accuracy, a row per variant and split.
 
-    Columns: name, split, parameters, minutes (of training, the median), seeds, mean, low, high (95%). The name says
-    whether the first layer deskews the images, which no parameter counts.
+    Columns: name, split, parameters, deskewed (whether the first layer deskews the images, which no parameter counts),
+    minutes (of training, the median), seeds, mean, low, high (95%).
     """
-    columns, rows = ["name", "split", "parameters", "minutes", "seeds", "mean", "low", "high"], []
+    columns, rows = ["name", "split", "parameters", "deskewed", "minutes", "seeds", "mean", "low", "high"], []
     if not trials:
         return pd.DataFrame(rows, columns=columns)
     for (name, split), group in pd.DataFrame(trials).groupby(["variant", "split"], sort=False):
         low, high = mean_interval(list(group["accuracy"]))
-        name = f"{name}, deskewed" if "deskew" in group["network"].iloc[0] else name
         size = {"name": name, "split": split, "parameters": group["parameters"].iloc[0]}
+        size |= {"deskewed": "deskew" in group["network"].iloc[0]}
         size |= {"minutes": group["seconds"].median() / 60, "seeds": len(group)}
         rows.append(size | {"mean": group["accuracy"].mean(), "low": low, "high": high})
     return pd.DataFrame(rows, columns=columns)

@@ -19,14 +19,14 @@ from training.files import PEERS
 NAN = float("nan")
 POINTS = pd.DataFrame(
     [
-        ("below_2k", "test", 1_900, 5, 99.2, 99.1, 99.3),
-        ("below_1k", "test", 950, 2, 98.8, 98.7, 98.9),
-        ("s5", "test", 18_214, 1, 99.41, NAN, NAN),
-        ("worse", "test", 18_300, 3, 99.0, 98.9, 99.1),
-        ("s5", "validation", 18_214, 3, 99.33, 99.2, 99.4),
-        ("fully_connected", "validation", 19_090, 3, 97.0, 96.9, 97.1),
+        ("below_2k", "test", 1_900, False, 5, 99.2, 99.1, 99.3),
+        ("below_1k", "test", 950, True, 2, 98.8, 98.7, 98.9),
+        ("s5", "test", 18_214, False, 1, 99.41, NAN, NAN),
+        ("worse", "test", 18_300, False, 3, 99.0, 98.9, 99.1),
+        ("s5", "validation", 18_214, False, 3, 99.33, 99.2, 99.4),
+        ("fully_connected", "validation", 19_090, False, 3, 97.0, 96.9, 97.1),
     ],
-    columns=["name", "split", "parameters", "seeds", "mean", "low", "high"],
+    columns=["name", "split", "parameters", "deskewed", "seeds", "mean", "low", "high"],
 )
 
 
@@ -58,7 +58,7 @@ def test_frontier_labels_show_name_mean_and_number_of_seeds():
 
 def test_frontier_joins_the_points_that_no_smaller_one_equals():
     axes = plots.plot_frontier(POINTS).axes[0]
-    (bars,) = axes.containers
+    bars = axes.containers[0]
     np.testing.assert_allclose(bars.lines[0].get_xydata(), [(950, 98.8), (1_900, 99.2), (18_214, 99.41)])
     ends = [segment[:, 1] for segment in bars.lines[2][0].get_segments()]
     np.testing.assert_allclose(ends, [(98.7, 98.9), (99.1, 99.3), (99.41, 99.41)])
@@ -92,7 +92,7 @@ def test_frontier_draws_peers_at_their_last_epoch_and_much_larger_ones_at_the_ed
     drawn = {line.get_marker(): [] for line in axes.lines}
     for line in axes.lines:
         drawn[line.get_marker()] += line.get_xydata().tolist()
-    assert len(drawn["s"]) == 9
+    assert len(drawn["s"]) == 14
     assert [18_214, 99.37] in drawn["s"]  # not its best epoch, 99.44
     assert [697, 99.03] in drawn["s"]  # only its best epoch is known
     assert drawn[">"] == [[axes.get_xlim()[1], 99.19]]

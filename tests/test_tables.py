@@ -130,7 +130,7 @@ def test_noise_as_text():
 def test_frontier_points():
     trials = [*several("s5", 99.3, 99.5), *several("s5", 99.4, split="validation")]
     tested, validated = tables.frontier_points(trials).itertuples(index=False)
-    assert (tested.split, tested.seeds, tested.parameters) == ("test", 2, 18_214)
+    assert (tested.split, tested.seeds, tested.parameters, tested.deskewed) == ("test", 2, 18_214, False)
     assert tested.mean == pytest.approx(99.4)
     assert tested.low < 99.4 < tested.high
     assert (validated.split, validated.seeds) == ("validation", 1)
@@ -139,7 +139,7 @@ def test_frontier_points():
 
 def test_peers_say_how_they_were_made():
     peers = pd.read_csv(PEERS)
-    assert list(peers) == ["name", "parameters", "epochs", "best", "last", "made"]
+    assert list(peers) == ["name", "repository", "parameters", "epochs", "best", "last", "made"]
     assert peers["made"].notna().all()
     assert (peers["last"].isna() <= peers["best"].notna()).all()
     assert (peers["best"] >= peers["last"]).sum() == peers[["best", "last"]].notna().all(axis=1).sum()
