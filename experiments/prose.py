@@ -143,7 +143,7 @@ STATEMENTS: dict[
     r"accuracy on ([\d,]+) images": always(IMAGES),
     r"these same ([\d,]+) images": always(IMAGES),
     r"on all ([\d,]+) images": always(TRAINED_ON["test"]),
-    r"new seeds: below (\d+), which choosing began with": _first_seed_above_the_claims,
+    r"new seeds, all below (\d+); choosing used (\d+) and up": _first_seed_above_the_claims,
     r"sample of ([\d,]+) images": lambda trials: {len(sample().train_labels) + len(sample().eval_labels)},
     r"intervals are (\d+)% intervals": always(CONFIDENCE),
     r"Wilson (\d+)%": always(CONFIDENCE),
@@ -152,6 +152,4 @@ STATEMENTS: dict[
     r"batches of (\d+)": always(ORIGINAL.batch_size),
     r"measured on ([\d,]+) images": constant("PART_OF_AN_EPOCH"),
     r"and scaled to ([\d,]+)\b": always(TRAINED_ON["test"]),
-    # Of a version that no longer exists, measured once: no file holds it.
-    r"took (\d+) ms at (\d+) lines and ([\d.]+) s at ([\d,]+)\b": always(53, 500, "6.5", 50_000),
 }

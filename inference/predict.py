@@ -91,6 +91,7 @@ def read_all(sources: Iterable[str | Path]) -> Iterator:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = parse_arguments(arguments)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy loads; `read_all` has a thread per core
 
     import torch
     from tqdm import tqdm

@@ -147,16 +147,18 @@ def test_measurements_that_contradict_themselves(record, message):
 
 
 def test_peers_that_cannot_be():
-    head = "name,parameters,epochs,best,last,made\n"
-    assert list(peer_faults(head + "one,697,2000,99.03,,best of many\n")) == []
+    head = "name,repository,parameters,epochs,best,last,made\n"
+    assert list(peer_faults(head + "one,me/it,697,2000,99.03,,best of many\n")) == []
+    assert list(peer_faults(head + "one,me/it,697,,99.03,,epochs unknown\n")) == []
     for row in (
-        "one,0,5,99,98,x",
-        "one,9,5,98,99,x",
-        "one,9,5,,,x",
-        "one,9,5,9,8,x",
-        "one,9,5,nan,,x",
-        "one,9",
-        ",9,5,99,,x",
+        "one,me/it,0,5,99,98,x",
+        "one,me/it,9,5,98,99,x",
+        "one,me/it,9,5,,,x",
+        "one,me/it,9,5,9,8,x",
+        "one,me/it,9,5,nan,,x",
+        "one,me/it,9",
+        ",me/it,9,5,99,,x",
+        "one,,9,5,99,,x",
     ):
         assert list(peer_faults(f"{head}{row}\n")), row
     assert list(peer_faults("name,parameters\n"))
