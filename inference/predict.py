@@ -17,7 +17,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from training.command_line import Parser, run_command
@@ -72,26 +71,23 @@ def read(source: str | Path):
 
 
 def read_all(sources: Iterable[str | Path]) -> Iterator:
-    """What `read` returns for each source, in order, or the DigitError or OSError that it raises; a thread per core."""
+    """What `read` returns for each source, in order, or the DigitError or OSError that it raises.
+
+    One after the other: threads wait for each other's Python code, so that two read fewer small images than one.
+    """
     from inference.preprocessing import DigitError
 
-    def attempt(source):
+    for source in sources:
         try:
-            return read(source)
+            yield read(source)
         except (DigitError, OSError) as error:
-            return error
-
-    pool = ThreadPoolExecutor(os.cpu_count())
-    try:
-        yield from pool.map(attempt, sources)
-    finally:  # Ctrl-C must not wait for the rest
-        pool.shutdown(cancel_futures=True)
+            yield error
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = parse_arguments(arguments)
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy loads; `read_all` has a thread per core
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy loads; more cost time for small images
 
     import torch
     from tqdm import tqdm
