@@ -75,6 +75,9 @@ WEIGHTS = {
     "conv 20 28 / 32 gdconv stem 16": 1.6001,
     "separable 32 64 / 72 88 gap stem 16": 0.5817,
     "conv 16 32 / 64 64 / 128 gdconv": -0.9027,
+    "cellular 13 ×2 / ×2 / ×2 / ×2 gdconv deskew 5 crop 2": 2.2319,
+    "cellular 13 ×2 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2": 2.2319,
+    "cellular 22 ×2 / ×2 / ×2 / ×2 gdconv deskew 5 crop 2": 0.5647,
 }
 
 LAYERS = " (1 to 4096), / or head (gap, flat, gdconv)"
