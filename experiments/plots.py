@@ -83,7 +83,7 @@ def plot_frontier(points, peers=None, threshold=99.4, title=None, split="test"):
     style = {"color": COLOURS[0], "zorder": 3, "capsize": 3}
     axes.errorbar(front["parameters"], front["mean"], _bars(front), fmt="o-", markersize=7, label=label, **style)
     axes.errorbar(rest["parameters"], rest["mean"], _bars(rest), fmt="o", markersize=4, **style)
-    if (deskewed := front[front["deskewed"]]).size:
+    if (deskewed := points[points["deskewed"]]).size:
         style = {"color": COLOURS[0], "markerfacecolor": "white", "linestyle": "none", "zorder": 4}
         label = "hollow: the images are deskewed first"
         axes.plot(deskewed["parameters"], deskewed["mean"], "o", markersize=6, label=label, **style)

@@ -58,7 +58,8 @@ def test_frontier_labels_show_name_mean_and_number_of_seeds():
 
 def test_frontier_joins_the_points_that_no_smaller_one_equals():
     axes = plots.plot_frontier(POINTS).axes[0]
-    bars = axes.containers[0]
+    bars, other_bars = axes.containers
+    np.testing.assert_allclose(other_bars.lines[0].get_xydata(), [(18_300, 99.0)])
     np.testing.assert_allclose(bars.lines[0].get_xydata(), [(950, 98.8), (1_900, 99.2), (18_214, 99.41)])
     ends = [segment[:, 1] for segment in bars.lines[2][0].get_segments()]
     np.testing.assert_allclose(ends, [(98.7, 98.9), (99.1, 99.3), (99.41, 99.41)])
