@@ -28,10 +28,11 @@ RERUN = "Finished trials are in the ledger; run the same command again for the o
 def run_locally(trials: list[dict], ledger: str | Path, run: Callable[..., dict], workers: int = 1) -> int:
     """Call `run(**trial)` for each of `trials` in `workers` processes and append the results to the ledger.
 
-    A result is a line of the ledger or a list of lines. Returns the number of failures. A trial that raises is reported
-    and the others continue. If a worker process dies, it is unknown which of the trials that ran at this moment killed
-    it, so these are run again at the end, one at a time, and only one whose process dies again has failed. Raises
-    OSError if the ledger cannot be written, and KeyboardInterrupt on Ctrl-C; no process is left running.
+    A trial's "note" is not passed on: it follows the variant in messages, to tell apart two recipes of one. A result is
+    a line of the ledger or a list of lines. Returns the number of failures. A trial that raises is reported and the
+    others continue. If a worker process dies, it is unknown which of the trials that ran at this moment killed it, so
+    these are run again at the end, one at a time, and only one whose process dies again has failed. Raises OSError if
+    the ledger cannot be written, and KeyboardInterrupt on Ctrl-C; no process is left running.
     """
     check_writable(ledger)
     waiting, suspects = deque(trials), deque()
@@ -52,7 +53,8 @@ def run_locally(trials: list[dict], ledger: str | Path, run: Callable[..., dict]
                 tqdm.write(f"{trial_name(trial)}: FAILED, {type(error).__name__}: {error}")
             else:
                 for line in finished:
-                    tqdm.write(f"{trial_name(line)}: {line['accuracy']:.2f}%, {line['seconds']:.0f} s")
+                    name = trial_name(trial | {"seed": line["seed"]})
+                    tqdm.write(f"{name}: {line['accuracy']:.2f}%, {line['seconds']:.0f} s")
             deaths = 0
             bar.update()
 
@@ -96,7 +98,8 @@ def _run_in_pool(
             while waiting and not lost and len(running) < workers:
                 trial = waiting.popleft()
                 try:
-                    running[pool.submit(run, **trial)] = trial
+                    arguments = {name: value for name, value in trial.items() if name != "note"}
+                    running[pool.submit(run, **arguments)] = trial
                 except BrokenProcessPool:
                     lost.append(trial)
             finished, _ = futures.wait(running, timeout=0.2, return_when=futures.FIRST_COMPLETED)
@@ -116,7 +119,7 @@ def _report(message: str) -> None:
 def trial_name(trial: dict) -> str:
     """How messages refer to a trial, or to several with `seeds`."""
     seeds = f"seed {trial['seed']}" if "seed" in trial else f"{len(trial['seeds'])} seeds at once"
-    return f"{variant_name(trial)}, {seeds}"
+    return f"{variant_name(trial)}{trial.get('note', '')}, {seeds}"
 
 
 def variant_name(trial: dict) -> str:

@@ -30,15 +30,18 @@ NOT_TESTED = dict.fromkeys(("low", "high", "p"), float("nan"))
 def current_trials(split: str, trials: list[dict] | None = None) -> list[dict]:
     """The ledger's trials on the full MNIST with the recipes that `variants.py` has now.
 
-    If a variant has trials in two precisions, those in the more frequent one.
+    If a variant has trials in two precisions, those in the more frequent one; of two equally frequent, the newer.
     """
     trials = read_ledger() if trials is None else trials
     recipes = {name: variant.recipe.as_dict() for name, variant in VARIANTS.items()}
     found = [
         trial for trial in select(trials, split=split, data="mnist") if trial["recipe"] == recipes.get(trial["variant"])
     ]
-    counts = Counter((trial["variant"], trial["precision"]) for trial in found)
-    usual = {variant: precision for (variant, precision), _ in reversed(counts.most_common())}
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for trial in found:
+        groups.setdefault((trial["variant"], trial["precision"]), []).append(trial)
+    by_number = sorted(groups, key=lambda key: (len(groups[key]), max(trial["time"] for trial in groups[key])))
+    usual = dict(by_number)  # the last of each variant
     return [trial for trial in found if trial["precision"] == usual[trial["variant"]]]
 
 

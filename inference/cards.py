@@ -66,6 +66,7 @@ def measure(names: list[str], images: int = CHANGED_IMAGES) -> dict:
         model = load_trained(name)
         probabilities = helpers.predict(model, data.eval_images)
         table = robustness.reliability(labels, probabilities)
+        rejected = robustness.rejection_table(labels, probabilities)
         records[name] = {
             "weights": checksum(name),
             "data": str(data),
@@ -73,7 +74,7 @@ def measure(names: list[str], images: int = CHANGED_IMAGES) -> dict:
             "images": len(labels),
             "confidence": round(100 * float(probabilities.max(1).values.mean()), 3),
             "calibration_error": round(100 * robustness.calibration_error(table), 3),
-            "rejection": robustness.rejection_table(labels, probabilities).to_dict("records"),
+            "rejection": rejected.drop(columns="95% interval").to_dict("records"),
             "changed_images": len(few),
             "changes": robustness.accuracy_under_changes(model, few, labels[:images], changes).to_dict("records"),
             **provenance(torch.device("cpu"), "float32"),

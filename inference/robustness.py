@@ -138,8 +138,8 @@ def calibration_error(table: pd.DataFrame) -> float:
 def rejection_table(labels: Tensor, probabilities: Tensor, shares=REJECTED) -> pd.DataFrame:
     """Accuracy on the accepted images when the `shares` (percent) with the lowest confidence are rejected.
 
-    labels (N,), probabilities (N, 10). The reject option: Chow, "On optimum recognition error and reject tradeoff",
-    1970.
+    labels (N,), probabilities (N, 10). The interval is Wilson's. The reject option: Chow, "On optimum recognition error
+    and reject tradeoff", 1970.
     """
     confidence, predictions = probabilities.max(1)
     correct = (predictions == labels)[confidence.argsort(descending=True)]
@@ -148,7 +148,9 @@ def rejection_table(labels: Tensor, probabilities: Tensor, shares=REJECTED) -> p
         accepted = correct[: len(correct) - round(share / 100 * len(correct))]
         mistakes = int((~accepted).sum())
         accuracy = 100 * (1 - mistakes / len(accepted))
-        rows.append({"Rejected (%)": share, "Accepted": len(accepted), "Mistakes": mistakes, "Accuracy (%)": accuracy})
+        low, high = wilson_interval(len(accepted) - mistakes, len(accepted))
+        row = {"Rejected (%)": share, "Accepted": len(accepted), "Mistakes": mistakes, "Accuracy (%)": accuracy}
+        rows.append(row | {"95% interval": f"{low:.2f}–{high:.2f}"})
     return pd.DataFrame(rows).round(3)
 
 

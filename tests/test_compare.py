@@ -49,12 +49,15 @@ def test_both_are_trained_by_the_recipe_of_the_second(stood_in):
     assert recipes == [Recipe(epochs=3).as_dict()] * 2
 
 
-def test_two_recipes_of_one_network_are_compared(stood_in):
+def test_two_recipes_of_one_network_are_compared(stood_in, capsys):
     changes = {"changes": {"epochs": 3}, "own_changes": {"rotation": 0.0}}
     result = compare.compare("s5", "s5", [100, 101], **changes, device="cpu", workers=1, ledger=stood_in)
     assert [trial["recipe"]["rotation"] for trial in read_strictly(stood_in)] == [0.0, 10.0] * 2
     assert list(result.table["Network"]) == ["s5, rotation 10.0 → 0.0", "s5"]
     assert "between s5, rotation 10.0 → 0.0 and s5: +0.000 points" in result.verdict
+    printed = capsys.readouterr().out
+    assert "s5, rotation 10.0 → 0.0, seed 100: 99.42%" in printed, "the lines of the progress tell the two apart"
+    assert "\ns5, seed 100: 99.42%" in printed
     with pytest.raises(ValueError, match="s5 is compared with itself"):
         compare.compare("s5", "s5", [100], own_changes={"rotation": 10.0}, ledger=stood_in)
 

@@ -13,7 +13,7 @@ from experiments.ledger import select
 from experiments.pages import shown_trial
 from experiments.sections import result_table
 from experiments.variants import VARIANTS
-from tests.utils import ROOT
+from tests.utils import ROOT, SLUG
 
 NOTEBOOKS = ("ERAv4_MNIST_model_S5.ipynb", "ERAv4_MNIST_model_experiments.ipynb")
 
@@ -41,6 +41,15 @@ def problems(notebook) -> list[str]:
             if output.get("name") == "stderr":
                 found.append(f"cell {number} holds stderr: {output.text[:200]}")
     return found
+
+
+def test_links_work_in_colab_too(notebook):
+    """Colab does not know the folder that a notebook comes from, so that relative links lead nowhere."""
+    home = f"https://github.com/{SLUG}/blob/main/"
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    for target in re.findall(r"\]\(([^)]+)\)", "\n".join(texts)):
+        assert target.startswith("https://"), target
+        assert not target.startswith(home) or (ROOT / target.removeprefix(home)).exists(), target
 
 
 def outputs_of(cells) -> list:

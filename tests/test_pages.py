@@ -10,11 +10,10 @@ from PIL.PngImagePlugin import PngInfo
 from analysis.style import DIGEST, is_drawn_from, save_figure
 from experiments import audit, pages, prose, report
 from experiments.ledger import read_ledger
-from tests.utils import ROOT
+from tests.utils import ROOT, SLUG
 from training.files import README, RESULTS_PAGE
 
 PAGES = {page: page.read_text(encoding="utf-8") for page in (README, RESULTS_PAGE)}
-SLUG = "Shankarganesh127/TSAI_ERAv4_MNIST_model_S5"
 CI = (ROOT / ".ci" / "run").read_text()
 
 

@@ -80,3 +80,5 @@ def test_images_of_lowest_confidence_are_rejected_first():
     assert list(table["Accepted"]) == [100, 99, 90]
     assert list(table["Mistakes"]) == [1, 0, 0]
     np.testing.assert_allclose(table["Accuracy (%)"], [99, 100, 100])
+    assert table["95% interval"][0] == "94.55–99.82", "Wilson's, of 99 of 100"
+    assert all(interval.endswith("–100.00") for interval in table["95% interval"][1:])

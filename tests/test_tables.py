@@ -31,6 +31,7 @@ def trial(seed, accuracy, variant="s5", split="test", data="mnist", **changes):
         "curve": [{"eval_loss": 0.02}],
         "mistakes": {},
         "seconds": 300.0,
+        "time": "2026-11-21T00:00:00+00:00",
         "data": data,
     } | changes
 
@@ -219,6 +220,13 @@ def test_current_trials_are_of_one_precision_per_variant():
     others = [trial(2, 99.5, precision="bfloat16"), trial(3, 99.5, "sgd", precision="bfloat16")]
     others[1]["recipe"] = SGD.as_dict()
     assert tables.current_trials("test", [*trials, *others]) == [*trials, others[1]]
+
+
+@pytest.mark.parametrize("newer", ["float32", "bfloat16"])
+def test_of_as_many_trials_in_two_precisions_the_newer_are_current(newer):
+    times = {precision: f"2026-11-2{precision == newer:d}T00:00:00+00:00" for precision in ("float32", "bfloat16")}
+    trials = [trial(seed, 99.4, precision=each, time=time) for each, time in times.items() for seed in (0, 1)]
+    assert {each["precision"] for each in tables.current_trials("test", trials)} == {newer}
 
 
 def test_network_table_has_a_row_for_each_group():

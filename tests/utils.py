@@ -15,6 +15,7 @@ from experiments.ledger import LedgerWarning, read_ledger
 from training.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
+SLUG = "Shankarganesh127/TSAI_ERAv4_MNIST_model_S5"  # on GitHub
 SHORT = Recipe(epochs=2, batch_size=100)
 
 # --- Training runs ----------------------------------------------------------------------------------------------------
