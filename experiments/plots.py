@@ -25,6 +25,7 @@ from analysis.style import (
 )
 from experiments.goals import BUDGETS
 from experiments.ledger import mean_loss
+from experiments.local_runner import plural
 
 FRONTIER_TICKS = [96, 97, 98, 98.5, 99, 99.2, 99.4, 99.5, 99.6, 99.7, 99.8]  # percent
 KEY_COLUMNS = {  # of the peers' table: position in the axes, alignment, text
@@ -35,6 +36,7 @@ KEY_COLUMNS = {  # of the peers' table: position in the axes, alignment, text
     "best epoch": (0.64, "right", lambda number, peer: _percent(peer.best)),
     "how it was made": (0.665, "left", lambda number, peer: peer.made),
 }
+SEVERAL_BUDGETS = 5  # times the parameters, from which on they are drawn on a logarithmic scale
 LOSS_TICKS = [digit / scale for scale in (1000, 100, 10, 1) for digit in (1, 2, 3, 5)]
 MINUTE_TICKS = [digit * scale for scale in (0.1, 1, 10, 100) for digit in (1, 2, 3, 5)]
 OFFSET = {"textcoords": "offset points", "fontsize": 9.5}  # of a label
@@ -144,17 +146,22 @@ def plot_training_time(points, title=None):
 def _frontier_axes(axes, points, accuracies):
     """Set the scales, limits and ticks; the limits contain the points, their intervals and `accuracies`."""
     sizes = [*points["parameters"], *BUDGETS]
-    axes.set_xscale("log")
+    _budget_axis(axes)
     axes.set_xlim(0.6 * min(sizes), 1.8 * max(sizes))
-    axes.set_xticks(BUDGETS, [f"{budget:,}" for budget in BUDGETS])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.grid(axis="x", color="#BBBBBB", linewidth=0.8)
-    axes.set_xlabel("parameters; the vertical lines are the budgets")
     values = points[["mean", "low", "high"]].to_numpy().ravel()
     accuracy_axis(axes, [*values[np.isfinite(values)], *accuracies], limits=(98.75, 99.65))
     low, high = axes.get_ylim()
     ticks = [tick for tick in FRONTIER_TICKS if low <= tick <= high]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+
+
+def _budget_axis(axes):
+    """Parameters on a logarithmic scale, with a line for each budget."""
+    axes.set_xscale("log")
+    axes.set_xticks(BUDGETS, [f"{budget:,}" for budget in BUDGETS])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(axis="x", color="#BBBBBB", linewidth=0.8)
+    axes.set_xlabel("parameters; the vertical lines are the budgets")
 
 
 def _finding(front, split):
@@ -231,15 +238,15 @@ def plot_seeds(accuracies, threshold=99.4, title=None, eval_name="validation"):
 
 @styled()
 def plot_search(groups, title=None):
-    """Validation loss against parameters: one dot per network and number of epochs, and the front of the longest.
+    """Validation loss against parameters: a dot per group of trials, and the front of those with the most epochs.
 
-    groups: lists of trials, each of one network and one number of epochs. Raises ValueError if there are none.
+    groups: lists of trials, each of one network, recipe and number of epochs. Raises ValueError if there are none.
     """
     if not groups:
         raise ValueError("nothing to plot: no trials")
     points = pd.DataFrame(
         {
-            "name": group[0]["variant"],
+            "name": group[0]["network"],
             "parameters": group[0]["parameters"],
             "epochs": group[0]["epochs"],
             "loss": mean_loss(group),
@@ -249,7 +256,7 @@ def plot_search(groups, title=None):
     figure = Picture(figsize=(WIDTH, 4.5), layout="constrained")
     axes = figure.subplots()
     for colour, (epochs, part) in zip(COLOURS * len(points), points.groupby("epochs"), strict=False):
-        label = f"{epochs} epoch{'s' if epochs > 1 else ''}: {len(part)} networks"
+        label = f"{plural(epochs, 'epoch')}: {plural(part['name'].nunique(), 'network')}"
         axes.plot(part["parameters"], part["loss"], "o", color=colour, markersize=5, label=label)
     longest = points[points["epochs"] == points["epochs"].max()]
     front = longest[longest["loss"] < longest["loss"].cummin().shift(fill_value=np.inf)]
@@ -263,9 +270,12 @@ def plot_search(groups, title=None):
     axes.set_yticks([tick for tick in LOSS_TICKS if low <= tick <= high])
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_ylabel("validation loss (mean cross-entropy), log scale")
-    axes.set_xlabel("parameters")
+    if points["parameters"].max() > SEVERAL_BUDGETS * points["parameters"].min():
+        _budget_axis(axes)
+    else:
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlabel("parameters")
     axes.set_title(title or "Validation loss against size, in each round of a search")
     figure.legend(loc="outside lower center", ncols=4)
     return figure

@@ -102,20 +102,25 @@ def earlier_claims_table(trials: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows).drop(columns="Multiply-adds", errors="ignore")
 
 
-def tried_table(trials: list[dict]) -> pd.DataFrame:
-    """One row for each network and recipe that was tried on the validation split, except `current_trials`.
-
-    Grouped by parameter budget and sorted by loss (mean cross-entropy per image), which separates two good networks
-    better than their few mistakes do. "Recipe" is that of `recipe_in_words`.
-    """
+def tried_groups(trials: list[dict]) -> dict[tuple[str, int, str, str], list[dict]]:
+    """The trials on the validation split that are not `current_trials`, by network, epochs, recipe and precision."""
     current = {id(trial) for trial in current_trials("validation", trials)}
     groups: dict[tuple, list[dict]] = {}
     for trial in select(trials, split="validation", data="mnist"):
         if id(trial) not in current:
             recipe = recipe_in_words(tuple(trial["recipe"].items()))
             groups.setdefault((trial["network"], trial["epochs"], recipe, trial["precision"]), []).append(trial)
+    return groups
+
+
+def tried_table(trials: list[dict]) -> pd.DataFrame:
+    """One row for each network and recipe that was tried on the validation split (`tried_groups`).
+
+    Grouped by parameter budget and sorted by loss (mean cross-entropy per image), which separates two good networks
+    better than their few mistakes do. "Recipe" is that of `recipe_in_words`.
+    """
     rows = []
-    for (network, epochs, recipe, precision), group in groups.items():
+    for (network, epochs, recipe, precision), group in tried_groups(trials).items():
         parameters = group[0]["parameters"]
         budget = next((budget for budget in BUDGETS if parameters < budget), math.inf)
         accuracies = pd.Series([trial["accuracy"] for trial in group])

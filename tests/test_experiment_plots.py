@@ -142,7 +142,7 @@ def test_hardest_images_are_counted_with_their_most_common_prediction():
 def searched(name, parameters, epochs, *losses):
     """The trials of one network in a search, one per loss."""
     return [
-        {"variant": name, "parameters": parameters, "epochs": epochs, "curve": [{"eval_loss": loss}]} for loss in losses
+        {"network": name, "parameters": parameters, "epochs": epochs, "curve": [{"eval_loss": loss}]} for loss in losses
     ]
 
 
@@ -158,5 +158,13 @@ def test_a_search_shows_every_round_and_the_front_of_the_longest():
     assert {"1 epoch: 5 networks", "3 epochs: 3 networks", "best 7 gap"} <= set(written)
     front = figure.axes[0].lines[-1]
     assert front.get_xydata().tolist() == [[750, 0.5], [800, 0.3]]
+    assert figure.axes[0].get_xscale() == "linear"
     with pytest.raises(ValueError, match="no trials"):
         plots.plot_search([])
+
+
+def test_networks_of_several_budgets_are_drawn_on_a_logarithmic_scale():
+    groups = [searched("conv 4 gap", 900, 15, 0.1), *(searched("conv 9 gap", 19_000, 15, loss) for loss in (0.1, 0.2))]
+    figure = plots.plot_search(groups)
+    assert figure.axes[0].get_xscale() == "log"
+    assert {"15 epochs: 2 networks", "20,000"} <= set(texts(figure))
