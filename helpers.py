@@ -179,7 +179,7 @@ def fit(
 
     `compile` and `precision`: see `training.device`. `loss`: instead of the recipe's cross-entropy, e.g.
     `experiments.distillation.distillation_loss`. `checkpoint`: a path; the whole state is saved there after every
-    epoch, and `resume` continues from it, with the same results bit for bit (on a CPU with the same number of threads).
+    epoch, and `resume` continues from it, with as many threads and the same results, bit for bit on the same machine.
     Ctrl-C ends the run early, at the end of the last complete epoch. `progress`: True prints a line per epoch; a
     function gets the history after each instead.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from datetime import datetime
@@ -45,13 +46,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
 
     for name, folder in (("--data", options.data), ("--output", options.output)):
-        if folder and folder.exists() and not folder.is_dir():
+        if folder and os.path.exists(folder) and not os.path.isdir(folder):  # False where one may not look
             parser.error(f"{name} {folder}: this is a file, not a folder")
-    if options.data and not options.data.exists():
+    if options.data and not os.path.exists(options.data):
         parser.error(f"--data {options.data}: there is no such folder")
     if options.output and holds_run(options.output):
         parser.error(f"--output {options.output} already holds a run: --resume it, or choose another folder")
-    if options.resume and not (options.resume / CHECKPOINT).is_file():
+    if options.resume and not os.path.isfile(options.resume / CHECKPOINT):
         parser.error(f"--resume {options.resume}: there is no {CHECKPOINT} in it; give the folder of a run")
     try:
         check_seed(options.seed or 0)
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def holds_run(folder: Path) -> bool:
     """Whether a run has left a file in the folder."""
-    return any((folder / name).exists() for name in (CHECKPOINT, *RESULTS))
+    return any(os.path.exists(folder / name) for name in (CHECKPOINT, *RESULTS))
 
 
 def restore_options(options: argparse.Namespace) -> None:

@@ -125,14 +125,12 @@ def plot_confusion(labels, predictions):
     """The confusion matrix, 10 × 10 counts; only the mistakes are coloured."""
     labels, predictions = _classes(labels, predictions)
     counts = np.bincount(10 * labels + predictions, minlength=100).reshape(10, 10)
-    mistakes = counts - np.diag(
-        counts.diagonal()
-    )  # three mistakes would be invisible next to a thousand correct predictions
+    # Without the diagonal: three mistakes would be invisible next to a thousand correct predictions.
+    mistakes = counts - np.diag(counts.diagonal())
     figure = Picture(figsize=(WIDTH, 5), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(
-        mistakes, "Oranges", vmin=0, vmax=1.6 * max(mistakes.max(), 1), aspect="auto"
-    )  # dark text stays legible
+    brightest = 1.6 * max(mistakes.max(), 1)  # of which dark text stays legible
+    axes.imshow(mistakes, "Oranges", vmin=0, vmax=brightest, aspect="auto")
     for (row, column), count in np.ndenumerate(counts):
         colour = FAINT if row == column or not count else INK
         axes.text(column, row, count or "·", color=colour, ha="center", va="center")

@@ -76,11 +76,11 @@ def holm(p_values: list[float]) -> list[float]:
     return corrected
 
 
-def mean_interval(accuracies: list[float], confidence: float = 0.95) -> tuple[float, float]:
+def mean_interval(accuracies: list[float]) -> tuple[float, float]:
     """The t-interval of the mean over seeds, in percent; NaN for fewer than two seeds."""
     if len(accuracies) < 2:
         return float("nan"), float("nan")
-    interval = stats.ttest_1samp(accuracies, 0).confidence_interval(confidence)
+    interval = stats.ttest_1samp(accuracies, 0).confidence_interval(0.95)
     return float(interval.low), float(interval.high)
 
 

@@ -23,7 +23,7 @@ from training.files import TEACHERS
 from training.mnist import MnistData
 from training.recipe import SMOKE, Recipe
 
-FIRST_TEACHER_SEED = 200  # no student has this seed or a higher one
+FIRST_TEACHER_SEED = 200  # and up; students have lower ones
 
 
 class Ensemble(nn.Module):

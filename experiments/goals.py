@@ -66,8 +66,7 @@ def find_claims(goal: Goal, trials: list[dict]) -> list[dict]:
 
 def claims_of(variant: str, trials: list[dict]) -> list[dict]:
     """The trials of a variant's recipe on the full test set."""
-    found = select(trials, variant=variant, split="test", data="mnist")
-    return [trial for trial in found if trial["recipe"] == KNOWN[variant].recipe.as_dict()]
+    return select(trials, variant=variant, split="test", data="mnist", recipe=KNOWN[variant].recipe.as_dict())
 
 
 def goals_table(trials: list[dict]) -> pd.DataFrame:

@@ -84,7 +84,7 @@ def append_trial(trial: dict, path: str | Path = LEDGER) -> bool:
 
     Safe while several processes append. Raises ValueError, before anything is written, for missing or unknown keys, a
     value that JSON cannot hold, or a field that contradicts another (`evidence.py`), which it names. Only lines that
-    this process has not read yet are parsed (`_catch_up`), so the time does not grow with the ledger.
+    this process has not read yet are parsed (`_catch_up`), so that the time hardly grows with the ledger.
     """
     path = Path(path)
     if wrong := sorted(trial.keys() ^ set(KEYS)):

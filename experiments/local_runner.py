@@ -98,8 +98,7 @@ def _run_in_pool(
             while waiting and not lost and len(running) < workers:
                 trial = waiting.popleft()
                 try:
-                    arguments = {name: value for name, value in trial.items() if name != "note"}
-                    running[pool.submit(run, **arguments)] = trial
+                    running[pool.submit(run, **arguments(trial))] = trial
                 except BrokenProcessPool:
                     lost.append(trial)
             finished, _ = futures.wait(running, timeout=0.2, return_when=futures.FIRST_COMPLETED)
@@ -114,6 +113,11 @@ def _run_in_pool(
 
 def _report(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
+
+
+def arguments(trial: dict) -> dict:
+    """What a trial's function is called with: all but the note for messages."""
+    return {name: value for name, value in trial.items() if name != "note"}
 
 
 def trial_name(trial: dict) -> str:

@@ -25,7 +25,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from experiments.ledger import append_line, append_trial, check_writable
-from experiments.local_runner import deferred_interrupt, plural, trial_name, variant_name
+from experiments.local_runner import arguments, deferred_interrupt, plural, trial_name, variant_name
 from training.files import ROOT
 
 if TYPE_CHECKING:  # it imports torch
@@ -151,7 +151,7 @@ class _Clock:
 def _run_trial(run: Callable[..., dict], trial: dict, data: MnistData, clock, key: str) -> dict:
     """The Ray task: one attempt at a trial."""
     clock.start.remote(key)
-    return run(data=data, **trial)
+    return run(data=data, **arguments(trial))
 
 
 def _start_times(ray, clock) -> dict[str, float]:

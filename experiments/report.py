@@ -24,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--figures", action="store_true", help="draw the figures too")
     parser.add_argument("--logits", action="store_true", help="record the logits of the committed weights too")
     options = parser.parse_args(arguments)
+    if options.check and (options.figures or options.logits):
+        parser.error("--check changes nothing: without --figures and --logits")
     try:
         return check() if options.check else update(options)
     except (ValueError, OSError, RuntimeError) as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import random
 import statistics
 import sys
@@ -101,7 +102,7 @@ def search(
     rates = draw_rates(networks, seed) if vary_rate else {}
     plan = rounds(trials, epochs)
     if dry_run:
-        print(describe(plan, networks, workers or default_workers(device)))
+        print(describe(plan, networks, workers or (None if ray else default_workers(device))))
         return None
     tried: list[list[dict]] = []
     for number, each in enumerate(plan, start=1):
@@ -193,8 +194,11 @@ def _channels(width: float) -> int:
     return min(512, max(2, round(width)))
 
 
-def describe(plan: list[Round], networks: list[str], workers: int) -> str:
-    """The rounds, the networks of the first, and the expected duration, from the recorded trials' multiply-adds."""
+def describe(plan: list[Round], networks: list[str], workers: int | None) -> str:
+    """The rounds, the networks of the first, and the expected duration, from the recorded trials' multiply-adds.
+
+    `workers` is the number of trials at a time, None if it depends on a cluster.
+    """
     import numpy as np
 
     from experiments.networks import parse
@@ -207,8 +211,10 @@ def describe(plan: list[Round], networks: list[str], workers: int) -> str:
     slope, base = np.polyfit(*zip(*recorded, strict=True), 1)
     macs = statistics.mean(parse(line).macs for line in networks)
     epochs = sum(each.networks * each.epochs * len(each.seeds) for each in plan)
-    minutes = epochs * max(1.0, base + slope * macs) / 60 / workers
-    return "\n".join([*lines, f"about {minutes:.0f} minutes with {workers} at a time"])
+    minutes = epochs * max(1.0, base + slope * macs) / 60
+    if workers is None:
+        return "\n".join([*lines, f"about {minutes:.0f} minutes of work on MNIST, shared by the cluster's workers"])
+    return "\n".join([*lines, f"about {minutes / workers:.0f} minutes on MNIST with {workers} at a time"])
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -229,7 +235,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--workers", type=int, metavar="N", help="trials at a time (default: one per core; GPU: 1; --ray: no limit)")
     add("--ray", metavar="ADDRESS", help="run on a Ray cluster; auto: this machine's, or one started for the search")
     options = parser.parse_args(arguments)
-    if options.figure.is_dir():
+    if os.path.isdir(options.figure):
         parser.error(f"--figure {options.figure}: this is a folder, not a file")
 
     from training.device import pick_device
@@ -268,8 +274,9 @@ def main(arguments: list[str] | None = None) -> int:
             check_folder(options.figure.parent)  # before hours of training
         found = search(**{name: getattr(options, name) for name in names})
         if found:
+            print(f"\n{found}")
             save_figure(found.figure, options.figure)
-            print(f"\n{found}\nFigure: {options.figure}")
+            print(f"Figure: {options.figure}")
     except KeyboardInterrupt:
         print(f"Interrupted. {RERUN}", file=sys.stderr)
         return INTERRUPTED

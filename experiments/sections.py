@@ -14,7 +14,7 @@ from analysis.notebook import Folded, LiveFigure, Table, epoch_table
 from analysis.statistics import mean_text
 from analysis.style import Picture
 from experiments.ledger import select
-from experiments.tables import comparison_table
+from experiments.tables import comparison_table, seeds_in_words, trained
 from experiments.trial import planned_recipe
 from experiments.variant_map import place_in_words
 from experiments.variants import VARIANTS, code, recipe_change
@@ -43,7 +43,14 @@ class Sections:
             raise ValueError(f"RUNS must be one of {', '.join(RUNS)}, not {self.runs!r}")
 
     def __call__(self, name: str) -> None:
-        """Display the section of a variant. Raises KeyError if there is none of this name."""
+        """Display the section of a variant.
+
+        Raises KeyError if there is none of this name, and ValueError if it has no recorded run, or none of the seed.
+        """
+        seeds = [trial["seed"] for trial in select(self.recorded, variant=VARIANTS[name].name)]
+        if not seeds or (self.runs == "recorded" and self.seed not in seeds):
+            known = ", ".join(map(str, sorted(seeds))) or "none"
+            raise ValueError(f"{name} has no recorded run of seed {self.seed}; there are {known}")
         self.network(name)
         self.train(name)
         self.result(name)
@@ -67,17 +74,17 @@ class Sections:
         parent = {
             trial["variant"]: trial["curve"] for trial in select(self.recorded, variant=variant.parent, seed=self.seed)
         }
-        band = [trial["curve"] for trial in trials] if len(trials) > 1 else None
+        inside = trained(trials)
+        band = [trial["curve"] for trial in inside] if len(inside) > 1 else None
 
         def draw(history: list[dict], title: str) -> Picture:
             run = "recorded run" if self.runs == "recorded" else "this run"
             end = f"{run}, seed {self.seed}: {history[-1]['eval_accuracy']:.2f}% in epoch {history[-1]['epoch']}"
-            band_text = f"; band: {len(trials)} recorded seeds" if band else ""
+            band_text = f"; band: {len(inside)} recorded seeds" if band else ""
             return plots.plot_curves(history, title or f"{name}, {end}{band_text}", None, "validation", parent, band)
 
         if self.runs == "recorded":
-            (trial,) = select(trials, seed=self.seed)
-            history = trial["curve"]
+            history = select(trials, seed=self.seed)[0]["curve"]
             display(draw(history, ""))
         else:
             recipe = planned_recipe(name, {"epochs": SHORT} if self.runs == "short" else {})
@@ -94,9 +101,16 @@ class Sections:
 
 
 def result_table(trials: list[dict], name: str) -> pd.DataFrame:
-    """A variant's recorded accuracy, in percent, and the change of its errors against its parent, as one row."""
-    accuracies = [trial["accuracy"] for trial in select(trials, variant=name)]
-    row = {"Recorded runs": name, "Seeds": len(accuracies), "Accuracy": f"{mean_text(accuracies, 3)}%"}
+    """A variant's recorded accuracy, in percent, and the change of its errors against its parent, as one row.
+
+    Seeds whose training collapsed are named, and in no mean.
+    """
+    whole = select(trials, variant=name)
+    inside = trained(whole)
+    accuracies, seeds = [trial["accuracy"] for trial in inside], seeds_in_words(len(inside), len(whole))
+    row = {"Recorded runs": name, "Seeds": seeds, "Accuracy": f"{mean_text(accuracies, 3)}%"}
+    if collapsed := [f"seed {trial['seed']}: {trial['accuracy']:.2f}%" for trial in whole if trial not in inside]:
+        row["Collapsed"] = ", ".join(collapsed)
     compared = comparison_table(trials).rename(columns={"Pooled 95%": "95%"})
     for change in compared[compared["Variant"] == name].to_dict("records"):
         row |= {column: change[column] for column in ("Against", "Points", "Errors", "95%", "Beyond seed noise")}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import statistics
 import sys
 from pathlib import Path
@@ -114,7 +115,7 @@ def run_missing(
         return trial_key({**trial, "variant": variant_name(trial), "data": source, "recipe": recipe})
 
     keys = list(map(key, requested))
-    done = {trial_key(trial) for trial in recorded if precision in ("auto", trial["precision"])}
+    done = recorded_keys(recorded, precision)
     todo = [trial for trial, key in zip(requested, keys, strict=True) if key not in done]
     skipped = f"{len(requested) - len(todo)} already in {Path(ledger).name}"
     print(f"{plural(len(requested), 'trial')}, {source} {split}: {skipped}, {len(todo)} to run")
@@ -145,7 +146,7 @@ def run_missing(
         load_data(sample)  # download once, or fail with one error, before several trials need it
     if pick_device(device).type == "cuda":
         run_locally(grouped(todo), ledger, run_trials)
-        done = set(map(trial_key, read_ledger(ledger)))
+        done = recorded_keys(read_ledger(ledger), precision)
         todo = [trial for trial in todo if key(trial) not in done]  # those that cannot be trained at once
     return run_locally(todo, ledger, run_trial, at_once), keys
 
@@ -179,11 +180,26 @@ def check_options(
 def run_and_collect(
     requested: list[dict], ledger: str | Path, workers: int | None = None, ray: str | None = None
 ) -> tuple[int, list[dict]]:
-    """`run_missing`, with what results/ledger.jsonl has already; return the failures and the trials, in this order."""
-    recorded = read_precision(requested[0]["precision"] if requested else "auto", LEDGER, ledger)
+    """`run_missing`, with what results/ledger.jsonl has already; return the failures and the trials, in this order.
+
+    All of them are of one precision, since they are to be compared: "auto" is that of this machine. Raises ValueError
+    as `run_missing` does.
+    """
+    from training.device import pick_device, pick_precision
+
+    precision = "auto"
+    if requested:
+        precision = pick_precision(requested[0]["precision"], pick_device(requested[0]["device"]))
+    requested = [trial | {"precision": precision} for trial in requested]
+    recorded = read_precision(precision, LEDGER, ledger)
     failed, keys = run_missing(requested, ledger, recorded, workers, ray)
-    found = {trial_key(trial): trial for trial in [*read_ledger(ledger), *recorded]}
+    found = {trial_key(trial): trial for trial in [*read_precision(precision, ledger), *recorded]}
     return failed, [found[key] for key in keys if key in found]
+
+
+def recorded_keys(trials: list[dict], precision: str) -> set[tuple]:
+    """The keys of the trials that were trained in this precision; of all for "auto"."""
+    return {trial_key(trial) for trial in trials if precision in ("auto", trial["precision"])}
 
 
 def grouped(trials: list[dict]) -> list[dict]:
@@ -206,12 +222,12 @@ def estimate(work: list[tuple[str, int]], trials: list[dict], workers: int | Non
     if not work:
         return "nothing to run"
     minutes, unknown = 0.0, set()
-    for name, epochs in work:
+    for name in dict.fromkeys(name for name, _ in work):
         known = [trial["seconds"] / trial["epochs"] for trial in select(trials, variant=name)]
         if not known:
             unknown.add(name)
             continue
-        minutes += statistics.median(known) * epochs / 60
+        minutes += statistics.median(known) * sum(epochs for other, epochs in work if other == name) / 60
     if unknown == {name for name, _ in work}:
         return f"no estimate: the ledger has no trial of {', '.join(sorted(unknown))}"
     without = f", not counting {', '.join(sorted(unknown))}, of which the ledger has no trial" if unknown else ""
@@ -294,7 +310,7 @@ def parse_arguments(arguments: list[str] | None = None) -> dict:
         check_options(**machine, weights=options.weights)
     except ValueError as error:
         parser.error(str(error))
-    if options.weights and options.weights.exists() and not options.weights.is_dir():
+    if options.weights and os.path.exists(options.weights) and not os.path.isdir(options.weights):
         parser.error(f"--weights {options.weights}: this is a file, not a folder")
     if options.ledger and options.ledger.suffix != LEDGER.suffix:  # so that no other file is appended to by mistake
         parser.error(f"--ledger must be a {LEDGER.suffix} file, not {options.ledger}")

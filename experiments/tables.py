@@ -24,6 +24,7 @@ from experiments.ledger import mean_loss, read_ledger, select
 from experiments.variants import FINAL, SGD, VARIANTS, changes_in_words
 
 IMAGES = 10_000  # in either evaluation split of the full MNIST
+COLLAPSED = 50.0  # percent; training that ends below it has collapsed: it learnt nothing, or lost all of it
 NOT_TESTED = dict.fromkeys(("low", "high", "p"), float("nan"))
 
 
@@ -45,12 +46,29 @@ def current_trials(split: str, trials: list[dict] | None = None) -> list[dict]:
     return [trial for trial in found if trial["precision"] == usual[trial["variant"]]]
 
 
+def trained(trials: Iterable[dict]) -> list[dict]:
+    """The trials whose training did not collapse, but all those of a variant of which every training did.
+
+    A collapse says something about a variant, and the tables count it; but a mean with one in it describes no network,
+    and in the noise of the seeds it would hide every difference between the other variants.
+    """
+    groups = by_variant(trials)
+    kept = {name: [trial for trial in group if trial["accuracy"] >= COLLAPSED] for name, group in groups.items()}
+    return [trial for name, group in groups.items() for trial in kept[name] or group]
+
+
+def seeds_in_words(used: int, of: int) -> str:
+    """The number of seeds in a mean, and if some training collapsed, of how many: "3" or "2 of 3"."""
+    return f"{used}" if used == of else f"{used} of {of}"
+
+
 def summary_table(trials: list[dict]) -> pd.DataFrame:
     """One row per variant, in the order of `variants.py`: size, cost, and accuracy over seeds in percent.
 
-    The Wilson interval is that of one network with the mean's accuracy on 10,000 images, excluding seed noise.
+    Seeds whose training collapsed are only counted (`trained`). The Wilson interval is that of one network with the
+    mean's accuracy on 10,000 images, excluding seed noise.
     """
-    rows, groups = [], by_variant(trials)
+    rows, groups, whole = [], by_variant(trained(trials)), by_variant(trials)
     for name in VARIANTS:
         if name not in groups:
             continue
@@ -62,6 +80,7 @@ def summary_table(trials: list[dict]) -> pd.DataFrame:
             {
                 "Variant": name,
                 **_size_and_accuracy(group),
+                "Seeds": seeds_in_words(len(group), len(whole[name])),
                 "Minimum": f"{accuracies.min():.2f}",
                 "Wilson 95%": f"{low:.2f}–{high:.2f}",
                 "Best-epoch bias": f"{best_epoch_bias.mean():.3f}",
@@ -140,7 +159,7 @@ def tried_table(trials: list[dict]) -> pd.DataFrame:
     return pd.DataFrame([row for *_, row in sorted(rows, key=lambda item: item[:2])])
 
 
-def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = None) -> pd.DataFrame:
+def comparison_table(trials: list[dict]) -> pd.DataFrame:
     """`compared_variants` for reading: one row per change."""
     rows = [
         {
@@ -155,25 +174,25 @@ def comparison_table(trials: list[dict], pairs: list[tuple[str, str]] | None = N
             "p, pooled, Holm": _p_value(row.p_pooled),
             "Beyond seed noise": row.beyond_noise,
         }
-        for row in compared_variants(trials, pairs).itertuples()
+        for row in compared_variants(trials).itertuples()
     ]
     return pd.DataFrame(rows)
 
 
-def compared_variants(trials: list[dict], pairs: list[tuple[str, str]] | None = None) -> pd.DataFrame:
+def compared_variants(trials: list[dict]) -> pd.DataFrame:
     """One row per change, paired by seed: a variant's gain over its parent, and whether it is beyond seed noise.
 
-    `trials` are of one split; `pairs` replaces the (variant, parent) pairs. Pairs without a common seed are left out.
+    `trials` are of one split. Pairs without a common seed are left out.
     There are two tests: a t-test on the paired differences in points, and one on the logarithm of the errors with the
     seed noise pooled over all variants (`seed_noise`), which decides. A single common seed is not tested. p-values are
-    corrected over the tested rows (Holm).
+    corrected over the tested rows (Holm). Seeds whose training collapsed are left out (`trained`).
 
     Columns: variant, against, seeds; points, points_low, points_high, p; errors (the change in percent), errors_low,
     errors_high, p_pooled; beyond_noise ("yes", "no" or "not tested"). What is not known is NaN.
     """
-    pairs = pairs or [(variant.name, variant.parent) for variant in VARIANTS.values() if variant.parent]
+    pairs = [(variant.name, variant.parent) for variant in VARIANTS.values() if variant.parent]
     deviation, freedom = seed_noise(trials)
-    groups, compared, pooled = by_variant(map(in_errors, trials)), {}, {}
+    groups, compared, pooled = by_variant(map(in_errors, trained(trials))), {}, {}
     for pair in pairs:
         own, others = (groups.get(name, []) for name in pair)
         if {trial["seed"] for trial in own} & {trial["seed"] for trial in others}:
@@ -250,8 +269,11 @@ def in_errors(trial: dict) -> dict:
 
 
 def seed_noise(trials: list[dict]) -> tuple[float, int]:
-    """Standard deviation of `log_error` between seeds, pooled over all variants, and its degrees of freedom."""
-    groups = by_variant(map(in_errors, trials))
+    """Standard deviation of `log_error` between seeds, pooled over all variants, and its degrees of freedom.
+
+    Without the seeds whose training collapsed (`trained`).
+    """
+    groups = by_variant(map(in_errors, trained(trials)))
     return pooled_deviation([[trial["log_error"] for trial in group] for group in groups.values()])
 
 
@@ -298,7 +320,7 @@ def describe_noise(trials: list[dict], seeds: int = 3, accuracy: float = 99.3) -
     half = pooled_difference(0.0, seeds, deviation, freedom)["high"]
     low, high = wilson_interval(round(accuracy / 100 * IMAGES), IMAGES)
     error = 100 - accuracy
-    runs = Counter(trial["variant"] for trial in trials)
+    runs = Counter(trial["variant"] for trial in trained(trials))
     several = [count for count in runs.values() if count > 1]
     return (
         f"Seeds of one variant differ by a standard deviation of {100 * deviation:.0f}% of their errors "

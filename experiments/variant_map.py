@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.ticker import NullLocator
 
 from analysis.style import COLOURS, FAINT, INK, WIDTH, Picture, styled
-from experiments.tables import by_variant, compared_variants
+from experiments.tables import by_variant, compared_variants, seeds_in_words, trained
 from experiments.variants import VARIANTS
 
 NUMBERS = {name: number for number, name in enumerate(VARIANTS, 1)}  # of a variant's section in the notebook
@@ -25,16 +25,16 @@ CHANGE_TICKS = (-70, -50, -30, 0, 40, 100)  # percent
 def map_table(trials: list[dict]) -> pd.DataFrame:
     """One row per variant that has trials, a parent before its children: what `plot_map` draws.
 
-    Columns: number (of the section), name, parent ("": none), depth (steps from the first variant), seeds, mean (in
-    percent); errors, errors_low, errors_high (the change against the parent in percent, NaN if unknown) and verdict (a
-    key of VERDICTS, "" without a parent).
+    Columns: number (of the section), name, parent ("": none), depth (steps from the first variant), seeds
+    (`tables.seeds_in_words`), mean (in percent); errors, errors_low, errors_high (the change against the parent in
+    percent, NaN if unknown) and verdict (a key of VERDICTS, "" without a parent).
     """
-    groups, rows = by_variant(trials), []
+    groups, whole, rows = by_variant(trained(trials)), by_variant(trials), []
     compared = {row.variant: row for row in compared_variants(trials).itertuples()}
     for name in _in_tree_order(groups):
         group, change = groups[name], compared.get(name)
         row = {"number": NUMBERS[name], "name": name, "parent": VARIANTS[name].parent or ""}
-        row |= {"depth": len(ancestors(name)), "seeds": len(group)}
+        row |= {"depth": len(ancestors(name)), "seeds": seeds_in_words(len(group), len(whole[name]))}
         row["mean"] = sum(trial["accuracy"] for trial in group) / len(group)
         for key in ("errors", "errors_low", "errors_high"):
             row[key] = getattr(change, key, math.nan)

@@ -80,7 +80,6 @@ def fit_vectorized(
     device: str = "auto",
     compile: bool = False,
     precision: str = "auto",
-    eval_every: int = 1,
 ) -> tuple[list[nn.Module], list[list[dict]]]:
     """Train `architecture` from all `seeds` at once; return the models and their histories (see `helpers.fit`).
 
@@ -134,14 +133,12 @@ def fit_vectorized(
         learning_rate = optimizer.param_groups[0]["lr"]
         if not per_batch:
             scheduler.step()
-        eval_losses, eval_corrects = [None] * len(seeds), [None] * len(seeds)
-        if epoch % eval_every == 0 or epoch == recipe.epochs:
-            eval_losses, eval_corrects = _evaluate(evaluated, data)
+        eval_losses, eval_corrects = _evaluate(evaluated, data)
         seconds = (time.perf_counter() - start) / len(seeds)
         for history, loss, hits, eval_loss, eval_hits in zip(
             histories, loss_sum.tolist(), correct.tolist(), eval_losses, eval_corrects, strict=True
         ):
-            eval_accuracy = None if eval_hits is None else 100 * eval_hits / len(data.eval_labels)
+            eval_accuracy = 100 * eval_hits / len(data.eval_labels)
             line = {"epoch": epoch, "learning_rate": learning_rate}
             line |= {"train_loss": loss / count, "train_accuracy": 100 * hits / count}
             line |= {"eval_loss": eval_loss, "eval_accuracy": eval_accuracy, "eval_correct": eval_hits}

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -80,12 +81,11 @@ def relative_difference(logits, expected) -> float:
     return ((logits - expected).abs() / scale).max().item()
 
 
-def describe(name: str, model, recorded: bool) -> dict[str, str]:
-    """What the network is; with `recorded` weights also its accuracy in the ledger, if there is any."""
+def describe(name: str, model, trials: list[dict]) -> dict[str, str]:
+    """What the network is, and its accuracy in `trials` if it was claimed there: none of them for other weights."""
     from analysis.inspection import count_parameters
     from experiments.candidates import KNOWN
     from experiments.goals import claims_of
-    from experiments.ledger import read_ledger
 
     variant, parameters = KNOWN[name], count_parameters(model)
     about = {
@@ -93,7 +93,7 @@ def describe(name: str, model, recorded: bool) -> dict[str, str]:
         "network": str(variant.network),
         "parameters": str(parameters),
     }
-    accuracies = [trial["accuracy"] for trial in claims_of(name, read_ledger())] if recorded else []
+    accuracies = [trial["accuracy"] for trial in claims_of(name, trials)]
     if accuracies:
         deviation = f", standard deviation {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
         seeds = f"{len(accuracies)} seed{'s' if len(accuracies) > 1 else ''}{deviation}"
@@ -199,12 +199,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--record", action="store_true", help="as --all, and save the table in results/export.json, for RESULTS.md")
     add("--smoke", action="store_true", help="use the small sample instead of MNIST")
     options = parser.parse_args(arguments)
+    if options.record and options.smoke:
+        parser.error("--record measures on the whole test set: without --smoke")
     options.all |= options.record
     if options.repeats < 1:
         parser.error(f"--repeats must be 1 or more, not {options.repeats}")
-    if options.output.is_file():
+    if os.path.isfile(options.output):
         parser.error(f"--output must be a folder, but {options.output} is a file")
     chosen = [f"--{name}" for name in ("network", "c", "all") if getattr(options, name)]
+    if options.record:
+        chosen = [name.replace("--all", "--record") for name in chosen]
     if len(chosen) > 1:
         parser.error(f"{' and '.join(chosen)} exclude each other")
     if options.all and options.weights:
@@ -238,6 +242,7 @@ def run(options: argparse.Namespace) -> int:
     import pandas as pd
     import torch
 
+    from experiments.ledger import read_ledger
     from inference.trained import load_trained, trained_networks, weights_file
     from training.checkpoint import CheckpointError
     from training.mnist import DataError, load_mnist, load_sample
@@ -246,12 +251,12 @@ def run(options: argparse.Namespace) -> int:
     names = options.names or trained_networks()
     try:
         models = {name: load_trained(name, options.weights) for name in names}
-        data = load_sample() if options.smoke else load_mnist()
+        data = load_sample() if options.smoke else load_mnist(allow_sample=not options.record)
     except (CheckpointError, DataError) as error:
         raise ExportError(str(error)) from error
-    rows = []
+    rows, trials = [], [] if options.weights else read_ledger()
     for name, model in models.items():
-        about = describe(name, model, recorded=options.weights is None)
+        about = describe(name, model, trials)
         network = pytorch_network(model)
         logits = network(data.eval_images)
         networks = {"PyTorch": Exported(network, logits, (options.weights or weights_file(name)).stat().st_size)}

@@ -32,7 +32,7 @@ class Step:
     `weight` (outputs, inputs / groups, height, width), zero padding of `padding` pixels and `stride`, times `scale`
     (outputs,), plus `bias` (outputs,). pool: the largest of each `size` × `size` pixels. mean: of each map. linear:
     `weight` (outputs, inputs), plus `bias`, of the flattened input. add: the sum of two inputs. relu: alone only where
-    it follows no convolution.
+    it cannot be the flag of the step before.
     """
 
     kind: str
@@ -139,7 +139,7 @@ def _append(steps: list[Step], places: dict, node: fx.Node, layer, shape: tuple,
             return add("relu", relu=True)
         before.relu = True
         return inputs[0]
-    if isinstance(layer, nn.MaxPool2d) and _pair(layer.kernel_size) == _pair(layer.stride) and not layer.padding:
+    if isinstance(layer, nn.MaxPool2d) and _is_plain_pooling(layer):
         return add("pool", size=_pair(layer.kernel_size)[0])
     if isinstance(layer, nn.AdaptiveAvgPool2d) and _pair(layer.output_size) == (1, 1):
         return add("mean")
@@ -160,6 +160,13 @@ def _append(steps: list[Step], places: dict, node: fx.Node, layer, shape: tuple,
     if isinstance(layer, nn.Flatten | nn.Dropout | nn.Identity) or function in (torch.flatten, torch.Tensor.flatten):
         return inputs[0]
     raise GraphError(f"{description} cannot be written as a step")
+
+
+def _is_plain_pooling(layer: nn.MaxPool2d) -> bool:
+    """True for pooling of squares side by side, without a padded, dilated or cut-off one."""
+    (height, width), stride = _pair(layer.kernel_size), _pair(layer.stride)
+    simple = not layer.padding and not layer.ceil_mode and _pair(layer.dilation) == (1, 1)
+    return simple and height == width and stride == (height, width)
 
 
 def _is_plain(layer: nn.Conv2d) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -55,6 +57,18 @@ def to_onnx(network: nn.Module, path: Path, normalized: bool = False, about: dic
         _save(program.model_proto, temporary, (about or {}) | _interface(normalized))
 
 
+@contextmanager
+def _only_errors_logged() -> Iterator[None]:
+    """onnxruntime recommends, on the root logger, the preprocessing that is done anyway."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def to_int8(source: Path, path: Path, images: Tensor) -> None:
     """Quantise the ONNX file `source` to 8-bit convolutions and write it to `path`, with the same input and metadata.
 
@@ -70,8 +84,7 @@ def to_int8(source: Path, path: Path, images: Tensor) -> None:
         def get_next(self):
             return next(self.batches, None)
 
-    logging.getLogger().setLevel(logging.ERROR)  # it recommends the preprocessing that is done below
-    with tempfile.TemporaryDirectory() as folder, atomic_path(path) as temporary:
+    with _only_errors_logged(), tempfile.TemporaryDirectory() as folder, atomic_path(path) as temporary:
         folded, quantized = Path(folder) / "folded.onnx", Path(folder) / "quantized.onnx"
         quant_pre_process(str(source), str(folded), skip_symbolic_shape=True)
         quantization.quantize_static(

@@ -119,10 +119,17 @@ def choose_roundings() -> Roundings:
 
 
 def recorded_roundings(path: Path) -> Roundings:
-    """The rounding of each network of a page that was written before; none if there is no page."""
-    found = NETWORKS.search(path.read_text(encoding="utf-8")) if path.is_file() else None
-    networks = json.loads(found[1]) if found else []
-    return {network["name"]: (tuple(network["packing"]), network["stretch"]) for network in networks}
+    """The rounding of each network of a page that was written before; none if there is no page.
+
+    Raises PageError if the page was changed so that they cannot be read.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        networks = json.loads(NETWORKS.search(path.read_text(encoding="utf-8"))[1])
+        return {network["name"]: (tuple(network["packing"]), network["stretch"]) for network in networks}
+    except (ValueError, TypeError, KeyError) as error:
+        raise PageError(f"{path} is not a page of this program: write it anew without --check") from error
 
 
 def repository() -> str:

@@ -64,13 +64,13 @@ def read_image(source: str | Path | bytes) -> Image.Image:
         raise DigitError("the file is empty")
     try:
         with _filters, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is checked below
+            warnings.simplefilter("ignore")  # "decompression bomb": MAX_PIXELS is checked below; "Corrupt EXIF data"
             image = Image.open(io.BytesIO(source), formats=FORMATS)
         if not image.width or not image.height:
             raise DigitError("the image has no pixels")
         if image.width * image.height > MAX_PIXELS:
             raise DigitError(f"the image has {image.width:,} × {image.height:,} pixels: too many to open safely")
-        image.draft("L", (4 * WORKING_SIDE, 4 * WORKING_SIDE))  # a JPEG need not be decoded at full size
+        image.draft(image.mode, (4 * WORKING_SIDE, 4 * WORKING_SIDE))  # a JPEG need not be decoded at full size
         image.load()
     except UnidentifiedImageError:
         raise DigitError("not an image, or of an unknown format: PNG, JPEG, WebP, BMP, GIF and TIFF are read") from None
@@ -80,7 +80,12 @@ def read_image(source: str | Path | bytes) -> Image.Image:
         if isinstance(error, DigitError):
             raise
         raise DigitError(f"the image is damaged or cut off ({error})") from None
-    return ImageOps.exif_transpose(image)
+    try:
+        with _filters, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ImageOps.exif_transpose(image)
+    except Exception as error:  # a damaged block raises many different types
+        raise DigitError(f"the image's EXIF data are damaged ({error}): save it without them") from None
 
 
 def prepare(image: Image.Image) -> Tensor:

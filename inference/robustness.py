@@ -113,14 +113,14 @@ def accuracy_under_changes(
     return pd.DataFrame(rows).round(2)
 
 
-def reliability(labels: Tensor, probabilities: Tensor, bins: int = BINS) -> pd.DataFrame:
+def reliability(labels: Tensor, probabilities: Tensor) -> pd.DataFrame:
     """Mean confidence and accuracy, both from 0 to 1, and number of images per bin of confidence; no empty bins.
 
     labels (N,), probabilities (N, 10). Columns: bin, confidence, accuracy, count.
     """
     confidence, predictions = probabilities.max(1)
     correct = (predictions == labels).double()
-    number = (confidence * bins).long().clamp(max=bins - 1)
+    number = (confidence * BINS).long().clamp(max=BINS - 1)
     table = pd.DataFrame({"bin": number, "confidence": confidence.double(), "accuracy": correct})
     grouped = table.groupby("bin")
     return grouped.mean().assign(count=grouped.size()).reset_index()
@@ -203,9 +203,8 @@ def plot_reliability(labels, probabilities, title: str = "Calibration: confidenc
     left.legend(frameon=False, fontsize=8, loc="upper left")
     right.bar((table["bin"] + 0.5) / BINS, table["count"], width=0.9 / BINS, color=COLOURS[0])
     right.set_yscale("log")
-    right.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:,.0f}")
-    )  # not 10⁴: it requires another font
+    # Not as 10⁴, which requires another font.
+    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     right.set_xlabel("confidence")
     right.set_ylabel("images")
     figure.suptitle(title, x=0.01, ha="left")

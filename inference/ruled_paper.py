@@ -210,7 +210,7 @@ def _trace(contrast, averaged, middles, row, slope, thick, level) -> Rule | None
 
 
 def _row_percentile(strip: np.ndarray, percent: float) -> np.ndarray:
-    """The percentile of each row without its NaN; infinite if there are no values, as beyond the image's edge."""
+    """The percentile of each row without its NaN; 0 if there are no values, as beyond the image's edge."""
     count = (~np.isnan(strip)).sum(1)
     ordered = np.sort(strip, 1)
     values = ordered[np.arange(len(strip)), (count * percent / 100).astype(int).clip(max=strip.shape[1] - 1)]

@@ -9,12 +9,12 @@ from training.augmentation import (
     KNOTS,
     MEAN,
     STD,
+    affine_maps,
     augment,
     augment_by,
     draw,
     elastic_shifts,
     normalize,
-    random_affine,
     warp,
 )
 from training.recipe import NO_AUGMENTATION, Recipe
@@ -64,7 +64,7 @@ def test_augmentation_matches_a_float64_reference(sample):
 
 def test_every_image_has_random_amounts_within_the_ranges():
     recipe = Recipe(rotation=10.0, translation=0.1, scale=0.0, shear=0.0)
-    affine = random_affine(20_000, recipe, torch.Generator().manual_seed(0))
+    affine = affine_maps(draw(20_000, recipe, torch.Generator().manual_seed(0)), recipe)
     angles = torch.rad2deg(torch.atan2(affine[:, 0, 1], affine[:, 0, 0]))
     assert 9.9 < angles.max() <= 10.001
     assert -10.001 <= angles.min() < -9.9
@@ -73,7 +73,8 @@ def test_every_image_has_random_amounts_within_the_ranges():
     assert 0.099 < shift.abs().max() <= 0.1001
     assert len(angles.unique()) > 19_000
 
-    affine = random_affine(20_000, Recipe(scale=0.1, shear=0.0), torch.Generator().manual_seed(0))
+    recipe = Recipe(scale=0.1, shear=0.0)
+    affine = affine_maps(draw(20_000, recipe, torch.Generator().manual_seed(0)), recipe)
     scales = 1 / torch.linalg.det(affine[:, :, :2]).sqrt()
     assert 0.9 <= scales.min() < 0.901
     assert 1.099 < scales.max() <= 1.1001

@@ -98,6 +98,30 @@ def test_a_resumed_run_writes_the_same_bytes(small, tmp_path, monkeypatch, optim
     assert resumed.read_bytes() == whole.read_bytes()
 
 
+def test_a_resumed_run_has_the_threads_of_its_start(small, tmp_path, monkeypatch):
+    """Another number of threads adds up in another order, and gives other weights."""
+    path, recipe, used = tmp_path / "checkpoint.pt", replace(SHORT, epochs=2), []
+
+    def stop_after_one(path, state):
+        save_checkpoint(path, state)
+        raise OSError("power cut")
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="power cut"):
+            patch.setattr(helpers, "save_checkpoint", stop_after_one)
+            fit(small, recipe, checkpoint=path)
+        started = load_checkpoint(path)["threads"]
+        torch.set_num_threads(1)
+        options = {"checkpoint": path, "resume": True, "progress": lambda _: used.append(torch.get_num_threads())}
+        helpers.fit(helpers.build(), small, recipe, **options)
+        assert used == [started]
+        assert torch.get_num_threads() == 1, "set back"
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(small, tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "checkpoint.pt"

@@ -212,6 +212,16 @@ def test_other_names_are_taken_as_they_are(name):
     assert str(path(name)) == name
 
 
+def test_a_reader_that_stops_ends_the_command_in_silence():
+    """As `| head` does, after its ten lines."""
+    code = "from training.command_line import run_command; run_command(lambda: print(100_000 * 'a line\\n') or 0)"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 1
+
+
 def test_bytes_that_are_no_text_do_not_break_the_output():
     """A file's name may contain them; a plain UTF-8 stream would raise an error instead of printing it."""
     code = "from training.command_line import run_command; run_command(lambda: print('name \\udcff', flush=True))"

@@ -1,5 +1,6 @@
 """Two networks through the same recipe and seeds: what is trained, the verdict and the errors."""
 
+import pandas as pd
 import pytest
 
 from experiments import compare, sweep
@@ -24,6 +25,7 @@ def stood_in(monkeypatch, sample, tmp_path):
     """Replaces training; returns the path of the own ledger."""
     monkeypatch.setattr("experiments.trial.run_trial", stand_in)
     monkeypatch.setattr("experiments.trial.load_data", lambda _: sample)
+    monkeypatch.setattr("training.device.pick_precision", lambda name, device: "float32" if name == "auto" else name)
     monkeypatch.setattr(sweep, "LEDGER", tmp_path / "main.jsonl")
     return tmp_path / "own.jsonl"
 
@@ -93,6 +95,7 @@ def fails(**_) -> dict:
         (["conv 4 gap", "--seeds", "x"], "seeds must be like"),
         (["conv 4 gap", "--workers", "0"], "--workers must be 1 or more"),
         (["conv 4 gap", "--device", "abacus"], "device must be"),
+        (["conv 4 gap", "--figure", "/"], "--figure /: this is a folder, not a file"),
     ],
 )
 def test_wrong_options_give_one_line_and_exit_code_2(arguments, message, capsys):
@@ -105,12 +108,28 @@ def test_wrong_options_give_one_line_and_exit_code_2(arguments, message, capsys)
     assert error.count("\n") == 1
 
 
-def test_only_trials_of_the_precision_that_is_asked_for_are_compared(stood_in, tmp_path):
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+@pytest.mark.parametrize("ledger", ["main.jsonl", "own.jsonl"])
+def test_trials_of_one_precision_are_compared(stood_in, tmp_path, precision, ledger):
     wrong = stand_in("s5", 100, {}, accuracy=50.0, precision="bfloat16")
-    append_trial(wrong, tmp_path / "main.jsonl")
-    options = {"device": "cpu", "workers": 1, "ledger": stood_in, "precision": "float32"}
+    append_trial(wrong, tmp_path / ledger)
+    options = {"device": "cpu", "workers": 1, "ledger": stood_in, "precision": precision}
     result = compare.compare("conv 8 / 8 gap", "s5", [100], **options)
     assert list(result.table["Mean"]) == ["99.410", "99.420"]
+
+
+def test_the_result_is_printed_even_if_the_figure_cannot_be_saved(tmp_path, monkeypatch, capsys):
+    found = compare.Comparison(pd.DataFrame(), "The verdict.", None)
+    monkeypatch.setattr(compare, "compare", lambda **_: found)
+
+    def full(figure, path):
+        raise OSError(f"no space left for {path}")
+
+    monkeypatch.setattr("analysis.style.save_figure", full)
+    assert compare.main(["conv 8 / 8 gap", "--figure", str(tmp_path / "f.png")]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.endswith("The verdict.\n")
+    assert printed.err == f"compare: no space left for {tmp_path / 'f.png'}\n"
 
 
 def test_no_seeds_are_refused():

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from experiments.candidates import CLAIMS
+from experiments.ledger import read_ledger
 from helpers import Net
 from inference import export
 from inference.c_code import find_compiler
@@ -41,7 +42,7 @@ def model():
 def exported(model, tmp_path_factory):
     """The model as an ONNX file, alone in its folder."""
     path = tmp_path_factory.mktemp("export") / "net.onnx"
-    to_onnx(model, path, about=export.describe("s5", model, recorded=True))
+    to_onnx(model, path, about=export.describe("s5", model, read_ledger()))
     return path
 
 
@@ -120,7 +121,7 @@ def test_file_alone_is_enough_to_use_it(model, exported, sample, tmp_path):
         network = onnx.load(path)
         assert [each.name for each in network.graph.input] == ["images"]
         assert [each.name for each in network.graph.output] == ["logits"]
-    assert "accuracy" not in export.describe("s5", model, recorded=False)
+    assert "accuracy" not in export.describe("s5", model, [])
 
 
 @needs_export
@@ -145,14 +146,15 @@ def test_command_exports_c(tmp_path, capsys):
 
 @needs_export
 @pytest.mark.parametrize("compiler", [True, False])
-def test_all_networks_are_recorded(compiler, quick, tmp_path, capsys, monkeypatch):
+def test_all_networks_are_recorded(compiler, quick, sample, tmp_path, capsys, monkeypatch):
     if not compiler:
         monkeypatch.setattr("inference.c_code.find_compiler", lambda: None)
     elif find_compiler() is None:
         pytest.skip("no C compiler (cc, gcc or clang)")
     monkeypatch.setattr("inference.trained.trained_networks", lambda: ["s5"])
     monkeypatch.setattr(export, "EXPORT", tmp_path / "export.json")
-    assert export.main(["--smoke", "--record", "--repeats", "3", "--output", str(tmp_path)]) == 0
+    monkeypatch.setattr("training.mnist.load_mnist", lambda allow_sample: sample)
+    assert export.main(["--record", "--repeats", "3", "--output", str(tmp_path)]) == 0
     assert "Cycles on a chip are not measured" in capsys.readouterr().out
     record = json.loads((tmp_path / "export.json").read_text())
     rows = {row["format"]: row for row in record["rows"]}
@@ -244,7 +246,8 @@ def test_missing_weights_and_packages_are_reported(tmp_path, capsys, monkeypatch
         (["--network=original"], "no trained network 'original'; there are s5, below_20k"),
         (["--c=nothing"], "no trained network 'nothing'"),
         (["--c=s5", "--all"], "--c and --all exclude each other"),
-        (["--network=s5", "--record"], "--network and --all exclude each other"),
+        (["--network=s5", "--record"], "--network and --record exclude each other"),
+        (["--smoke", "--record"], "--record measures on the whole test set"),
         (["--all", "--weights=x"], "--weights requires a single network"),
         (["--c=s5", "--normalized"], "--normalized is for ONNX files"),
     ],

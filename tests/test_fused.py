@@ -319,6 +319,16 @@ def test_kernels_are_kept_on_disk_or_compiled_elsewhere_if_that_fails(uncompiled
 
 
 @needs_compiler
+def test_without_any_folder_to_write_nothing_is_compiled_and_training_goes_on(uncompiled, small, monkeypatch):
+    (uncompiled / "file").touch()
+    monkeypatch.setattr(kernels, "KERNELS", uncompiled / "file" / "kernels")
+    monkeypatch.setattr(kernels.tempfile, "tempdir", str(uncompiled / "file"))
+    with pytest.raises(CompileError, match=r"the compiled kernels\.cpp cannot be stored or loaded"):
+        load_kernels()
+    assert helpers.fit(helpers.build(), small, helpers.Recipe(epochs=1), progress=False)
+
+
+@needs_compiler
 def test_only_the_cpu_compiles_without_being_asked():
     model = helpers.build()
     assert device.compile_model(model, torch.device("cpu"), None) is not model

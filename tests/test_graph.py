@@ -39,10 +39,21 @@ def test_shapes_and_flags():
     [
         ([nn.Conv2d(1, 4, 3, padding_mode="circular"), nn.Flatten(), nn.LazyLinear(10)], "cannot be written"),
         ([nn.Conv2d(1, 4, 3, dilation=2), nn.Flatten(), nn.LazyLinear(10)], "cannot be written"),
+        ([nn.MaxPool2d(3, ceil_mode=True), nn.Flatten(), nn.LazyLinear(10)], "cannot be written"),
+        ([nn.MaxPool2d(2, dilation=2), nn.Flatten(), nn.LazyLinear(10)], "cannot be written"),
+        ([nn.MaxPool2d((2, 4)), nn.Flatten(), nn.LazyLinear(10)], "cannot be written"),
         ([nn.Flatten(), nn.Linear(784, 10), nn.Softplus()], "Softplus"),
         ([nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(784, 10)], "BatchNorm2d"),
     ],
-    ids=["circular padding", "dilation", "Softplus", "BatchNorm without convolution"],
+    ids=[
+        "circular padding",
+        "dilation",
+        "cut-off pool",
+        "dilated pool",
+        "oblong pool",
+        "Softplus",
+        "BatchNorm without convolution",
+    ],
 )
 def test_other_layers_are_refused_by_name(layers, message):
     model = nn.Sequential(*layers)

@@ -116,6 +116,10 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     path.write_bytes(page.PAGE.read_bytes().replace(b"Draw a digit", b"Draw"))
     assert page.main(["--check", "--output", str(path)]) == 1
     assert "stale: python -m inference.page" in capsys.readouterr().out
+    for damage in (b"<html>", page.PAGE.read_bytes().replace(b'"packing"', b'"pack"'), b"\xff"):
+        (tmp_path / "damaged.html").write_bytes(damage)
+        assert page.main(["--check", "--output", str(tmp_path / "damaged.html")]) == 1
+        assert "is not a page of this program: write it anew without --check\n" in capsys.readouterr().err
     monkeypatch.setattr("inference.trained.TRAINED", tmp_path)
     assert page.main(["--check", "--output", str(path)]) == 1
     assert "page: there are no trained networks" in capsys.readouterr().err

@@ -52,8 +52,9 @@ def test_size_and_centre_are_those_of_mnist():
     ],
     ids=["plain", "inverted", "ink", "chalk", "same brightness", "thin", "thick", "low contrast"],
 )
-def test_pens_and_papers(model, digit, style):
-    assert predicted_digit(model, draw_digit(digit, **style)) == digit
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_pens_and_papers(model, digit, style, format):
+    assert predicted_digit(model, read_image(to_bytes(draw_digit(digit, **style), format))) == digit
 
 
 def test_size_position_and_colour_do_not_matter():
@@ -79,6 +80,18 @@ def test_exif_rotation(model):
     exif[0x0112] = 6  # to be rotated by 90° clockwise
     rotated = to_bytes(upright.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif.tobytes())
     assert predicted_digit(model, read_image(rotated)) == 7
+
+
+@pytest.mark.parametrize("damage", [b"II*\x00", b"no EXIF", b"MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12"], ids=repr)
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_damaged_exif_data_are_ignored_or_refused(model, format, damage):
+    content = to_bytes(draw_digit(7), format, exif=b"Exif\x00\x00" + damage)
+    try:
+        image = read_image(content)
+    except DigitError as error:
+        assert "EXIF data are damaged" in str(error)
+    else:
+        assert predicted_digit(model, image) == 7
 
 
 def test_photo_with_uneven_light_and_noise(model):

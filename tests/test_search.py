@@ -43,6 +43,7 @@ def test_a_third_goes_on_for_three_times_as_long_and_the_last_from_several_seeds
 def stood_in(monkeypatch, sample):
     monkeypatch.setattr("experiments.trial.run_trial", stand_in)
     monkeypatch.setattr("experiments.trial.load_data", lambda _: sample)
+    monkeypatch.setattr("training.device.pick_precision", lambda *_: "float32")  # which the stand-in returns
 
 
 def test_the_best_of_each_round_goes_on_and_a_second_call_trains_nothing(stood_in, tmp_path, capsys):
@@ -83,7 +84,7 @@ def test_dry_run_trains_nothing(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "Round 1: 9 networks, 1 epoch, 1 seed" in printed
     assert all(f"  {line}" in printed for line in search.draw_networks(1000, 9, 0))
-    assert "minutes with 2 at a time" in printed
+    assert "minutes on MNIST with 2 at a time" in printed
     assert not path.exists()
 
 

@@ -71,8 +71,10 @@ def test_map_writes_every_mean_and_interval(recorded):
     written = [text.get_text() for text in tree.texts if text.get_text()]
     assert written == [f"{row.number}  {row.name}  {row.mean:.2f}% ({row.seeds})" for row in table.itertuples()]
     intervals = [text.get_text() for text in changes.texts]
-    assert intervals[:3] == ["-69%", "-14%", "-6% (-18 to +7)"]
-    assert len(intervals) == len(table) - 1
+    changed = table[table["parent"] != ""]
+    known = [f" ({low:+.0f} to {high:+.0f})" for low, high in zip(changed.errors_low, changed.errors_high, strict=True)]
+    expected = [f"{errors:+.0f}%{interval}" for errors, interval in zip(changed.errors, known, strict=True)]
+    assert intervals == [text.replace(" (+nan to +nan)", "") for text in expected], "one seed has no interval"
 
 
 def test_map_of_a_few_trials_and_of_none():
@@ -155,6 +157,14 @@ def test_recorded_section_trains_nothing(shown, recorded, small, monkeypatch):
     assert "recorded run, seed 101" in shown[3].text_alternative()
 
 
+@pytest.mark.parametrize(("trials", "there_are"), [(True, "there are 100, 101, 102"), (False, "there are none")])
+def test_a_seed_without_a_recorded_run_is_refused(shown, recorded, small, trials, there_are):
+    section = Sections(small, recorded if trials else [], "recorded", seed=7)
+    with pytest.raises(ValueError, match=f"sgd has no recorded run of seed 7; {there_are}"):
+        section("sgd")
+    assert shown == []
+
+
 def test_wrong_choice_of_runs_is_refused(recorded, small):
     with pytest.raises(ValueError, match="RUNS must be one of recorded, short, full, not 'all'"):
         Sections(small, recorded, "all")
@@ -175,9 +185,14 @@ def test_live_figure_outside_a_notebook_draws_nothing(capsys):
 
 
 def test_result_is_one_row(recorded):
-    row = result_table(recorded, "sgd")
+    row = result_table(recorded, "budget_2k")
     assert len(row) == 1
     assert row["Beyond seed noise"].item() == "yes"
+    failed = select(recorded, variant="sgd", seed=101)[0] | {"accuracy": 11.17}
+    row = result_table(
+        [trial for trial in recorded if trial["variant"] != "sgd" or trial["seed"] != 101] + [failed], "sgd"
+    )
+    assert row[["Seeds", "Collapsed"]].values.tolist() == [["2 of 3", "seed 101: 11.17%"]]
     assert list(result_table(recorded, "fully_connected")) == ["Recorded runs", "Seeds", "Accuracy"]
 
 

@@ -322,6 +322,17 @@ def test_on_a_gpu_seeds_are_trained_at_once_and_one_by_one_where_that_fails(tmp_
     assert "s5, 3 seeds at once: FAILED, RuntimeError: out of memory" in capsys.readouterr().out
 
 
+def test_on_a_gpu_a_trial_in_another_precision_is_not_taken_for_the_one_asked_for(tmp_path, monkeypatch):
+    path = tmp_path / "ledger.jsonl"
+    monkeypatch.setattr("training.device.pick_device", lambda name: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr("experiments.trial.run_trial", stand_in)
+    recipe = Recipe(epochs=1).as_dict()
+    ledger.append_trial(make_trial(0, precision="bfloat16", recipe=recipe), path)
+    options = {"changes": recipe, "sample": True, "ledger": path, "precision": "float32"}
+    assert sweep.sweep(["s5"], [0], **options) == 0
+    assert [trial["precision"] for trial in read_strictly(path)] == ["bfloat16", "float32"]
+
+
 def test_trials_are_grouped_by_all_but_the_seed_and_at_most_32():
     trials = [{"variant": "s5", "seed": seed, "changes": None} for seed in range(40)]
     others = [{"variant": "s5", "seed": seed, "changes": {"epochs": 1}} for seed in range(2)]

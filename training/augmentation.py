@@ -19,11 +19,6 @@ def normalize(images: Tensor) -> Tensor:
     return (images.unsqueeze(1).float() / 255 - MEAN) / STD
 
 
-def random_affine(count: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Draw `count` random affine maps (`affine_maps`), float32 (count, 2, 3), on the generator's device."""
-    return affine_maps(draw(count, recipe, generator), recipe)
-
-
 def draw(count: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
     """Random numbers for the augmentation of `count` images: float32 (5 or more, count), uniform in [0, 1)."""
     numbers = 5 + (2 * KNOTS**2 if recipe.elastic else 0)

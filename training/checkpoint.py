@@ -101,10 +101,12 @@ class TrainingState:
             "global_generator": torch.get_rng_state(),
             "device_generator": self._device_generator("get_rng_state"),
         }
-        return copy.deepcopy({**self.run, **parts, **generators, "history": self.history})
+        threads = torch.get_num_threads()  # another number adds up in another order
+        return copy.deepcopy({**self.run, **parts, **generators, "threads": threads, "history": self.history})
 
     def restore(self, state: dict) -> None:
-        """Set everything back to a captured or loaded `state`."""
+        """Set everything back to a captured or loaded `state`, torch's number of threads included."""
+        torch.set_num_threads(state["threads"])
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -133,9 +135,8 @@ class TrainingState:
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         stepped.step()
         expected, stored = stepped.state_dict(), state["optimizer"]
-        if (
-            isinstance(stored.get("state"), dict) and stored["state"]
-        ):  # parameters that `forward` does not use have none
+        if isinstance(stored.get("state"), dict) and stored["state"]:
+            # Parameters that `forward` does not use have none.
             expected["state"] = {name: each for name, each in expected["state"].items() if name in stored["state"]}
         check_equal(stored, expected, "optimizer")
 

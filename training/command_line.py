@@ -47,14 +47,19 @@ def path(text: str) -> Path:
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:
-    """Run a command's `main` and exit with its code, or quietly on Ctrl-C."""
+    """Run a command's `main` and exit with its code, or quietly on Ctrl-C or if nobody reads its output any more."""
     for stream in (sys.stdout, sys.stderr):
         # On Windows a redirected stream may not encode └ and –; a file's name may contain bytes that are no text.
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        sys.exit(main())
+        code = main()
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
+    except BrokenPipeError:  # e.g. "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is written at the exit
+        code = 1
+    sys.exit(code)
 
 
 def add_recipe_options(

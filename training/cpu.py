@@ -24,8 +24,8 @@ def threads_for_idle_cores() -> Iterator[None]:
     """Let torch use one thread per idle core, at least one, if it would use every core.
 
     A thread beside another busy program is slow, and all others wait for it at every operation: with one such program
-    on two cores, two threads take more than twice as long as one (RESULTS.md, "Speed"). A number of threads that was
-    chosen by OMP_NUM_THREADS or torch.set_num_threads stays.
+    on two cores, two threads take more than twice as long as one (RESULTS.md, "Speed"). A number that was chosen by
+    OMP_NUM_THREADS stays, and any below the number of cores.
     """
     before = torch.get_num_threads()
     if "OMP_NUM_THREADS" not in os.environ and before == cores() > 1:

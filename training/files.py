@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 ROOT = Path(__file__).parent.parent
 README, RESULTS_PAGE = ROOT / "README.md", ROOT / "RESULTS.md"
-FIGURES, RESULTS, RUNS = ROOT / "figures", ROOT / "results", ROOT / "runs"
+RESULTS, RUNS = ROOT / "results", ROOT / "runs"
 LEDGER = RESULTS / "ledger.jsonl"  # one line per trial
 OWN_LEDGER = RUNS / "ledger.jsonl"  # the same, of networks of one's own
 SPEED, EXPORT = RESULTS / "speed.json", RESULTS / "export.json"  # timings; exported networks

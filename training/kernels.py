@@ -48,7 +48,7 @@ class Shape(ctypes.Structure):
 
 @cache
 def can_compile() -> bool:
-    """True if the kernels can be compiled here, or are compiled already."""
+    """True if the kernels can be compiled and loaded here."""
     try:
         load_kernels()
     except CompileError:
@@ -58,7 +58,7 @@ def can_compile() -> bool:
 
 @cache
 def load_kernels() -> ctypes.CDLL:
-    """The compiled functions. Raises CompileError if there is no compiler or it fails."""
+    """The compiled functions. Raises CompileError if there is no compiler or it fails, or no folder for its output."""
     candidates = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else [[name] for name in COMPILERS]
     compiler = next((command for command in candidates if shutil.which(command[0])), None)
     if compiler is None:
@@ -73,12 +73,12 @@ def load_kernels() -> ctypes.CDLL:
                 _compile(command, temporary)
         return ctypes.CDLL(str(KERNELS / name))
     except OSError:  # a folder that cannot be written, or a damaged file
-        with tempfile.TemporaryDirectory() as folder:
-            _compile(command, Path(folder, name))
-            try:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                _compile(command, Path(folder, name))
                 return ctypes.CDLL(str(Path(folder, name)))
-            except OSError as error:
-                raise CompileError(f"the compiled {SOURCE.name} cannot be loaded: {error}") from error
+        except OSError as error:
+            raise CompileError(f"the compiled {SOURCE.name} cannot be stored or loaded: {error}") from error
 
 
 def _processor() -> list[str]:

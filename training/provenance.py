@@ -11,6 +11,7 @@ import torch
 
 from training.files import ROOT
 
+SOURCES = ("*.py", "*.cpp", "*.c", "*.h")
 COMMIT = "MNIST_S5_COMMIT"  # environment variable with the commit, for workers without a checkout
 
 
@@ -30,7 +31,7 @@ def provenance(device: torch.device, precision: str) -> dict:
 
 @cache  # the running code does not change with a later commit
 def current_commit() -> str:
-    """The git commit of the running code, with "-dirty" if a Python file differs from it; "unknown" outside git."""
+    """The git commit of the running code, with "-dirty" if a source file differs from it; "unknown" outside git."""
     if COMMIT in os.environ:
         return os.environ[COMMIT]
 
@@ -39,6 +40,6 @@ def current_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "*.py") else "")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", *SOURCES) else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

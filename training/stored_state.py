@@ -16,6 +16,7 @@ PARTS = {
     "data": (str,),
     "device": (str,),
     "precision": (str,),
+    "threads": (int,),
     "model": (dict,),
     "average": (dict, type(None)),
     "optimizer": (dict,),
@@ -54,6 +55,8 @@ def check_record(state: dict) -> None:
     for name, value in state["model"].items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise StateError(f"model, {name}: {_describe(value)}, not a tensor")
+    if state["threads"] < 1:
+        raise StateError(f"threads: {short(state['threads'])}")
     if not state["history"]:
         raise StateError("history: empty")
     for number, epoch in enumerate(state["history"], start=1):
