@@ -159,8 +159,8 @@ def run(options: argparse.Namespace, data) -> int:
     print(f"\n{result}" if complete else f"\nAfter {len(history)} of {recipe.epochs} epochs: {result}")
     print(f"Saved in {output}: {', '.join(RESULTS)}, {CHECKPOINT}")
     if not complete:
-        where = ["--resume", str(output), *(["--data", str(options.data)] if options.data else [])]
-        print(f"To continue: python main.py {shlex.join(where)}")
+        again = ["--resume", str(output), *(["--data", str(options.data)] if options.data else [])]
+        print(f"To continue: python main.py {shlex.join(again)}")
     return 0 if complete else INTERRUPTED
 
 

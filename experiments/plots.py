@@ -204,7 +204,8 @@ def _label_points(axes, texts, points, front, threshold):
         label = axes.annotate(text, (x, y), (0, 0), textcoords="offset points", color=colour, fontsize=9.5, zorder=5)
         label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
         low, high = bars.get((x, y), (y, y))
-        for label.xyann, horizontal, vertical in SIDES:
+        for offset, horizontal, vertical in SIDES:
+            label.xyann = offset
             label.xy = x, {"bottom": high, "center": y, "top": low}[vertical]
             label.set(ha=horizontal, va=vertical)
             box = label.get_window_extent()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
@@ -19,6 +20,7 @@ from analysis.statistics import (
     wilson_interval,
 )
 from experiments.candidates import MILD
+from experiments.evidence import PRECISIONS
 from experiments.goals import BUDGETS, GOALS, find_claims
 from experiments.ledger import mean_loss, read_ledger, select
 from experiments.variants import FINAL, SGD, VARIANTS, changes_in_words
@@ -240,20 +242,24 @@ def _size_and_accuracy(group: list[dict]) -> dict:
 
 
 def precision_table(trials: list[dict]) -> pd.DataFrame:
-    """One row per variant and recipe that was trained in both precisions from at least two common seeds, in points."""
+    """One row per variant and recipe that was trained in both precisions from at least two common seeds, in points.
+
+    Without the seeds whose training collapsed (`trained`).
+    """
     groups: dict[tuple, dict[str, list[dict]]] = {}
     for trial in select(trials, data="mnist"):
         key = (trial["variant"], trial["split"], frozenset(trial["recipe"].items()))
         groups.setdefault(key, {}).setdefault(trial["precision"], []).append(trial)
     rows = []
     for group in groups.values():
-        full, half = group.get("float32", []), group.get("bfloat16", [])
+        both = {name: trained(group.get(name, [])) for name in PRECISIONS}
+        full, half = both.values()
         if len({trial["seed"] for trial in full} & {trial["seed"] for trial in half}) < 2:
             continue
         difference = paired_difference(half, full)
-        means = {f"Mean, {name}": f"{pd.Series([t['accuracy'] for t in group[name]]).mean():.3f}" for name in group}
+        means = {f"Mean, {name}": f"{statistics.mean(trial['accuracy'] for trial in both[name]):.3f}" for name in both}
         row = {"Variant": full[0]["variant"], "Split": full[0]["split"], "Epochs": full[0]["epochs"]}
-        row |= {"Seeds": difference["n"], **dict(sorted(means.items(), reverse=True))}
+        row |= {"Seeds": difference["n"], **means}
         row |= {"bfloat16 − float32": f"{difference['mean']:+.3f}"}
         row |= {"95%": _interval(difference["low"], difference["high"], "{:+.2f}")}
         rows.append(row | {"p": _p_value(difference["p"])})

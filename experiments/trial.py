@@ -47,8 +47,8 @@ def run_trial(
     images. `changes` replaces fields of the recipe. All arguments and the result can be pickled, so that a trial can
     run in any process on any host; `data` saves loading MNIST. `weights` is a folder for the trained weights, see
     `weights_path`; a file that is there already is replaced. Raises ValueError for an unknown network, split or
-    precision or a bad recipe, DivergenceError, OSError if the weights cannot be written, and KeyboardInterrupt if
-    Ctrl-C ended the training early.
+    precision or a bad recipe, DataError, DivergenceError, OSError if the weights cannot be written, and
+    KeyboardInterrupt if Ctrl-C ended the training early.
     """
     if threads:
         torch.set_num_threads(threads)

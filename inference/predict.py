@@ -108,8 +108,8 @@ def main(arguments: list[str] | None = None) -> int:
     inputs = list(
         tqdm(read_all(options.sources), total=len(options.sources), leave=False, unit="image", disable=hidden)
     )
-    read = [image for image in inputs if isinstance(image, torch.Tensor)]
-    predicted = iter(helpers.predict(model, torch.stack(read), BATCH) if read else ())
+    images = [image for image in inputs if isinstance(image, torch.Tensor)]
+    predicted = iter(helpers.predict(model, torch.stack(images), BATCH) if images else ())
     results = []
     for number, (source, image) in enumerate(zip(options.sources, inputs, strict=True)):
         if isinstance(image, Exception):
@@ -151,12 +151,12 @@ def write_prepared(image, folder: Path, number: int, source: str) -> None:
 
 def table(results: list[dict]) -> str:
     """One line per image that was read: its name, the digit, its probability and the second most probable digit."""
-    read = [result for result in results if "digit" in result]
-    if not read:
+    answered = [result for result in results if "digit" in result]
+    if not answered:
         return "no digit was read"
-    width = max(len(result["image"]) for result in read)
+    width = max(len(result["image"]) for result in answered)
     lines = [f"{'image':<{width}}  digit  probability  next best"]
-    for result in read:
+    for result in answered:
         first, second = sorted(enumerate(result["probabilities"]), key=lambda item: -item[1])[:2]
         lines.append(f"{result['image']:<{width}}  {first[0]:>5}  {first[1]:>10.2%}   {second[0]} {second[1]:.2%}")
     return "\n".join(lines)
