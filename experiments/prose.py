@@ -20,7 +20,7 @@ from experiments.evidence import IMAGES, TRAINED_ON
 from experiments.goals import BUDGETS, GOALS, find_claims
 from experiments.ledger import select
 from experiments.pages import shown_trial
-from experiments.tables import current_trials
+from experiments.tables import COLLAPSED, current_trials
 from experiments.variants import FINAL, ORIGINAL
 from helpers import Net
 from training.files import ROOT
@@ -121,9 +121,8 @@ def _of_validation(choose: Callable, key: str) -> Source:
 KERNELS = {size for layer in Net().modules() if isinstance(layer, torch.nn.Conv2d) for size in layer.kernel_size}
 CONFIDENCE = f"{100 * inspect.signature(wilson_interval).parameters['confidence'].default:g}"
 
-STATEMENTS: dict[
-    str, Source
-] = {  # a phrase, whose groups are numbers, and what they may be; a space is any white space
+# A phrase, whose groups are numbers, and what they may be; a space is any white space.
+STATEMENTS: dict[str, Source] = {
     r"fewer than ([\d,]+) parameters": always(max(BUDGETS)),
     r"[Aa]bove ([\d,]+) parameters": always(*BUDGETS),
     r"[Bb]elow ([\d,]+) parameters": always(*BUDGETS),
@@ -145,6 +144,7 @@ STATEMENTS: dict[
     r"on all ([\d,]+) images": always(TRAINED_ON["test"]),
     r"new seeds, all below (\d+); choosing used (\d+) and up": _first_seed_above_the_claims,
     r"sample of ([\d,]+) images": lambda trials: {len(sample().train_labels) + len(sample().eval_labels)},
+    r"ended below (\d+)%": always(f"{COLLAPSED:g}"),
     r"intervals are (\d+)% intervals": always(CONFIDENCE),
     r"Wilson (\d+)%": always(CONFIDENCE),
     r"from seeds (\d+)–\d+ before Muon": _earlier_recipe(min),
