@@ -62,12 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
 
     from benchmarks.timing import environment, machine
-    from experiments.speed_tables import read_speed
+    from experiments.speed_tables import read_measurements
     from training.mnist import DataError
 
     print(json.dumps(environment(), indent=1))
     try:
-        records = read_speed(options.output) if options.output.exists() and not options.smoke else {}
+        records = read_measurements(options.output) if options.output.exists() and not options.smoke else {}
         results = records.setdefault(machine(environment()), {})  # other machines' records stay as they are
         for part in options.only:
             print(f"{part} …", flush=True)

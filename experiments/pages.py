@@ -50,9 +50,9 @@ def sections(trials: list[dict], folder: Path = ROOT) -> dict[str, str]:
     if not validated:
         raise ValueError("the ledger has no validation runs of the current variants: python -m experiments.sweep")
     shown = shown_trial(tested)
-    speed = speed_tables.read_speed(_in(folder, SPEED), "python -m benchmarks.bench")
-    export = speed_tables.read_speed(_in(folder, EXPORT), "python -m inference.export --record")
-    faults = speed_tables.read_speed(_in(folder, FAULTS), "python -m benchmarks.faults")
+    speed = speed_tables.read_measurements(_in(folder, SPEED), "python -m benchmarks.bench")
+    export = speed_tables.read_measurements(_in(folder, EXPORT), "python -m inference.export --record")
+    faults = speed_tables.read_measurements(_in(folder, FAULTS), "python -m benchmarks.faults")
     log = log_table(shown["curve"])
     layers = inspection.layer_table(Net())
     layers["Parameters"] = layers["Parameters"].map("{:,}".format)

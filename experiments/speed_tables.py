@@ -42,7 +42,7 @@ SPEED_GOALS = {
 BASELINE_EPOCHS = 10  # until the original document first reports 99.4%; of five runs here one did, after 18 epochs
 
 
-def read_speed(path: str | Path = SPEED, command: str = "python -m benchmarks.bench") -> dict:
+def read_measurements(path: str | Path = SPEED, command: str = "python -m benchmarks.bench") -> dict:
     """The measurements that `command` wrote. Raises ValueError, naming the command, if they are missing or damaged."""
     path = Path(path)
     try:

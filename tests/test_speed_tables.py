@@ -160,16 +160,16 @@ def test_export_table():
 def test_missing_or_damaged_measurements_are_reported_by_file_name(tmp_path):
     path = tmp_path / "speed.json"
     with pytest.raises(ValueError, match=r"speed\.json is missing: run python -m benchmarks\.bench"):
-        speed_tables.read_speed(path)
+        speed_tables.read_measurements(path)
     path.write_text("{")
     with pytest.raises(ValueError, match=r"speed\.json is not valid JSON .*: delete it and run a command"):
-        speed_tables.read_speed(path, "a command")
+        speed_tables.read_measurements(path, "a command")
     path.write_text(json.dumps(RECORDS))
-    assert speed_tables.read_speed(path) == RECORDS
+    assert speed_tables.read_measurements(path) == RECORDS
 
 
 def test_the_recorded_measurements_fill_every_table():
-    recorded = speed_tables.read_speed()
+    recorded = speed_tables.read_measurements()
     for table in (speed_tables.speed_table, speed_tables.sweep_table, speed_tables.profile_table):
         assert not table(recorded).empty
     assert speed_tables.describe_machines(recorded)
