@@ -238,14 +238,18 @@ def test_committed_ledger_is_valid():
 
 
 def test_renaming_did_not_change_results():
-    """The first 236 lines were recorded under earlier names; their seeds, accuracies and mistakes are as recorded."""
+    """The first 233 lines were recorded under earlier names; their seeds, accuracies and mistakes are as recorded.
+
+    They were 236. Three, of `s5` from seeds 100 and 101 and of `separable` from seed 101, were measured again when all
+    variants were, since a trial is in the ledger once; see RESULTS.md, "Comparison with the parent".
+    """
     digest = hashlib.sha256()
-    for trial in read_strictly(LEDGER)[:236]:
+    for trial in read_strictly(LEDGER)[:233]:
         epochs = [[epoch[key] for key in ("epoch", "eval_correct", "eval_loss")] for epoch in trial["curve"]]
         results = [trial[key] for key in ("seed", "split", "accuracy", "best_accuracy", "mistakes", "seconds", "time")]
         digest.update(json.dumps([results, epochs]).encode())
         digest.update({new: old for old, new in VARIANTS.items()}.get(trial["variant"], trial["variant"]).encode())
-    assert digest.hexdigest()[:16] == "fd67057b1fe0a9e0"
+    assert digest.hexdigest()[:16] == "ad9696a381bdff7a"
 
 
 # --- Long ledgers -----------------------------------------------------------------------------------------------------
