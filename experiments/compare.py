@@ -75,18 +75,18 @@ def compare(
     if variants[0].name == variants[1].name and recipes[0] == recipes[1]:
         raise ValueError(f"{variants[0].name} is compared with itself")
     words = changes_in_words(*recipes)
+    notes = (f", {words}" if words else "", "")  # what tells two recipes of one network apart
     shared = {"split": "validation", "sample": sample, "device": device, "precision": precision}
     requested = [
         {"variant": each.reference, "seed": seed, "changes": recipe, "note": note, **shared}
         for seed in seeds
-        for (each, recipe), note in zip(sides, (words and f", {words}", ""), strict=True)
+        for (each, recipe), note in zip(sides, notes, strict=True)
     ]
     failed, trials = run_and_collect(requested, ledger, workers)
     if failed:
         raise RuntimeError(f"{failed} of {len(requested)} trials failed. {RERUN}")
     own, others = (select(trials, variant=each.name, recipe=recipe) for each, recipe in sides)
-    if words:
-        own = [trial | {"variant": f"{trial['variant']}, {words}"} for trial in own]
+    own = [trial | {"variant": trial["variant"] + notes[0]} for trial in own]
     accuracies = {trials[0]["variant"]: [trial["accuracy"] for trial in trials] for trials in (own, others)}
     figure = plot_seeds(accuracies, None, "Accuracy of each seed (dots) and mean over n seeds (lines)")
     return Comparison(network_table([own, others]), verdict(own, others), figure)

@@ -75,7 +75,11 @@ def read_ledger(path: str | Path = LEDGER) -> list[dict]:
 
 def read_precision(precision: str, *paths: str | Path) -> list[dict]:
     """The trials of several ledgers that were trained in a precision; all of them for "auto"."""
-    trials = [trial for path in paths for trial in read_ledger(path)]
+    return of_precision((trial for path in paths for trial in read_ledger(path)), precision)
+
+
+def of_precision(trials: Iterable[dict], precision: str) -> list[dict]:
+    """The trials that were trained in a precision; all of them for "auto"."""
     return [trial for trial in trials if precision in ("auto", trial["precision"])]
 
 

@@ -12,9 +12,10 @@ import math
 import os
 import statistics
 import sys
+from collections import Counter
 from pathlib import Path
 
-from experiments.ledger import read_ledger, read_precision, select, trial_key
+from experiments.ledger import of_precision, read_ledger, read_precision, select, trial_key
 from experiments.local_runner import RERUN, plural, run_locally, trial_name, variant_name
 from experiments.ray_runner import ClusterError, run_on_ray
 from training.command_line import INTERRUPTED, PRECISIONS, Parser, add_recipe_options, path, recipe_changes, run_command
@@ -115,7 +116,7 @@ def run_missing(
         return trial_key({**trial, "variant": variant_name(trial), "data": source, "recipe": recipe})
 
     keys = list(map(key, requested))
-    done = recorded_keys(recorded, precision)
+    done = set(map(trial_key, of_precision(recorded, precision)))
     todo = [trial for trial, key in zip(requested, keys, strict=True) if key not in done]
     skipped = f"{len(requested) - len(todo)} already in {Path(ledger).name}"
     print(f"{plural(len(requested), 'trial')}, {source} {split}: {skipped}, {len(todo)} to run")
@@ -146,7 +147,7 @@ def run_missing(
         load_data(sample)  # download once, or fail with one error, before several trials need it
     if pick_device(device).type == "cuda":
         run_locally(grouped(todo), ledger, run_trials)
-        done = recorded_keys(read_ledger(ledger), precision)
+        done = set(map(trial_key, read_precision(precision, ledger)))
         todo = [trial for trial in todo if key(trial) not in done]  # those that cannot be trained at once
     return run_locally(todo, ledger, run_trial, at_once), keys
 
@@ -197,11 +198,6 @@ def run_and_collect(
     return failed, [found[key] for key in keys if key in found]
 
 
-def recorded_keys(trials: list[dict], precision: str) -> set[tuple]:
-    """The keys of the trials that were trained in this precision; of all for "auto"."""
-    return {trial_key(trial) for trial in trials if precision in ("auto", trial["precision"])}
-
-
 def grouped(trials: list[dict]) -> list[dict]:
     """The trials as arguments of `trial.run_trials`: `seeds` instead of `seed`. Lone trials are left out."""
     groups: list[tuple[dict, list[int]]] = []
@@ -221,14 +217,16 @@ def estimate(work: list[tuple[str, int]], trials: list[dict], workers: int | Non
     """
     if not work:
         return "nothing to run"
-    minutes, unknown = 0.0, set()
-    for name in dict.fromkeys(name for name, _ in work):
+    minutes, unknown, epochs = 0.0, set(), Counter()
+    for name, count in work:
+        epochs[name] += count
+    for name in epochs:
         known = [trial["seconds"] / trial["epochs"] for trial in select(trials, variant=name)]
         if not known:
             unknown.add(name)
             continue
-        minutes += statistics.median(known) * sum(epochs for other, epochs in work if other == name) / 60
-    if unknown == {name for name, _ in work}:
+        minutes += statistics.median(known) * epochs[name] / 60
+    if unknown == epochs.keys():
         return f"no estimate: the ledger has no trial of {', '.join(sorted(unknown))}"
     without = f", not counting {', '.join(sorted(unknown))}, of which the ledger has no trial" if unknown else ""
     if workers is None:

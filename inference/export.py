@@ -206,9 +206,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--repeats must be 1 or more, not {options.repeats}")
     if os.path.isfile(options.output):
         parser.error(f"--output must be a folder, but {options.output} is a file")
-    chosen = [f"--{name}" for name in ("network", "c", "all") if getattr(options, name)]
-    if options.record:
-        chosen = [name.replace("--all", "--record") for name in chosen]
+    whole = "record" if options.record else "all"
+    chosen = [f"--{name}" for name in ("network", "c", whole) if getattr(options, name)]
     if len(chosen) > 1:
         parser.error(f"{' and '.join(chosen)} exclude each other")
     if options.all and options.weights:
