@@ -79,14 +79,25 @@ def save_figure(figure, path, data=None):
         if data is not None:
             with Image.open(temporary) as image:
                 image.load()
-            about = PngImagePlugin.PngInfo()
-            about.add_text(DIGEST, _digest(image, data))
-            image.save(temporary, format="png", pnginfo=about, dpi=image.info.get("dpi"), optimize=True)
+            _save_with_digest(image, temporary, data)
     return Path(path)
 
 
+def save_picture(image, path, data):
+    """`save_figure` for an image of PIL, such as a screenshot."""
+    with atomic_path(path) as temporary:
+        _save_with_digest(image, temporary, data)
+    return Path(path)
+
+
+def _save_with_digest(image, path, data):
+    about = PngImagePlugin.PngInfo()
+    about.add_text(DIGEST, _digest(image, data))
+    image.save(path, format="png", pnginfo=about, dpi=image.info.get("dpi"), optimize=True)
+
+
 def is_drawn_from(path, data):
-    """Whether the PNG at `path` was saved by `save_figure` with this `data`, and its pixels are unchanged.
+    """Whether the PNG at `path` was saved with this `data` and its pixels are unchanged.
 
     Raises OSError if the file is missing or no image.
     """

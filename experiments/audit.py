@@ -36,7 +36,8 @@ from training.files import ROOT, atomic_path
 from training.mnist import FILES, load_mnist, validation_split
 
 T = TypeVar("T")
-SCREENSHOTS = {"page.png", "demo.png"}  # of a browser: what they show depends on its version and fonts
+SCREENSHOT = "page.png"  # of docs/index.html: drawn anew whenever that is written
+DRAW, SHOOT = "python -m experiments.report --figures", "python -m tests.screenshot"
 LOGITS = "results/logits.json"
 LOGIT_IMAGES = 6  # of the sample
 LOGIT_TOLERANCE = 2e-3  # rounding differs between processors
@@ -73,22 +74,26 @@ def derived_problems(folder: Path = ROOT) -> list[str]:
         sources = [folder / "results" / "ledger.jsonl", *sorted((folder / "results").glob("*.json"))]
         sections = _once("sections", sources, lambda: pages.sections(trials, folder))
         updated = pages.fill(current, sections)
-        drawings = pages.drawings(trials, folder)
+        figures = {drawing.name: (drawing.data, DRAW) for drawing in pages.drawings(trials, folder)}
+        figures[SCREENSHOT] = shown_page(folder), SHOOT
     except (KeyError, OSError, TypeError, ValueError) as error:
         return [f"the tables cannot be written: {type(error).__name__}: {error}"]
     for page, text in current.items():
         found += [f"{page.name}, {name}: stale" for name in pages.different_sections(text, updated[page])]
         found += [f"{page.name}: {fault}" for fault in prose_faults(pages.MARKER.sub("", text), trials)]
-    for drawing in drawings:
-        path = folder / "figures" / drawing.name
+    for name, (data, command) in figures.items():
         try:
-            if not is_drawn_from(path, drawing.data):
-                found.append(f"figures/{path.name} was drawn from other data: python -m experiments.report --figures")
+            if not is_drawn_from(folder / "figures" / name, data):
+                found.append(f"figures/{name} was drawn from other data: {command}")
         except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError for a damaged PNG
-            found.append(f"figures/{path.name} cannot be read: {error}")
-    known = {drawing.name for drawing in drawings} | SCREENSHOTS
-    unknown = sorted({path.name for path in (folder / "figures").glob("*.png")} - known)
-    return found + [f"figures/{name} is neither drawn from the ledger nor a screenshot" for name in unknown]
+            found.append(f"figures/{name} cannot be read: {error}")
+    unknown = sorted({path.name for path in (folder / "figures").glob("*.png")} - figures.keys())
+    return found + [f"figures/{name} is drawn from nothing that is known" for name in unknown]
+
+
+def shown_page(folder: Path = ROOT) -> dict[str, str]:
+    """What the screenshot is of: the digest of the page. Raises OSError if there is none."""
+    return {"page": sha256((folder / "docs" / "index.html").read_bytes()).hexdigest()}
 
 
 # --- The ledger -------------------------------------------------------------------------------------------------------

@@ -419,11 +419,11 @@ def with_a_dot(image, folder):
 
 
 def other_picture(image, folder):
-    with Image.open(folder / "figures" / "demo.png") as other:
+    with Image.open(folder / "figures" / "training_time.png") as other:
         return other.convert("RGBA")
 
 
-for figure in ("curves.png", "frontier.png", "mistakes.png"):
+for figure in ("curves.png", "frontier.png", "mistakes.png", "page.png"):
     FORGERIES |= {
         f"{figure}: a dot": picture(figure, with_a_dot),
         f"{figure}: another picture": picture(figure, other_picture),
@@ -432,6 +432,11 @@ for figure in ("curves.png", "frontier.png", "mistakes.png"):
         ),
         f"{figure}: missing": lambda folder, figure=figure: (folder / "figures" / figure).unlink(),
     }
+
+
+@forgery("page.png: of an older page")
+def _older_page(folder):
+    rewrite(folder / "docs" / "index.html", lambda text: text.replace('"accuracy":"99.', '"accuracy":"98.', 1))
 
 
 @forgery("a figure that nothing draws")
@@ -501,7 +506,7 @@ FORGERIES["a goal that is reached"] = in_page("RESULTS.md", r"[^|]* short ", " y
 def genuine(tmp_path_factory):
     """A copy of the files, with current pages, and what is wrong with it: nothing, if the figures are current too."""
     folder = tmp_path_factory.mktemp("genuine")
-    for name in ("results", "figures"):
+    for name in ("results", "figures", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.lock", ".*"))
     current = {folder / name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
     sections = pages.sections(read_ledger(folder / "results" / "ledger.jsonl"), folder)
