@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.statistics import CLAIMED_ACCURACY, mean_interval, mean_text, p_mean_above
 from experiments.candidates import KNOWN
-from experiments.ledger import select
+from experiments.ledger import in_usual_precision, select
 
 BUDGETS = (500, 1_000, 2_000, 5_000, 8_000, 20_000)  # a network has fewer parameters than its budget
 SIGNIFICANCE = 0.001  # p-value below which a mean is shown to be above `Goal.above`
@@ -65,8 +65,9 @@ def find_claims(goal: Goal, trials: list[dict]) -> list[dict]:
 
 
 def claims_of(variant: str, trials: list[dict]) -> list[dict]:
-    """The trials of a variant's recipe on the full test set."""
-    return select(trials, variant=variant, split="test", data="mnist", recipe=KNOWN[variant].recipe.as_dict())
+    """The trials of a variant's recipe on the full test set, in one precision (`ledger.in_usual_precision`)."""
+    recipe = KNOWN[variant].recipe.as_dict()
+    return in_usual_precision(select(trials, variant=variant, split="test", data="mnist", recipe=recipe))
 
 
 def goals_table(trials: list[dict]) -> pd.DataFrame:

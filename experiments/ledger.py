@@ -83,6 +83,20 @@ def of_precision(trials: Iterable[dict], precision: str) -> list[dict]:
     return [trial for trial in trials if precision in ("auto", trial["precision"])]
 
 
+def in_usual_precision(trials: Iterable[dict]) -> list[dict]:
+    """The trials of each variant in one precision: that of most of them; of two equally frequent, the newer one.
+
+    A mean over both would count a seed twice that was trained in both.
+    """
+    trials = list(trials)
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for trial in trials:
+        groups.setdefault((trial["variant"], trial["precision"]), []).append(trial)
+    by_number = sorted(groups, key=lambda key: (len(groups[key]), max(trial["time"] for trial in groups[key])))
+    usual = dict(by_number)  # the last of each variant
+    return [trial for trial in trials if trial["precision"] == usual[trial["variant"]]]
+
+
 def append_trial(trial: dict, path: str | Path = LEDGER) -> bool:
     """Append one trial; return False, and write nothing, if the ledger already has it.
 

@@ -22,7 +22,7 @@ from analysis.statistics import (
 from experiments.candidates import MILD
 from experiments.evidence import PRECISIONS
 from experiments.goals import BUDGETS, GOALS, find_claims
-from experiments.ledger import mean_loss, read_ledger, select
+from experiments.ledger import in_usual_precision, mean_loss, read_ledger, select
 from experiments.variants import FINAL, SGD, VARIANTS, changes_in_words
 
 IMAGES = 10_000  # in either evaluation split of the full MNIST
@@ -31,21 +31,11 @@ NOT_TESTED = dict.fromkeys(("low", "high", "p"), float("nan"))
 
 
 def current_trials(split: str, trials: list[dict] | None = None) -> list[dict]:
-    """The ledger's trials on the full MNIST with the recipes that `variants.py` has now.
-
-    If a variant has trials in two precisions, those in the more frequent one; of two equally frequent, the newer.
-    """
+    """The ledger's trials on the full MNIST with the recipes that `variants.py` has now, `in_usual_precision`."""
     trials = read_ledger() if trials is None else trials
     recipes = {name: variant.recipe.as_dict() for name, variant in VARIANTS.items()}
-    found = [
-        trial for trial in select(trials, split=split, data="mnist") if trial["recipe"] == recipes.get(trial["variant"])
-    ]
-    groups: dict[tuple[str, str], list[dict]] = {}
-    for trial in found:
-        groups.setdefault((trial["variant"], trial["precision"]), []).append(trial)
-    by_number = sorted(groups, key=lambda key: (len(groups[key]), max(trial["time"] for trial in groups[key])))
-    usual = dict(by_number)  # the last of each variant
-    return [trial for trial in found if trial["precision"] == usual[trial["variant"]]]
+    found = select(trials, split=split, data="mnist")
+    return in_usual_precision(trial for trial in found if trial["recipe"] == recipes.get(trial["variant"]))
 
 
 def trained(trials: Iterable[dict]) -> list[dict]:
@@ -106,20 +96,25 @@ def recipe_in_words(fields: tuple[tuple[str, object], ...]) -> str:
 
 
 def earlier_claims_table(trials: list[dict]) -> pd.DataFrame:
-    """One row per network and recipe that was evaluated on the full test set and is no current claim or variant."""
+    """One row for each network, recipe and precision that was evaluated on the full test set and is not current.
+
+    Current are the claims (`goals.find_claims`) and the variants (`current_trials`).
+    """
     current = {id(trial) for goal in GOALS for trial in find_claims(goal, trials)}
     current |= {id(trial) for trial in current_trials("test", trials)}
     groups: dict[tuple, list[dict]] = {}
     for trial in select(trials, split="test", data="mnist"):
         if id(trial) not in current:
             recipe = recipe_in_words(tuple(trial["recipe"].items()))
-            groups.setdefault((trial["variant"], trial["network"], trial["epochs"], recipe), []).append(trial)
+            key = (trial["variant"], trial["network"], trial["epochs"], trial["precision"], recipe)
+            groups.setdefault(key, []).append(trial)
     rows = []
-    for (variant, network, _, recipe), group in groups.items():
+    for (variant, network, _, precision, recipe), group in groups.items():
         low, high = mean_interval([trial["accuracy"] for trial in group])
         row = {"Variant": variant, "Network": f"`{network}`", **_size_and_accuracy(group)}
         row["95% interval"] = f"{low:.2f}–{high:.2f}" if len(group) > 1 else "–"
-        rows.append(row | {"Minimum": f"{min(trial['accuracy'] for trial in group):.2f}", "Recipe": recipe})
+        row["Minimum"] = f"{min(trial['accuracy'] for trial in group):.2f}"
+        rows.append(row | {"Precision": precision, "Recipe": recipe})
     return pd.DataFrame(rows).drop(columns="Multiply-adds", errors="ignore")
 
 

@@ -8,6 +8,7 @@ from analysis.inspection import count_parameters
 from experiments.candidates import KNOWN
 from experiments.goals import GOALS, claims_table, find_claims, goals_table
 from experiments.ledger import read_ledger
+from experiments.tables import earlier_claims_table
 from tests.utils import make_trial
 
 NET = GOALS[0]
@@ -57,6 +58,18 @@ def test_only_the_claimed_recipe_on_the_full_test_set_counts():
     ]
     assert find_claims(NET, [*others, *good]) == good
     assert find_claims(replace(NET, variant=""), good) == []
+
+
+def test_seeds_trained_in_two_precisions_count_once():
+    """The newer half of them is the claim; while it is not complete, the older."""
+    older, newer = (
+        scored(GOOD, precision=precision, time=time)
+        for precision, time in (("float32", "2026-11-23T00:00:00+00:00"), ("bfloat16", "2026-11-26T00:00:00+00:00"))
+    )
+    assert find_claims(NET, [*older, *newer[:9]]) == older
+    assert find_claims(NET, [*older, *newer]) == newer
+    (row,) = earlier_claims_table([*older, *newer]).itertuples()
+    assert (row.Seeds, row.Mean, row.Precision) == (10, "99.514", "float32")
 
 
 def test_one_row_per_goal():
