@@ -28,7 +28,7 @@ from benchmarks.timing import load, measure_interleaved, seconds_of
 from experiments.candidates import KNOWN
 from helpers import Net, build, fit
 from training import kernels
-from training.cpu import cores
+from training.cpu import cores, use_threads
 from training.device import pick_precision
 from training.files import ROOT
 from training.mnist import MnistData
@@ -95,11 +95,8 @@ def epoch(repeats: int, smoke: bool) -> dict:
         epochs = baseline.train(data, epochs=repeats)
 
         def run() -> float:
-            torch.set_num_threads(count)
-            try:
+            with use_threads(count):
                 return next(epochs)[0]
-            finally:
-                torch.set_num_threads(threads)
 
         return run
 
@@ -114,16 +111,12 @@ def epoch(repeats: int, smoke: bool) -> dict:
 
 def small(repeats: int, smoke: bool) -> dict:
     """One epoch of each claimed small network, with one thread, as in a sweep; and without compiling, in float32."""
-    data, threads = load_part(smoke), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        functions = {}
+    data, functions = load_part(smoke), {}
+    with use_threads(1):
         for name in SMALL_NETWORKS:
             functions[name] = timed_epoch(name, data)
             functions[f"{name}, not compiled"] = timed_epoch(name, data, precision="float32", compile=False)
         return {"seconds": measure_interleaved(functions, repeats)}
-    finally:
-        torch.set_num_threads(threads)
 
 
 def busy(repeats: int, smoke: bool) -> dict:

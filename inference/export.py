@@ -17,8 +17,8 @@ only; onnx2c translates operator by operator with whole maps in memory, and its 
 alpha stage, without BatchNorm folded into the scales or weights that several layers share.
 
 The table gives accuracy on the evaluation images, bytes (of the file; C: of the weights, multipliers and biases), the
-memory of the C code besides the image, and microseconds per image on this CPU; cycles on a chip are not measured. Exit
-code: 1 if the logits of a file differ from what they should be.
+memory of the C code besides the image, and microseconds for one image on one thread of this CPU; cycles on a chip are
+not measured. Exit code: 1 if the logits of a file differ from what they should be.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def pytorch_network(model):
 
 
 def measure(networks: dict[str, Exported], data, repeats: int) -> list[dict]:
-    """A row for each format: accuracy on the evaluation images, size, and microseconds for a single image.
+    """A row for each format: accuracy on the evaluation images, size, and microseconds for a single image, one thread.
 
     The networks are timed in turns, so that a change in the machine's load affects all of them.
     """
@@ -227,10 +227,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = parse_arguments(arguments)
+
+    from training.cpu import use_threads
+
     try:
         if not options.c:
             check_packages()
-        return run(options)
+        with use_threads(1):  # as in the other formats: for one small image more cost more than they save
+            return run(options)
     except (ExportError, OSError, ValueError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 1

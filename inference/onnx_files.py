@@ -145,6 +145,7 @@ class OnnxNetwork:
     def __init__(self, path: Path, optimize: bool = True):
         """Without `optimize` the graph runs as written: a quantised one in float32, rounded between the layers."""
         options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # of more, those that wait spin, and keep other programs from their core
         if not optimize:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

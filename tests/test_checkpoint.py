@@ -27,6 +27,7 @@ from training.checkpoint import (
     save_checkpoint,
     save_weights,
 )
+from training.cpu import use_threads
 from training.device import pick_precision
 
 
@@ -106,9 +107,7 @@ def test_a_resumed_run_has_the_threads_of_its_start(small, tmp_path, monkeypatch
         save_checkpoint(path, state)
         raise OSError("power cut")
 
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
+    with use_threads(3):
         with monkeypatch.context() as patch, pytest.raises(OSError, match="power cut"):
             patch.setattr(helpers, "save_checkpoint", stop_after_one)
             fit(small, recipe, checkpoint=path)
@@ -118,8 +117,6 @@ def test_a_resumed_run_has_the_threads_of_its_start(small, tmp_path, monkeypatch
         helpers.fit(helpers.build(), small, recipe, **options)
         assert used == [started]
         assert torch.get_num_threads() == 1, "set back"
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -65,20 +64,12 @@ def test_apples_gpu_uses_float32_and_other_words_are_refused():
         device.pick_precision("half", CPU)
 
 
-@contextmanager
-def threads_before(count: int):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize(("idle", "expected"), [(4.0, 4), (3.2, 3), (0.9, 1), (0.0, 1)])
 def test_a_thread_for_each_idle_core_and_back_again(monkeypatch, idle, expected):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(cpu, "cores", lambda: 4)
     monkeypatch.setattr(cpu, "idle_cores", lambda: idle)
-    with threads_before(4):
+    with cpu.use_threads(4):
         with cpu.threads_for_idle_cores():
             assert torch.get_num_threads() == expected
         assert torch.get_num_threads() == 4
@@ -88,10 +79,10 @@ def test_a_chosen_number_of_threads_stays(monkeypatch):
     monkeypatch.setattr(cpu, "cores", lambda: 4)
     monkeypatch.setattr(cpu, "idle_cores", lambda: pytest.fail("looked at the load"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    with threads_before(2), cpu.threads_for_idle_cores():
+    with cpu.use_threads(2), cpu.threads_for_idle_cores():
         assert torch.get_num_threads() == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    with threads_before(4), cpu.threads_for_idle_cores():
+    with cpu.use_threads(4), cpu.threads_for_idle_cores():
         assert torch.get_num_threads() == 4
 
 

@@ -13,6 +13,7 @@ import helpers
 from experiments.candidates import KNOWN
 from training import device, kernels
 from training.augmentation import normalize
+from training.cpu import use_threads
 from training.fused import FusedNorm, fuse, fusible
 from training.kernels import CompileError, NormRelu, can_compile, load_kernels
 
@@ -123,15 +124,14 @@ def test_a_negative_or_zero_weight_of_the_normalisation(pools):
 @needs_compiler
 def test_results_do_not_depend_on_the_number_of_threads():
     images, norm = torch.randn(7, 6, 8, 8), nn.BatchNorm2d(6)
-    results, before = [], torch.get_num_threads()
+    results = []
     for threads in (1, 3):
-        torch.set_num_threads(threads)
         inputs = images.clone().requires_grad_()
-        outputs = NormRelu.apply(inputs, norm.weight, norm.bias, norm, True)
-        outputs.square().sum().backward()
+        with use_threads(threads):
+            outputs = NormRelu.apply(inputs, norm.weight, norm.bias, norm, True)
+            outputs.square().sum().backward()
         results.append((outputs, inputs.grad, norm.weight.grad.clone()))
         norm.zero_grad()
-    torch.set_num_threads(before)
     assert all(map(torch.equal, *results))
 
 

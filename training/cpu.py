@@ -20,6 +20,17 @@ def cores() -> int:
 
 
 @contextmanager
+def use_threads(count: int) -> Iterator[None]:
+    """Let torch use this many threads; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def threads_for_idle_cores() -> Iterator[None]:
     """Let torch use one thread per idle core, at least one, if it would use every core.
 
@@ -27,13 +38,11 @@ def threads_for_idle_cores() -> Iterator[None]:
     on two cores, two threads take more than twice as long as one (RESULTS.md, "Speed"). A number that was chosen by
     OMP_NUM_THREADS stays, and any below the number of cores.
     """
-    before = torch.get_num_threads()
-    if "OMP_NUM_THREADS" not in os.environ and before == cores() > 1:
-        torch.set_num_threads(max(1, min(before, round(idle_cores()))))
-    try:
+    count = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ and count == cores() > 1:
+        count = max(1, min(count, round(idle_cores())))
+    with use_threads(count):
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def idle_cores() -> float:
