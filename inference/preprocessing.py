@@ -195,9 +195,12 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
         raise DigitError("lines of ruled paper cannot be separated from the digit: use blank paper or a darker pen")
     if contrast.max() < MIN_CONTRAST:
         raise NoInkError("no ink found: the image is empty or of a single colour")
-    contrast = _without_dark_corners(contrast)
     threshold = _otsu(contrast)
     mask = contrast > threshold
+    if mask[[0, 0, -1, -1], [0, -1, 0, -1]].any():
+        contrast = _without_dark_corners(contrast, mask)
+        threshold = _otsu(contrast)
+        mask = contrast > threshold
     texture = (mask != _majority(mask)).mean()
     if mask.mean() > MAX_INK or texture > MAX_TEXTURE:
         raise DigitError("ink nearly everywhere: the digit cannot be separated from its background")
@@ -272,11 +275,11 @@ def _otsu(values: np.ndarray) -> float:
     return float(middles[np.nanargmax(between[:-1])])
 
 
-def _without_dark_corners(contrast: np.ndarray) -> np.ndarray:
-    """The contrast without dark corners of a photo: parts in a corner, if other ink as large as a digit is inside."""
-    mask = contrast > _otsu(contrast)
-    if not mask[[0, 0, -1, -1], [0, -1, 0, -1]].any():
-        return contrast
+def _without_dark_corners(contrast: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The contrast without dark corners of a photo: parts of the `mask` of its ink that are in a corner.
+
+    They stay if no other ink as large as a digit is inside.
+    """
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
     corners = np.setdiff1d(labels[[0, 0, -1, -1], [0, -1, 0, -1]], [0])
     at_edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
