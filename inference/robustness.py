@@ -200,7 +200,7 @@ def plot_reliability(labels, probabilities, title: str = "Calibration: confidenc
     left.set_xlabel("confidence: the largest probability")
     left.set_ylabel("accuracy")
     left.set_title(f"expected calibration error {100 * calibration_error(table):.2f}%", fontsize=10)
-    left.legend(frameon=False, fontsize=8, loc="upper left")
+    left.legend(frameon=False, fontsize=8, loc="lower right")
     right.bar((table["bin"] + 0.5) / BINS, table["count"], width=0.9 / BINS, color=COLOURS[0])
     right.set_yscale("log")
     # Not as 10⁴, which requires another font.

@@ -408,12 +408,12 @@ def test_a_run_of_other_length_keeps_the_share_of_epochs_without_augmentation():
 
 
 @pytest.mark.skipif("MNIST_ROOT" not in os.environ, reason="set MNIST_ROOT to train on the full MNIST")
-def test_two_epochs_of_real_mnist_reach_98_percent():
+def test_an_epoch_of_real_mnist_reaches_98_and_a_half_percent():
     data = load_mnist(allow_sample=False)
     assert data.source == "mnist"
-    recipe = Recipe(epochs=2, ema_decay=0.99)
+    recipe = Recipe(epochs=1, ema_decay=0.99)
     _, history = fit(data, recipe)
-    assert history[-1]["eval_accuracy"] >= 98.0
+    assert history[-1]["eval_accuracy"] >= 98.5
 
 
 def test_bfloat16_is_used_in_training_passes_only(small):
