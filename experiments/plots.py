@@ -82,11 +82,11 @@ def plot_frontier(points, peers=None, threshold=99.4, title=None, split="test"):
     draw_threshold(axes, threshold)
 
     label = "this project: mean over n seeds, last epoch, with 95% t-interval"
-    style = {"color": COLOURS[0], "zorder": 3, "capsize": 3}
+    style = {"color": COLOURS[0], "zorder": 5, "capsize": 3}
     axes.errorbar(front["parameters"], front["mean"], _bars(front), fmt="o-", markersize=7, label=label, **style)
     axes.errorbar(rest["parameters"], rest["mean"], _bars(rest), fmt="o", markersize=4, **style)
     if (deskewed := points[points["deskewed"]]).size:
-        style = {"color": COLOURS[0], "markerfacecolor": "white", "linestyle": "none", "zorder": 4}
+        style = {"color": COLOURS[0], "markerfacecolor": "white", "linestyle": "none", "zorder": 6}
         label = "hollow: the images are deskewed first"
         axes.plot(deskewed["parameters"], deskewed["mean"], "o", markersize=6, label=label, **style)
     texts = [
@@ -100,6 +100,8 @@ def plot_frontier(points, peers=None, threshold=99.4, title=None, split="test"):
         label = "others: last epoch if known, mostly one seed (numbers: see below)" if number == 1 else None
         axes.plot(x, accuracy, marker, markersize=5, label=label, **style)
         texts.append((x, accuracy, str(number), COLOURS[1]))
+    if peers and peers[-1].parameters >= edge:
+        axes.set_xlabel(f"{axes.get_xlabel()}; ▷: larger than fits here")
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], loc="lower right", framealpha=1, edgecolor="white")
     _draw_key(key, peers)

@@ -164,7 +164,8 @@ def plot_robustness(table: pd.DataFrame, title: str = "Accuracy on changed image
         part = table[table["change"] == name]
         line, dashes = ("-", "--") if len(part) > 2 else ("none", "none")  # nothing lies between black and white
         axes.plot(part["amount"], part["accuracy"], "o", ls=line, color=COLOURS[1], label="as it is")
-        axes.plot(part["amount"], part["prepared"], "s", ls=dashes, color=COLOURS[0], label="prepared as a photo")
+        hollow = {"marker": "s", "markersize": 7, "fillstyle": "none"}  # what lies below is seen
+        axes.plot(part["amount"], part["prepared"], ls=dashes, color=COLOURS[0], label="prepared as a photo", **hollow)
         if len(part) <= 2:
             axes.set_xticks(part["amount"])
             axes.margins(x=0.3)
@@ -202,6 +203,7 @@ def plot_reliability(labels, probabilities, title: str = "Calibration: confidenc
     left.set_title(f"expected calibration error {100 * calibration_error(table):.2f}%", fontsize=10)
     left.legend(frameon=False, fontsize=8, loc="lower right")
     right.bar((table["bin"] + 0.5) / BINS, table["count"], width=0.9 / BINS, color=COLOURS[0])
+    right.set_xlim(left.get_xlim())
     right.set_yscale("log")
     # Not as 10⁴, which requires another font.
     right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
