@@ -142,7 +142,7 @@ STATEMENTS: dict[str, Source] = {
     r"accuracy on ([\d,]+) images": always(IMAGES),
     r"these same ([\d,]+) images": always(IMAGES),
     r"on all ([\d,]+) images": always(TRAINED_ON["test"]),
-    r"new seeds, all below (\d+); choosing used (\d+) and up": _first_seed_above_the_claims,
+    r"from seeds below (\d+); choosing used (\d+) and up": _first_seed_above_the_claims,
     r"sample of ([\d,]+) images": lambda trials: {len(sample().train_labels) + len(sample().eval_labels)},
     r"ended below (\d+)%": always(f"{COLLAPSED:g}"),
     r"intervals are (\d+)% intervals": always(CONFIDENCE),
