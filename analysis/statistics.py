@@ -47,7 +47,8 @@ def paired_difference(trials: list[dict], other_trials: list[dict], key: str = "
     """The mean difference of `key` between `trials` and `other_trials`, paired by seed.
 
     Returns n (common seeds), mean, low and high (95% t-interval) and p (two-sided paired t-test); the last three are
-    NaN for fewer than two seeds. Raises ValueError if there is no common seed.
+    NaN for a single seed, and if all seeds differ by the same amount: accuracies are counts of images, so that two or
+    three may, and the noise is unknown, not zero. Raises ValueError if there is no common seed.
     """
     values = {trial["seed"]: trial[key] for trial in trials}
     other_values = {trial["seed"]: trial[key] for trial in other_trials}
@@ -56,7 +57,7 @@ def paired_difference(trials: list[dict], other_trials: list[dict], key: str = "
         raise ValueError(f"no seed in common: {sorted(values)} and {sorted(other_values)}")
     differences = [values[seed] - other_values[seed] for seed in seeds]
     result = {"n": len(seeds), "mean": sum(differences) / len(seeds), "low": float("nan"), "high": float("nan")}
-    if len(seeds) < 2:
+    if max(differences) - min(differences) < 1e-9:  # less than any count; rounding leaves more than 0
         return result | {"p": float("nan")}
     test = stats.ttest_1samp(differences, 0)
     interval = test.confidence_interval(0.95)

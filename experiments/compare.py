@@ -10,6 +10,7 @@ Recorded trials are taken from the ledgers; the others are trained and recorded 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -99,8 +100,10 @@ def verdict(own: list[dict], others: list[dict]) -> str:
     difference = paired_difference(own, others)
     name, other, n = own[0]["variant"], others[0]["variant"], difference["n"]
     points = f"{difference['mean']:+.3f} points on {own[0]['data']} {own[0]['split']} images"
-    if n == 1:
-        return f"{name} against {other}: {points}, from one seed, which decides nothing. Use several seeds."
+    if math.isnan(difference["p"]):
+        alone = "from one seed, which decides nothing. Use several seeds."
+        equal = f"from each of {n} seeds, so the noise between seeds is unknown. Use more seeds."
+        return f"{name} against {other}: {points}, {alone if n == 1 else equal}"
     interval = f"95% interval {difference['low']:+.3f} to {difference['high']:+.3f}, paired over {n} seeds"
     if difference["low"] <= 0 <= difference["high"]:
         return f"No difference beyond the noise between {name} and {other}: {points} ({interval})."

@@ -56,7 +56,8 @@ def test_two_recipes_of_one_network_are_compared(stood_in, capsys):
     result = compare.compare("s5", "s5", [100, 101], **changes, device="cpu", workers=1, ledger=stood_in)
     assert [trial["recipe"]["rotation"] for trial in read_strictly(stood_in)] == [0.0, 10.0] * 2
     assert list(result.table["Network"]) == ["s5, rotation 10.0 → 0.0", "s5"]
-    assert "between s5, rotation 10.0 → 0.0 and s5: +0.000 points" in result.verdict
+    assert result.verdict.startswith("s5, rotation 10.0 → 0.0 against s5: +0.000 points on mnist validation images")
+    assert result.verdict.endswith("from each of 2 seeds, so the noise between seeds is unknown. Use more seeds.")
     printed = capsys.readouterr().out
     assert "s5, rotation 10.0 → 0.0, seed 100: 99.42%" in printed, "the lines of the progress tell the two apart"
     assert "\ns5, seed 100: 99.42%" in printed

@@ -51,6 +51,14 @@ def test_paired_difference_requires_common_seeds():
     assert math.isnan(single["p"])
 
 
+@pytest.mark.parametrize("others", [(99.4, 99.45), (99.5, 99.55)], ids=["better", "equal"])
+def test_equal_differences_do_not_prove_anything(others):
+    pairs = [[trial(seed, accuracy) for seed, accuracy in enumerate(each)] for each in ((99.5, 99.55), others)]
+    result = statistics.paired_difference(*pairs)
+    assert (result["n"], result["mean"]) == (2, pytest.approx(99.5 - others[0]))
+    assert all(math.isnan(result[key]) for key in ("low", "high", "p"))
+
+
 def test_t_test_is_one_sided():
     accuracies = [99.45, 99.47, 99.44, 99.46]
     assert statistics.p_mean_above(accuracies, 99.4) < 0.01
