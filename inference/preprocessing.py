@@ -165,6 +165,8 @@ def cut_out_sheet(grey: np.ndarray) -> np.ndarray:
         if level < darkest_side:
             continue  # no side is all table
         bright = grey > level
+        if bright.sum() <= MIN_SHEET * grey.size:
+            break  # and at a higher threshold less is bright
         sheet = _largest_region(bright)
         rows, columns = (np.flatnonzero(sheet.any(axis)) for axis in (1, 0))
         box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
