@@ -74,8 +74,7 @@ def derived_problems(folder: Path = ROOT) -> list[str]:
         sources = [folder / "results" / "ledger.jsonl", *sorted((folder / "results").glob("*.json"))]
         sections = _once("sections", sources, lambda: pages.sections(trials, folder))
         updated = pages.fill(current, sections)
-        figures = {drawing.name: (drawing.data, DRAW) for drawing in pages.drawings(trials, folder)}
-        figures[SCREENSHOT] = shown_page(folder), SHOOT
+        figures = expected_figures(trials, folder)
     except (KeyError, OSError, TypeError, ValueError) as error:
         return [f"the tables cannot be written: {type(error).__name__}: {error}"]
     for page, text in current.items():
@@ -89,6 +88,12 @@ def derived_problems(folder: Path = ROOT) -> list[str]:
             found.append(f"figures/{name} cannot be read: {error}")
     unknown = sorted({path.name for path in (folder / "figures").glob("*.png")} - figures.keys())
     return found + [f"figures/{name} is drawn from nothing that is known" for name in unknown]
+
+
+def expected_figures(trials: list[dict], folder: Path = ROOT) -> dict[str, tuple[object, str]]:
+    """The figures' file names, each with what it is drawn from and the command that draws it; raises as `drawings`."""
+    figures = {drawing.name: (drawing.data, DRAW) for drawing in pages.drawings(trials, folder)}
+    return figures | {SCREENSHOT: (shown_page(folder), SHOOT)}
 
 
 def shown_page(folder: Path = ROOT) -> dict[str, str]:

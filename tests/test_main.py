@@ -32,7 +32,7 @@ DEFAULT = Recipe()
 FILES = {"weights.safetensors", "history.json", "curves.png", "checkpoint.pt"}
 
 
-load_sample = cache(load_sample)  # it takes more than a second
+load_sample = cache(load_sample)  # read once for all of these runs
 
 
 @pytest.fixture(autouse=True)

@@ -58,12 +58,12 @@ def open_page(browser):
     assert not errors
 
 
-def points_of(page, digit: int, style: int = 0, size: float = 0.7) -> list:
-    """The strokes of a digit, lists of points in pixels of the window."""
+def points_of(page, digit: int, style: int = 0, size: float = 0.7, every: int = 4) -> list:
+    """The strokes of a digit, lists of points in pixels of the window; of a curve, one in `every`."""
     page.locator("#canvas").scroll_into_view_if_needed()
     box = page.locator("#canvas").bounding_box()
     place = np.array([box["x"], box["y"]]) + box["width"] / 2
-    lines = [line if len(line) < 8 else line[::4] for line in strokes(digit, style)]  # curves have many points
+    lines = [line if len(line) < 8 else line[::every] for line in strokes(digit, style)]  # curves have many points
     return [(place + size * box["width"] * line).tolist() for line in lines]
 
 

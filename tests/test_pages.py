@@ -50,11 +50,8 @@ def test_numbers_in_words_code_and_links_are_no_prose():
 
 @pytest.mark.parametrize("figure", sorted((ROOT / "figures").glob("*.png")), ids=lambda path: path.name)
 def test_a_figure_is_drawn_from_current_data(figure):
-    drawings = {drawing.name: drawing.data for drawing in pages.drawings(read_ledger())}
-    if figure.name == audit.SCREENSHOT:
-        assert is_drawn_from(figure, audit.shown_page()), audit.SHOOT
-    else:
-        assert is_drawn_from(figure, drawings[figure.name]), audit.DRAW
+    data, command = audit.expected_figures(read_ledger())[figure.name]
+    assert is_drawn_from(figure, data), command
 
 
 def test_a_stale_or_changed_figure_is_found(tmp_path):
