@@ -25,7 +25,7 @@ from tqdm import tqdm
 from training.augmentation import augment, normalize
 from training.checkpoint import TrainingState, save_checkpoint
 from training.cpu import keep_freed_memory, threads_for_idle_cores
-from training.device import autocast, compile_model, pick_device, pick_precision, use_channels_last
+from training.device import autocast, compile_model, eval_batch_size, pick_device, pick_precision, use_channels_last
 from training.mnist import MnistData
 from training.recipe import Recipe, check_seed
 
@@ -141,12 +141,13 @@ def cross_entropy(recipe: Recipe) -> Loss:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> tuple[float, int]:
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, int]:
     """Mean cross-entropy per image and number of correct predictions, for uint8 images (N, 28, 28)."""
     model.eval()
     use_channels_last(model)
     loss_sum = torch.zeros((), device=images.device)
     correct = torch.zeros((), device=images.device, dtype=torch.long)
+    batch_size = eval_batch_size(images.device)
     for batch, targets in zip(images.split(batch_size), labels.split(batch_size), strict=True):
         logits = model(normalize(batch))
         loss_sum += F.cross_entropy(logits, targets, reduction="sum")
@@ -179,9 +180,8 @@ def fit(
 
     `compile` and `precision`: see `training.device`. `loss`: instead of the recipe's cross-entropy, e.g.
     `experiments.distillation.distillation_loss`. `checkpoint`: a path; the whole state is saved there after every
-    epoch, and `resume` continues from it, with as many threads and the same results, bit for bit on the same machine.
-    Ctrl-C ends the run early, at the end of the last complete epoch. `progress`: True prints a line per epoch; a
-    function gets the history after each instead.
+    epoch, and `resume` continues from it, with as many threads and bit for bit the same results on the same machine.
+    Ctrl-C ends the run at the last complete epoch. `progress`: True prints each epoch; a function gets the history.
 
     Raises DivergenceError (the model is set back likewise), CheckpointError, CompileError, and ValueError for any
     option that makes no sense, such as a recipe with a teacher but no `loss`.
@@ -270,7 +270,7 @@ def epoch_line(epoch: dict, epochs: int, data: MnistData) -> str:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images: Tensor, batch_size: int = 1000) -> Tensor:
+def predict(model: nn.Module, images: Tensor) -> Tensor:
     """Class probabilities, float32 (N, 10) on the CPU, for uint8 images (N, 28, 28), white on black as in MNIST.
 
     `inference.predict.read("photo.jpg")[None]` is one such image. Raises ValueError for anything else.
@@ -281,8 +281,8 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 1000) -> Tensor:
     model.eval()
     use_channels_last(model)  # loaded weights then give the trained model's predictions bit for bit
     device = next(model.parameters()).device
-    batches = [model(normalize(batch.to(device))).softmax(1).cpu() for batch in images.split(batch_size)]
-    return torch.cat(batches)
+    batches = images.split(eval_batch_size(device))
+    return torch.cat([model(normalize(batch.to(device))).softmax(1).cpu() for batch in batches])
 
 
 def mistakes(labels: Tensor, probabilities: Tensor) -> dict[str, int]:

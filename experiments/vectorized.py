@@ -18,7 +18,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from helpers import DivergenceError, build
 from training.augmentation import augment_by, draw, normalize
-from training.device import autocast, compile_model, pick_device, pick_precision
+from training.device import autocast, compile_model, eval_batch_size, pick_device, pick_precision
 from training.mnist import MnistData
 from training.optimizers import make_optimizer, make_scheduler, moving_average
 from training.recipe import Recipe
@@ -162,12 +162,13 @@ def _losses(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Te
 
 
 @torch.inference_mode()
-def _evaluate(stack: Stack, data: MnistData, batch_size: int = 1000) -> tuple[list[float], list[int]]:
+def _evaluate(stack: Stack, data: MnistData) -> tuple[list[float], list[int]]:
     """Each network's mean cross-entropy per image and number of correct predictions, on the held-out images."""
     stack.eval()
     networks = len(stack.state()[stack.names[0]])
     loss_sum = torch.zeros(networks, device=data.eval_images.device)
     correct = torch.zeros(networks, device=data.eval_images.device, dtype=torch.long)
+    batch_size = eval_batch_size(data.eval_images.device)
     for images, labels in zip(data.eval_images.split(batch_size), data.eval_labels.split(batch_size), strict=True):
         logits = stack(normalize(images).expand(networks, -1, -1, -1, -1))
         targets = labels.expand(networks, -1)

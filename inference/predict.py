@@ -26,7 +26,6 @@ from training.files import atomic_path
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}  # of the files read from a folder
 SHADES = " ░▒▓█"
-BATCH = 500  # images per call of the network
 MANY = 100  # images; for more, progress is shown
 
 
@@ -109,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
         tqdm(read_all(options.sources), total=len(options.sources), leave=False, unit="image", disable=hidden)
     )
     images = [image for image in inputs if isinstance(image, torch.Tensor)]
-    predicted = iter(helpers.predict(model, torch.stack(images), BATCH) if images else ())
+    predicted = iter(helpers.predict(model, torch.stack(images)) if images else ())
     results = []
     for number, (source, image) in enumerate(zip(options.sources, inputs, strict=True)):
         if isinstance(image, Exception):

@@ -134,7 +134,8 @@ class Frozen(nn.Module):
         return F.one_hot(digits, 10) * self.confidence
 
 
-def test_loss_is_the_mean_per_image_even_with_a_partial_last_batch():
+def test_loss_is_the_mean_per_image_even_with_a_partial_last_batch(monkeypatch):
+    monkeypatch.setattr(helpers, "eval_batch_size", lambda device: 3)
     labels = torch.arange(7) % 10
     images = torch.zeros(7, 28, 28, dtype=torch.uint8)
     images[:, 0, 0] = labels
@@ -143,7 +144,7 @@ def test_loss_is_the_mean_per_image_even_with_a_partial_last_batch():
     wrong_loss = math.log(math.exp(2) + 9)
     expected = (5 * correct_loss + 2 * wrong_loss) / 7
 
-    loss, correct = helpers.evaluate(Frozen(), images, labels, batch_size=3)
+    loss, correct = helpers.evaluate(Frozen(), images, labels)
     assert correct == 5
     assert loss == pytest.approx(expected, rel=1e-6)
 
