@@ -23,9 +23,18 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
     return 100 * interval.low, 100 * interval.high
 
 
+def noise_is_unknown(values: Sequence[float]) -> bool:
+    """True for fewer than two values, and if all are the same.
+
+    Accuracies are counts of images, so two or three of them or of their differences may be the same: then the noise is
+    unknown, not zero.
+    """
+    return len(values) < 2 or max(values) - min(values) < 1e-9  # less than any count; rounding leaves more than 0
+
+
 def p_mean_above(accuracies: list[float], threshold: float) -> float:
-    """The p-value of a one-sided t-test that the mean over seeds is above `threshold`; NaN for fewer than two seeds."""
-    if len(accuracies) < 2:
+    """The p-value of a one-sided t-test that the mean over seeds is above `threshold`; NaN if `noise_is_unknown`."""
+    if noise_is_unknown(accuracies):
         return float("nan")
     return float(stats.ttest_1samp(accuracies, threshold, alternative="greater").pvalue)
 
@@ -47,8 +56,7 @@ def paired_difference(trials: list[dict], other_trials: list[dict], key: str = "
     """The mean difference of `key` between `trials` and `other_trials`, paired by seed.
 
     Returns n (common seeds), mean, low and high (95% t-interval) and p (two-sided paired t-test); the last three are
-    NaN for a single seed, and if all seeds differ by the same amount: accuracies are counts of images, so that two or
-    three may, and the noise is unknown, not zero. Raises ValueError if there is no common seed.
+    NaN if `noise_is_unknown`. Raises ValueError if there is no common seed.
     """
     values = {trial["seed"]: trial[key] for trial in trials}
     other_values = {trial["seed"]: trial[key] for trial in other_trials}
@@ -57,7 +65,7 @@ def paired_difference(trials: list[dict], other_trials: list[dict], key: str = "
         raise ValueError(f"no seed in common: {sorted(values)} and {sorted(other_values)}")
     differences = [values[seed] - other_values[seed] for seed in seeds]
     result = {"n": len(seeds), "mean": sum(differences) / len(seeds), "low": float("nan"), "high": float("nan")}
-    if max(differences) - min(differences) < 1e-9:  # less than any count; rounding leaves more than 0
+    if noise_is_unknown(differences):
         return result | {"p": float("nan")}
     test = stats.ttest_1samp(differences, 0)
     interval = test.confidence_interval(0.95)
@@ -78,11 +86,17 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def mean_interval(accuracies: list[float]) -> tuple[float, float]:
-    """The t-interval of the mean over seeds, in percent; NaN for fewer than two seeds."""
-    if len(accuracies) < 2:
+    """The 95% t-interval of the mean over seeds, in percent; NaN if `noise_is_unknown`."""
+    if noise_is_unknown(accuracies):
         return float("nan"), float("nan")
     interval = stats.ttest_1samp(accuracies, 0).confidence_interval(0.95)
     return float(interval.low), float(interval.high)
+
+
+def interval_text(accuracies: list[float]) -> str:
+    """The interval of the mean over seeds, e.g. "99.46–99.52"; "–" if `noise_is_unknown`."""
+    low, high = mean_interval(accuracies)
+    return "–" if math.isnan(low) else f"{low:.2f}–{high:.2f}"
 
 
 def pooled_deviation(groups: list[list[float]]) -> tuple[float, int]:
@@ -118,8 +132,8 @@ def mean_text(values: Sequence[float], digits: int) -> str:
 def describe_seeds(trials: list[dict]) -> str:
     """A phrase with the mean, standard deviation, minimum and the test against `CLAIMED_ACCURACY`."""
     accuracies = pd.Series([trial["accuracy"] for trial in trials])
-    if len(accuracies) < 2:
-        return f"{accuracies.mean():.2f}% from one seed"
+    if noise_is_unknown(list(accuracies)):
+        return f"{accuracies.mean():.2f}% from {f'each of {n} seeds' if (n := len(accuracies)) > 1 else 'one seed'}"
     above = p_mean_above(list(accuracies), CLAIMED_ACCURACY)
     return (
         f"mean {accuracies.mean():.2f}% over {len(accuracies)} seeds (standard deviation {accuracies.std():.2f}, "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.statistics import CLAIMED_ACCURACY, mean_interval, mean_text, p_mean_above
+from analysis.statistics import CLAIMED_ACCURACY, interval_text, mean_text, p_mean_above
 from experiments.candidates import KNOWN
 from experiments.ledger import in_usual_precision, select
 
@@ -80,7 +80,6 @@ def goals_table(trials: list[dict]) -> pd.DataFrame:
         )
         if found := find_claims(goal, trials):
             accuracies = pd.Series([trial["accuracy"] for trial in found])
-            low, high = mean_interval(list(accuracies))
             result = {
                 "Variant": f"`{goal.variant}`",
                 "Network": f"`{KNOWN[goal.variant].network}`",
@@ -88,7 +87,7 @@ def goals_table(trials: list[dict]) -> pd.DataFrame:
                 "Epochs": found[0]["epochs"],
                 "Seeds": len(found),
                 "Mean": f"{accuracies.mean():.3f}",
-                "95% interval": f"{low:.2f}–{high:.2f}" if len(found) > 1 else "–",
+                "95% interval": interval_text(list(accuracies)),
                 "Minimum": f"{accuracies.min():.2f}",
             }
         reached = "not claimed yet" if not found else ", ".join(goal.shortfalls(found)) or "yes"

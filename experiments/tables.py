@@ -12,6 +12,7 @@ import pandas as pd
 
 from analysis.statistics import (
     holm,
+    interval_text,
     mcnemar,
     mean_interval,
     paired_difference,
@@ -110,9 +111,8 @@ def earlier_claims_table(trials: list[dict]) -> pd.DataFrame:
             groups.setdefault(key, []).append(trial)
     rows = []
     for (variant, network, _, precision, recipe), group in groups.items():
-        low, high = mean_interval([trial["accuracy"] for trial in group])
         row = {"Variant": variant, "Network": f"`{network}`", **_size_and_accuracy(group)}
-        row["95% interval"] = f"{low:.2f}–{high:.2f}" if len(group) > 1 else "–"
+        row["95% interval"] = interval_text([trial["accuracy"] for trial in group])
         row["Minimum"] = f"{min(trial['accuracy'] for trial in group):.2f}"
         rows.append(row | {"Precision": precision, "Recipe": recipe})
     return pd.DataFrame(rows).drop(columns="Multiply-adds", errors="ignore")

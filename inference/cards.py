@@ -102,7 +102,7 @@ def card(name: str, trials: list[dict], record: dict) -> str:
 
     Raises CardError if the network has no claim in the ledger, or if its weights were not measured.
     """
-    from analysis.statistics import mean_interval, wilson_interval
+    from analysis.statistics import interval_text, noise_is_unknown, wilson_interval
     from experiments.candidates import KNOWN
     from experiments.goals import claims_of
     from experiments.local_runner import plural
@@ -119,9 +119,10 @@ def card(name: str, trials: list[dict], record: dict) -> str:
         found = f"{100 * record['correct'] / total:.2f}%, not the {first['accuracy']:.2f}% of seed {first['seed']}"
         raise CardError(f"the weights of {name} have an accuracy of {found}: save that seed's weights")
     accuracies = [trial["accuracy"] for trial in claims]
-    mean, (low, high) = sum(accuracies) / len(accuracies), mean_interval(accuracies)
-    deviation = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
-    spread = f", standard deviation {deviation:.2f}, 95% interval {low:.2f}–{high:.2f}%" if len(accuracies) > 1 else ""
+    mean, spread = sum(accuracies) / len(accuracies), ""
+    if not noise_is_unknown(accuracies):
+        deviation, interval = statistics.stdev(accuracies), interval_text(accuracies)
+        spread = f", standard deviation {deviation:.2f}, 95% interval {interval}%"
     own_low, own_high = wilson_interval(record["correct"], total)
     changes = {(row["change"], row["amount"]): row for row in record["changes"]}
     changed = "\n".join(

@@ -71,6 +71,7 @@ def test_description_of_seeds():
     assert text.startswith("mean 99.44% over 3 seeds (standard deviation 0.04, minimum 99.40%, ")
     assert text.endswith("a mean above 99.4%: p = 0.11)")
     assert statistics.describe_seeds([trial(0, 99.4)]) == "99.40% from one seed"
+    assert statistics.describe_seeds([trial(0, 99.4), trial(1, 99.4)]) == "99.40% from each of 2 seeds"
 
 
 def test_holm_by_hand():
@@ -88,7 +89,14 @@ def test_holm_ignores_nan():
 def test_mean_interval_by_hand():
     half = 4.302652729911275 * 0.1 / math.sqrt(3)
     assert statistics.mean_interval([99.3, 99.4, 99.5]) == pytest.approx((99.4 - half, 99.4 + half))
-    assert all(map(math.isnan, statistics.mean_interval([99.4])))
+    assert statistics.interval_text([99.3, 99.4, 99.5]) == "99.15–99.65"
+
+
+@pytest.mark.parametrize("accuracies", [[99.4], [99.4, 99.4], [99.33, 99.33, 99.33]])
+def test_equal_accuracies_are_no_certainty(accuracies):
+    assert all(map(math.isnan, statistics.mean_interval(accuracies)))
+    assert math.isnan(statistics.p_mean_above(accuracies, 99.0))
+    assert statistics.interval_text(accuracies) == "–"
 
 
 def test_pooled_deviation_is_weighted_by_degrees_of_freedom():
