@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from benchmarks import fault_checks
 from benchmarks.fault_checks import FaultError, Harness, ImpossibleError, prepared
-from training.command_line import Parser, path, run_command
+from training.command_line import Parser, output_file, run_command
 from training.files import FAULTS, atomic_path
 
 # fault: how it is called in results/faults.json, and how often it is tried
@@ -61,7 +61,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; exits with code 2 if it is wrong."""
     parser = Parser("faults", __doc__, usage="python -m benchmarks.faults [options]")
     parser.add_argument("--rounds", type=int, metavar="N", help="of each fault (default: 1 to 50)")
-    parser.add_argument("--output", type=path, default=FAULTS, metavar="FILE", help="default: results/faults.json")
+    parser.add_argument(
+        "--output", type=output_file, default=FAULTS, metavar="FILE", help="default: results/faults.json"
+    )
     options = parser.parse_args(arguments)
     if options.rounds is not None and options.rounds < 1:
         parser.error(f"--rounds must be 1 or more, not {options.rounds}")

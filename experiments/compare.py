@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,15 @@ from typing import Any
 from experiments.ledger import select
 from experiments.local_runner import RERUN
 from experiments.sweep import SEEDS, parse_seeds, run_and_collect
-from training.command_line import INTERRUPTED, PRECISIONS, Parser, add_recipe_options, path, recipe_changes, run_command
+from training.command_line import (
+    INTERRUPTED,
+    PRECISIONS,
+    Parser,
+    add_recipe_options,
+    output_file,
+    recipe_changes,
+    run_command,
+)
 from training.files import OWN_LEDGER, RUNS, check_folder
 
 # Modules that import torch or pandas, which takes seconds, are imported inside functions, so that --help is fast.
@@ -122,13 +129,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps (default: auto)")
     add("--precision", choices=PRECISIONS, default="auto", help="default: bfloat16 if native to the device")
     add("--workers", type=int, metavar="N", help="trials at a time (default: one per core)")
-    add("--figure", type=path, default=RUNS / "compare.png", metavar="FILE", help="default: runs/compare.png")
+    add("--figure", type=output_file, default=RUNS / "compare.png", metavar="FILE", help="default: runs/compare.png")
     add_recipe_options(parser, "changes to the recipe")
     options = parser.parse_args(arguments)
     if options.workers is not None and options.workers < 1:
         parser.error(f"--workers must be 1 or more, not {options.workers}")
-    if os.path.isdir(options.figure):
-        parser.error(f"--figure {options.figure}: this is a folder, not a file")
 
     from experiments.candidates import find_variant
     from experiments.trial import planned_recipe

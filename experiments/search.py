@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import random
 import statistics
 import sys
@@ -24,7 +23,7 @@ from experiments.ledger import mean_loss, read_ledger
 from experiments.local_runner import RERUN, plural
 from experiments.ray_runner import ClusterError
 from experiments.sweep import SEEDS, check_options, default_workers, run_and_collect
-from training.command_line import INTERRUPTED, PRECISIONS, Parser, path, run_command
+from training.command_line import INTERRUPTED, PRECISIONS, Parser, output_file, run_command
 from training.files import LEDGER, OWN_LEDGER, RUNS, check_folder
 from training.recipe import check_seed, short
 
@@ -228,15 +227,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--vary-rate", action="store_true", help="draw a learning rate for each network as well")
     add("--sample", action="store_true", help="use the small sample instead of MNIST")
     add("--dry-run", action="store_true", help="print the rounds and the expected duration, and stop")
-    add("--figure", type=path, default=RUNS / "search.png", metavar="FILE", help="default: runs/search.png")
+    add("--figure", type=output_file, default=RUNS / "search.png", metavar="FILE", help="default: runs/search.png")
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps (default: auto)")
     add("--precision", choices=PRECISIONS, default="auto", help="default: bfloat16 if native to the device")
     add("--workers", type=int, metavar="N", help="trials at a time (default: one per core; GPU: 1; --ray: no limit)")
     add("--ray", metavar="ADDRESS", help="run on a Ray cluster; auto: this machine's, or one started for the search")
     options = parser.parse_args(arguments)
-    if os.path.isdir(options.figure):
-        parser.error(f"--figure {options.figure}: this is a folder, not a file")
 
     from training.device import pick_device
 

@@ -96,7 +96,7 @@ def fails(**_) -> dict:
         (["conv 4 gap", "--seeds", "x"], "seeds must be like"),
         (["conv 4 gap", "--workers", "0"], "--workers must be 1 or more"),
         (["conv 4 gap", "--device", "abacus"], "device must be"),
-        (["conv 4 gap", "--figure", "/"], "--figure /: this is a folder, not a file"),
+        (["conv 4 gap", "--figure", "/"], "argument --figure: / is a folder, not a file"),
     ],
 )
 def test_wrong_options_give_one_line_and_exit_code_2(arguments, message, capsys):

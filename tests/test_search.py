@@ -137,7 +137,7 @@ def test_a_process_that_dies_costs_its_network_only_and_the_output_says_so(stood
         ("--below 2000 --workers 0", "workers must be a whole number, 1 or more, not 0"),
         ("--below 2000 --seed -1", "seed must be a whole number, 0 or more"),
         ("--below 2000 --ray=", "ray must be auto, local or a cluster's address"),
-        ("--below 2000 --figure tests", "--figure tests: this is a folder, not a file"),
+        ("--below 2000 --figure tests", "argument --figure: tests is a folder, not a file"),
         ("--below 2000 --figure " + 300 * "n", "--figure: the name is too long: nnn"),
         ("--below 2000 --device abacus", "device must be auto, cpu, cuda or mps, not 'abacus'"),
     ],

@@ -46,6 +46,13 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def output_file(text: str) -> Path:
+    """The type of an option that names a file to write. Raises ArgumentTypeError as `path` does, and for a folder."""
+    if os.path.isdir(path(text)):  # False where one may not look
+        raise argparse.ArgumentTypeError(f"{text} is a folder, not a file")
+    return Path(text)
+
+
 def run_command(main: Callable[[], int]) -> NoReturn:
     """Run a command's `main` and exit with its code, or quietly on Ctrl-C or if nobody reads its output any more."""
     for stream in (sys.stdout, sys.stderr):
