@@ -10,9 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
-from training.command_line import Parser, run_command
+from training.command_line import Parser, output_file, run_command
 from training.files import SPEED, atomic_path
 
 # Torch takes seconds to load, so what needs it is imported inside functions: --help answers at once.
@@ -32,7 +31,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--only", default=",".join(PARTS), metavar="PARTS", help=names)
     add("--repeats", type=int, default=5, metavar="N", help="of each timing (default: 5)")
     add("--smoke", action="store_true", help="try everything on a small sample; write nothing")
-    add("--output", type=Path, default=SPEED, metavar="FILE", help="default: results/speed.json")
+    add("--output", type=output_file, default=SPEED, metavar="FILE", help="default: results/speed.json")
     add = parser.add_argument_group("time to accuracy").add_argument
     add("--seeds", type=int, default=10, metavar="N", help="number of seeds (default: 10)")
     add("--first-seed", type=int, default=0, metavar="N", help="the smallest of them (default: 0)")

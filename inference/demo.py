@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from training.command_line import Parser, run_command
+from training.command_line import Parser, path, run_command
 
 # Torch and gradio take seconds to load, so what needs them is imported inside functions: --help responds at once.
 
@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen on (default: this machine only)")
     add("--port", type=int, metavar="N", help="default: the first free one from 7860")
     add("--network", default="s5", metavar="NAME", help="a file of results/weights without its suffix (default: s5)")
-    add("--weights", type=Path, metavar="FILE", help="other weights of the network, safetensors")
+    add("--weights", type=path, metavar="FILE", help="other weights of the network, safetensors")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that photos are deleted then, too
     try:

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.command_line import Parser, run_command
+from training.command_line import Parser, path, run_command
 from training.files import EXPORT, RUNS, atomic_path
 
 if TYPE_CHECKING:
@@ -193,8 +193,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--c", metavar="NAME", help="export this trained network to C")
     add("--all", action="store_true", help="export all trained networks to ONNX and C")
     add("--normalized", action="store_true", help="ONNX files take normalised float32 images")
-    add("--output", type=Path, default=RUNS / "export", metavar="FOLDER", help="default: runs/export")
-    add("--weights", type=Path, metavar="FILE", help="other weights of the network, safetensors")
+    add("--output", type=path, default=RUNS / "export", metavar="FOLDER", help="default: runs/export")
+    add("--weights", type=path, metavar="FILE", help="other weights of the network, safetensors")
     add("--repeats", type=int, default=300, metavar="N", help="timed calls per network (default: 300)")
     add("--record", action="store_true", help="as --all, and save the table in results/export.json, for RESULTS.md")
     add("--smoke", action="store_true", help="use the small sample instead of MNIST")

@@ -18,7 +18,7 @@ import string
 import sys
 from pathlib import Path
 
-from training.command_line import Parser, run_command
+from training.command_line import Parser, output_file, run_command
 from training.files import ROOT, atomic_path
 
 # Torch takes seconds to load, so what needs it is imported inside functions: --help responds at once.
@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The whole command; returns its exit code: 0, or 1 for an error or, with --check, for a stale page."""
     parser = Parser("page", __doc__, usage="python -m inference.page [options]")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if the page is stale")
-    parser.add_argument("--output", type=Path, default=PAGE, metavar="FILE", help="default: docs/index.html")
+    parser.add_argument("--output", type=output_file, default=PAGE, metavar="FILE", help="default: docs/index.html")
     options = parser.parse_args(arguments)
 
     from inference.graph import GraphError

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from training.command_line import Parser, run_command
+from training.command_line import Parser, path, run_command
 from training.files import atomic_path
 
 # Torch and scipy take seconds to load, so what needs them is imported inside functions: --help responds at once.
@@ -35,10 +35,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or - for standard input")
     add("--network", default="s5", metavar="NAME", help="a file of results/weights without its suffix (default: s5)")
-    add("--weights", type=Path, metavar="FILE", help="other weights of the network, safetensors")
+    add("--weights", type=path, metavar="FILE", help="other weights of the network, safetensors")
     add("--json", action="store_true", help="print JSON instead of a table")
     add("--show", action="store_true", help="also print the network's input, 28×28 pixels")
-    add("--prepared", type=Path, metavar="FOLDER", help="write the network's inputs to this folder, as PNG files")
+    add("--prepared", type=path, metavar="FOLDER", help="write the network's inputs to this folder, as PNG files")
     options = parser.parse_args(arguments)
     options.sources, empty = [], []
     for name in options.images:

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 import pytest
 
 from tests.utils import ROOT
-from training.command_line import Parser, add_recipe_options, path, recipe_changes
+from training.command_line import Parser, add_recipe_options, output_file, path, recipe_changes
 from training.recipe import CHOICES, Recipe
 
 RECIPE_OPTIONS = {"--" + field.name.replace("_", "-") for field in fields(Recipe)}
@@ -203,13 +203,27 @@ def test_skipped_fields_have_no_option(capsys):
 
 @pytest.mark.parametrize("name", ["", 300 * "n", "folder/" + 300 * "n", 3000 * "n/", 150 * "é"])
 def test_names_that_no_file_system_takes_are_refused(name):
-    with pytest.raises(argparse.ArgumentTypeError, match=r"\Athe name is (empty|too long: [^\n]{1,70})\Z"):
-        path(name)
+    for option in (path, output_file):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"\Athe name is (empty|too long: [^\n]{1,70})\Z"):
+            option(name)
 
 
 @pytest.mark.parametrize("name", ["run", "a folder/run.jsonl", "/", 200 * "n", "×/é"])
 def test_other_names_are_taken_as_they_are(name):
     assert str(path(name)) == name
+
+
+def test_a_file_to_write_may_exist_or_not_but_is_no_folder(tmp_path):
+    (tmp_path / "old").touch()
+    assert [output_file(str(tmp_path / name)).name for name in ("old", "new")] == ["old", "new"]
+    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(f"{tmp_path} is a folder, not a file")):
+        output_file(str(tmp_path))
+
+
+def test_every_option_that_names_a_file_checks_the_name():
+    folders = ("training", "analysis", "experiments", "inference", "benchmarks")
+    files = [ROOT / "main.py", *(path for folder in folders for path in (ROOT / folder).glob("*.py"))]
+    assert [file.name for file in files if "type=Path" in file.read_text(encoding="utf-8")] == []
 
 
 def test_a_reader_that_stops_ends_the_command_in_silence():
