@@ -100,23 +100,27 @@ def checksum(name: str) -> str:
 def card(name: str, trials: list[dict], record: dict) -> str:
     """The card of a trained network as Markdown, from the ledger's trials and its record of ROBUSTNESS.
 
-    Raises CardError if the network has no claim in the ledger, or if its weights were not measured.
+    Raises CardError if the network has no claim in the ledger, or if its weights are of another run or were not
+    measured.
     """
     from analysis.statistics import interval_text, noise_is_unknown, wilson_interval
+    from experiments.audit import runs_of
     from experiments.candidates import KNOWN
     from experiments.goals import claims_of
     from experiments.local_runner import plural
     from training.augmentation import MEAN, STD
 
-    claims = sorted(claims_of(name, trials), key=lambda trial: trial["seed"])
+    claims = claims_of(name, trials)
     if not claims:
         raise CardError(f"the ledger has no trials of {name} on the test set: run experiments.sweep first")
     if record.get("weights") != checksum(name):
         raise CardError(f"{name} was not measured with these weights: run python -m inference.cards --measure")
-    first, recipe = claims[0], KNOWN[name].recipe
-    total = record["images"]
-    if abs(100 * record["correct"] / total - first["accuracy"]) > TOLERANCE:
-        found = f"{100 * record['correct'] / total:.2f}%, not the {first['accuracy']:.2f}% of seed {first['seed']}"
+    own = next((run for run in runs_of(TRAINED / f"{name}.safetensors", trials) if run in claims), None)
+    if own is None:
+        raise CardError(f"the weights of {name} are of a run that the ledger does not have: save those of a claim")
+    total, recipe = record["images"], KNOWN[name].recipe
+    if abs(100 * record["correct"] / total - own["accuracy"]) > TOLERANCE:
+        found = f"{100 * record['correct'] / total:.2f}%, not the {own['accuracy']:.2f}% of seed {own['seed']}"
         raise CardError(f"the weights of {name} have an accuracy of {found}: save that seed's weights")
     accuracies = [trial["accuracy"] for trial in claims]
     mean, spread = sum(accuracies) / len(accuracies), ""
@@ -137,11 +141,11 @@ A small convolutional network that reads one handwritten digit, 0 to 9, in an im
 
 | | |
 | --- | --- |
-| Network | `{KNOWN[name].network}`: {first["parameters"]:,} parameters, {first["macs"]:,} multiply-adds an image |
+| Network | `{KNOWN[name].network}`: {own["parameters"]:,} parameters, {own["macs"]:,} multiply-adds an image |
 | Trained on | MNIST, all 60,000 training images; {recipe_in_words(recipe)} |
 | Accuracy of this recipe | {mean:.2f}% of the 10,000 test images, mean of {plural(len(claims), "seed")}{spread} |
 | Accuracy of this file | {100 * record["correct"] / total:.2f}% ({record["correct"]:,} of {total:,}, 95% interval \
-{own_low:.2f}–{own_high:.2f}%); seed {first["seed"]}, the first, not the best; last epoch |
+{own_low:.2f}–{own_high:.2f}%); seed {own["seed"]}, the first whose weights were kept, not the best; last epoch |
 
 **Use.** `python -m inference.predict --network {name} photo.jpg` also [prepares](../../inference/preprocessing.py)
 photos as MNIST was made. The network's input, `images` in the ONNX file, is float32 (N, 1, 28, 28), NCHW: a white digit

@@ -49,6 +49,7 @@ def test_what_is_missing_is_reported(trials, monkeypatch, capsys):
         (("s5", trials, {}), "not measured with these weights"),
         (("s5", trials, record | {"weights": "0" * 64}), "not measured with these weights"),
         (("s5", trials, record | {"correct": 9000}), "90.00%, not the"),
+        (("s5", [trial for trial in trials if trial["seed"] > 0], record), "a run that the ledger does not have"),
     ):
         with pytest.raises(cards.CardError, match=reason):
             cards.card(*arguments)
