@@ -31,9 +31,9 @@ from experiments.vectorized import fit_vectorized
 from helpers import Net, build, fit
 from training.augmentation import normalize
 from training.cpu import cores
+from training.device import eval_batch_size
 from training.recipe import Recipe
 
-INFERENCE_BATCH = 1000  # images
 VECTORIZED_SEEDS = 32  # trained at once on a GPU
 
 
@@ -201,7 +201,7 @@ def inference(repeats: int, smoke: bool) -> dict:
     results = {}
     with torch.inference_mode():
         for name, batches, rounds in (
-            ("all test images", images.split(INFERENCE_BATCH), 1),
+            ("all test images", images.split(eval_batch_size(images.device)), 1),
             ("one image", images[:1].split(1), 100),
         ):
             functions = {key: partial(run, network, batches, rounds) for key, network in networks.items()}

@@ -37,7 +37,11 @@ CLAIMS = {
         Variant("below_20k", "separable 16 32 / 48 48 56 / 64 64 gap", Recipe(epochs=16)),
         Variant("below_8k", "separable 8 16 / 28 32 32 / 40 40 gap", replace(MILD, epochs=15, learning_rate=0.03)),
         Variant("below_5k", "separable 6 12 / 20 24 24 / 30 30 gap", replace(MILD, epochs=20, learning_rate=0.03)),
-        Variant("below_2k", "shared 12 ×1 / ×2 / ×2 / ×2 gdconv crop 2", replace(MILD, epochs=30)),
+        Variant(
+            "below_2k",
+            "cellular 13 ×2 / ×2 / ×2 / ×2 gdconv deskew 5 crop 2",
+            replace(MILD, epochs=100, epochs_without_augmentation=20),
+        ),
         Variant(
             "below_1k",
             "shared 8 ×1 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2",

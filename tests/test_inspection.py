@@ -17,6 +17,7 @@ from analysis.inspection import (
     summary,
 )
 from experiments.candidates import CLAIMS, find_variant
+from experiments.networks import parse
 from experiments.variants import VARIANTS
 from helpers import Net
 
@@ -349,7 +350,7 @@ def test_receptive_field_of_experiments(network):
 
 
 def test_receptive_field_of_shared_convolutions_on_a_crop():
-    table = receptive_field_table(CLAIMS["below_2k"].build())
+    table = receptive_field_table(parse("shared 12 ×1 / ×2 / ×2 / ×2 gdconv crop 2").build())
     assert set(table["Layer"]) == {"stem.1 (Conv2d)", "conv (Conv2d)", "pool (MaxPool2d)", "end.0 (Conv2d)"}
     assert table["Jump"].tolist() == [1, 1, 2, 2, 2, 4, 4, 4, 8, 8, 8, 8]
     # 22 is what 24 pixels around the middle unit, of six, have in common with the 24×24 crop.
