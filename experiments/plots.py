@@ -52,6 +52,9 @@ SIDES = [  # of a label at its point, the preferred first: offset in points, hor
     ((3, 4), "left", "bottom"),
     ((10, -10), "left", "top"),
     ((10, 10), "left", "bottom"),
+    ((-10, 12), "right", "bottom"),
+    ((0, 18), "center", "bottom"),
+    ((0, -18), "center", "top"),
 ]
 
 
@@ -149,7 +152,7 @@ def _frontier_axes(axes, points, accuracies):
     """Set the scales, limits and ticks; the limits contain the points, their intervals and `accuracies`."""
     sizes = [*points["parameters"], *BUDGETS]
     _budget_axis(axes)
-    axes.set_xlim(0.6 * min(sizes), 1.8 * max(sizes))
+    axes.set_xlim(0.5 * min(sizes), 2.2 * max(sizes))
     values = points[["mean", "low", "high"]].to_numpy().ravel()
     accuracy_axis(axes, [*values[np.isfinite(values)], *accuracies], limits=(98.75, 99.65))
     low, high = axes.get_ylim()
@@ -189,7 +192,7 @@ def _draw_key(axes, peers):
 
 
 def _label_points(axes, texts, points, front, threshold):
-    """Write texts (x, y, text, colour) beside their points, where they cover no point, line or other text."""
+    """Write texts (x, y, text, colour) beside their points, where they cover least of points, lines and other texts."""
     axes.figure.draw_without_rendering()
     to_pixels = axes.transData.transform
     corners = to_pixels(front[["parameters", "mean"]].to_numpy())
@@ -198,7 +201,7 @@ def _label_points(axes, texts, points, front, threshold):
     taken = [axes.get_legend().get_window_extent()]
     if threshold is not None:
         height = to_pixels((1, threshold))[1]
-        taken.append(Bbox([(axes.bbox.x0, height), (axes.bbox.x1, height)]))
+        taken.append(Bbox([(axes.bbox.x0, height), (axes.bbox.x1, height)]).padded(2))
     taken += [Bbox([point, point]).padded(3) for point in line]
     taken += [Bbox(to_pixels([(x, low), (x, high)])).padded(4) for (x, _), (low, high) in bars.items()]
     taken += [Bbox(to_pixels([(x, y), (x, y)])).padded(5) for x, y, *_ in texts]
@@ -206,14 +209,27 @@ def _label_points(axes, texts, points, front, threshold):
         label = axes.annotate(text, (x, y), (0, 0), textcoords="offset points", color=colour, fontsize=9.5, zorder=5)
         label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
         low, high = bars.get((x, y), (y, y))
-        for offset, horizontal, vertical in SIDES:
-            label.xyann = offset
-            label.xy = x, {"bottom": high, "center": y, "top": low}[vertical]
-            label.set(ha=horizontal, va=vertical)
-            box = label.get_window_extent()
-            if axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and not any(box.overlaps(other) for other in taken):
-                break
-        taken.append(box.padded(3))
+        anchors = {"bottom": (x, high), "center": (x, y), "top": (x, low)}
+        boxes = [_place(label, anchors, *side) for side in SIDES]
+        covered = [
+            sum(_common_area(box, other) for other in taken)
+            if axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1
+            else np.inf
+            for box in boxes
+        ]
+        taken.append(_place(label, anchors, *SIDES[np.argmin(covered)]).padded(3))
+
+
+def _place(label, anchors, offset, horizontal, vertical):
+    """Put a label on one side of its point; return the box that it takes there, in pixels."""
+    label.xy, label.xyann = anchors[vertical], offset
+    label.set(ha=horizontal, va=vertical)
+    return label.get_window_extent()
+
+
+def _common_area(box, other):
+    common = Bbox.intersection(box, other)
+    return 0 if common is None else common.width * common.height
 
 
 @styled()
