@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -23,7 +24,7 @@ from experiments.pages import shown_trial
 from experiments.tables import COLLAPSED, current_trials
 from experiments.variants import FINAL, ORIGINAL
 from helpers import Net
-from training.files import ROOT
+from training.files import EXPORT, ROOT
 from training.mnist import MnistData, load_sample
 
 NUMBER = re.compile(r"(?<![\w.,])(?<!\w-)\d[\d,]*(?:\.\d+)?(?!\w)")
@@ -71,7 +72,18 @@ def _of_the_project(pattern: str) -> Source:
     return lambda trials: set(re.findall(pattern, (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
 
 
-@cache  # reading it takes seconds
+def _exported(network: str, form: str) -> Source:
+    """Accuracy in percent and size in kilobytes of an exported network, from results/export.json."""
+
+    def numbers(trials: list[dict]) -> set[str]:
+        rows = json.loads(EXPORT.read_text(encoding="utf-8"))["rows"]
+        found = [row for row in rows if (row["network"], row["format"]) == (network, form)]
+        return {text for row in found for text in (f"{row['accuracy']:.2f}", f"{row['bytes'] / 1000:.1f}")}
+
+    return numbers
+
+
+@cache
 def sample() -> MnistData:
     """The small sample of MNIST."""
     return load_sample()
@@ -145,6 +157,7 @@ STATEMENTS: dict[str, Source] = {
     r"from seeds below (\d+); choosing used (\d+) and up": _first_seed_above_the_claims,
     r"sample of ([\d,]+) images": lambda trials: {len(sample().train_labels) + len(sample().eval_labels)},
     r"ended below (\d+)%": always(f"{COLLAPSED:g}"),
+    r"gets ([\d.]+)% right with ([\d.]+) kB": _exported("below_2k", "C int8"),
     r"intervals are (\d+)% intervals": always(CONFIDENCE),
     r"Wilson (\d+)%": always(CONFIDENCE),
     r"from seeds (\d+)–\d+ before Muon": _earlier_recipe(min),
