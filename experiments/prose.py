@@ -157,6 +157,8 @@ STATEMENTS: dict[str, Source] = {
     r"from seeds below (\d+); choosing used (\d+) and up": _first_seed_above_the_claims,
     r"sample of ([\d,]+) images": lambda trials: {len(sample().train_labels) + len(sample().eval_labels)},
     r"ended below (\d+)%": always(f"{COLLAPSED:g}"),
+    r"([\d.]+)% in ([\d.]+) kB": always("99.06", "5.4", "99.44", "9.3", "99.55", "11.0"),  # of BitNetMCU
+    r"for (\d+)×(\d+) pixels": always(16),
     r"gets ([\d.]+)% right with ([\d.]+) kB": _exported("below_2k", "C int8"),
     r"intervals are (\d+)% intervals": always(CONFIDENCE),
     r"Wilson (\d+)%": always(CONFIDENCE),
