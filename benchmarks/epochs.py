@@ -37,7 +37,7 @@ from training.recipe import Recipe
 CPU = torch.device("cpu")
 IMAGES = 60_000  # in an epoch
 PART_OF_AN_EPOCH = 12_000  # images: enough for a steady rate
-SMALL_NETWORKS = ("below_8k", "below_5k", "below_2k", "below_1k")
+SMALL_NETWORKS = ("below_8k", "below_5k", "below_2k", "below_1k", "below_500")
 KERNEL_NAMES = {
     "NormRelu": "BatchNorm, ReLU, pooling: forward",
     "NormReluBackward": "BatchNorm, ReLU, pooling: backward",
@@ -110,13 +110,17 @@ def epoch(repeats: int, smoke: bool) -> dict:
 
 
 def small(repeats: int, smoke: bool) -> dict:
-    """One epoch of each claimed small network, with one thread, as in a sweep; and without compiling, in float32."""
+    """One epoch of each claimed small network, with one thread, as in a sweep; and without compiling, in float32.
+
+    The networks are recorded as lines: a later claim may be another network.
+    """
     data, functions = load_part(smoke), {}
     with use_threads(1):
         for name in SMALL_NETWORKS:
             functions[name] = timed_epoch(name, data)
             functions[f"{name}, not compiled"] = timed_epoch(name, data, precision="float32", compile=False)
-        return {"seconds": measure_interleaved(functions, repeats)}
+        lines = {name: KNOWN[name].network for name in SMALL_NETWORKS}
+        return {"networks": lines, "seconds": measure_interleaved(functions, repeats)}
 
 
 def busy(repeats: int, smoke: bool) -> dict:

@@ -206,6 +206,7 @@ def _json_faults(path: Path) -> Iterator[str]:
             yield from _digest_faults(record, path.parent / "weights")
         if path.name == "speed.json":
             yield from machine_faults(record, _size("Net")[1])
+            yield from _timed_network_faults(record)
     except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         yield f"cannot be read: {type(error).__name__}: {error}"
 
@@ -216,6 +217,14 @@ def _digest_faults(record: object, weights: Path) -> Iterator[str]:
     named = {part["weights"] for part in parts if isinstance(part, dict) and "weights" in part}
     for digest in named - {sha256(path.read_bytes()).hexdigest() for path in weights.glob("*.safetensors")}:
         yield f"no file in results/weights has the SHA-256 {digest!r}: these results are of other weights"
+
+
+def _timed_network_faults(record: dict) -> Iterator[str]:
+    """The small networks that were timed are those that are claimed now."""
+    for machine, parts in record.items():
+        for name, line in parts["small"]["networks"].items() if "small" in parts else ():
+            if line != KNOWN[name].network:
+                yield f"{machine}: {name} was timed as another network: python -m benchmarks.bench --only small"
 
 
 def _weights_faults(folder: Path, trials: list[dict]) -> Iterator[str]:

@@ -145,7 +145,8 @@ A small convolutional network that reads one handwritten digit, 0 to 9, in an im
 | Trained on | MNIST, all 60,000 training images; {recipe_in_words(recipe)} |
 | Accuracy of this recipe | {mean:.2f}% of the 10,000 test images, mean of {plural(len(claims), "seed")}{spread} |
 | Accuracy of this file | {100 * record["correct"] / total:.2f}% ({record["correct"]:,} of {total:,}, 95% interval \
-{own_low:.2f}–{own_high:.2f}%); seed {own["seed"]}, the first whose weights were kept, whatever its accuracy; last epoch |
+{own_low:.2f}–{own_high:.2f}%); seed {own["seed"]}, the first whose weights were kept, whatever its accuracy; last \
+epoch |
 
 **Use.** `python -m inference.predict --network {name} photo.jpg` also [prepares](../../inference/preprocessing.py)
 photos as MNIST was made. The network's input, `images` in the ONNX file, is float32 (N, 1, 28, 28), NCHW: a white digit
