@@ -228,6 +228,7 @@ def _place(label, anchors, offset, horizontal, vertical):
 
 
 def _common_area(box, other):
+    """The area that two boxes share, in square pixels."""
     common = Bbox.intersection(box, other)
     return 0 if common is None else common.width * common.height
 
