@@ -54,6 +54,8 @@ SIDES = [  # of a label at its point, the preferred first: offset in points, hor
     ((10, 10), "left", "bottom"),
     ((-10, 12), "right", "bottom"),
     ((0, 18), "center", "bottom"),
+    ((0, 26), "center", "bottom"),
+    ((6, 24), "left", "bottom"),
     ((0, -18), "center", "top"),
 ]
 
