@@ -133,7 +133,8 @@ def describe_seeds(trials: list[dict]) -> str:
     """A phrase with the mean, standard deviation, minimum and the test against `CLAIMED_ACCURACY`."""
     accuracies = pd.Series([trial["accuracy"] for trial in trials])
     if noise_is_unknown(list(accuracies)):
-        return f"{accuracies.mean():.2f}% from {f'each of {n} seeds' if (n := len(accuracies)) > 1 else 'one seed'}"
+        seeds = f"each of {len(accuracies)} seeds" if len(accuracies) > 1 else "one seed"
+        return f"{accuracies.mean():.2f}% from {seeds}"
     above = p_mean_above(list(accuracies), CLAIMED_ACCURACY)
     return (
         f"mean {accuracies.mean():.2f}% over {len(accuracies)} seeds (standard deviation {accuracies.std():.2f}, "
