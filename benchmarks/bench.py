@@ -18,9 +18,9 @@ from training.files import SPEED, atomic_path
 
 # part: (mean test accuracy in percent, variant that reaches it in the fewest epochs)
 ACCURACY_TARGETS = {"to 99.0%": (99.0, "to_99_0"), "to 99.4%": (99.4, "to_99_4")}
-EPOCHS = ("epoch", "small", "busy", "profile", "memory", "start")  # functions of epochs.py
-RUNS = ("inference", "throughput", "sweeps", "ledger", "gpu")  # of runs.py
-PARTS = (*EPOCHS, *ACCURACY_TARGETS, *RUNS)
+IN_EPOCHS = ("epoch", "small", "busy", "profile", "memory", "start")  # functions of epochs.py
+IN_RUNS = ("inference", "throughput", "sweeps", "ledger", "gpu")  # of runs.py
+PARTS = (*IN_EPOCHS, *ACCURACY_TARGETS, *IN_RUNS)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -53,7 +53,7 @@ def measure(part: str, options: argparse.Namespace) -> dict:
         target, variant = ACCURACY_TARGETS[part]
         seeds = [options.first_seed + number for number in range(2 if options.smoke else options.seeds)]
         return runs.time_to_accuracy(variant, target, seeds, options.device, options.smoke)
-    return getattr(epochs if part in EPOCHS else runs, part)(1 if options.smoke else options.repeats, options.smoke)
+    return getattr(epochs if part in IN_EPOCHS else runs, part)(1 if options.smoke else options.repeats, options.smoke)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -28,6 +28,7 @@ from benchmarks.timing import load, measure_interleaved, seconds_of
 from experiments.candidates import KNOWN
 from helpers import Net, build, fit
 from training import kernels
+from training.command_line import plural
 from training.cpu import cores, use_threads
 from training.device import pick_precision
 from training.files import ROOT
@@ -105,7 +106,7 @@ def epoch(repeats: int, smoke: bool) -> dict:
     functions |= {precision: timed_epoch("s5", data, precision=precision) for precision in precisions()}
     functions["float32, not compiled"] = timed_epoch("s5", data, precision="float32", compile=False)
     for count in sorted({1, threads}):  # its two workers need the cores as well, so one thread may be faster
-        functions[f"baseline, {count} thread{'s' if count > 1 else ''}"] = baseline_epoch(count)
+        functions[f"baseline, {plural(count, 'thread')}"] = baseline_epoch(count)
     return {"seconds": measure_interleaved(functions, repeats), "GFLOP per epoch": round(flop / 1e9, 1)}
 
 
@@ -138,7 +139,7 @@ def busy(repeats: int, smoke: bool) -> dict:
 
 
 def _others(count: int) -> str:
-    return f"{count} other program{'' if count == 1 else 's'}"
+    return plural(count, "other program")
 
 
 @contextmanager

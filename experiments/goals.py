@@ -6,6 +6,7 @@ last epoch's weights were evaluated on the test set.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -13,6 +14,7 @@ import pandas as pd
 from analysis.statistics import CLAIMED_ACCURACY, interval_text, mean_text, p_mean_above
 from experiments.candidates import KNOWN
 from experiments.ledger import in_usual_precision, select
+from training.command_line import plural
 
 BUDGETS = (500, 1_000, 2_000, 5_000, 8_000, 20_000)  # a network has fewer parameters than its budget
 SIGNIFICANCE = 0.001  # p-value below which a mean is shown to be above `Goal.above`
@@ -39,8 +41,9 @@ class Goal:
         distance, missing = self.accuracy - mean, self.seeds - len(accuracies)
         faults = {
             f"{distance:.3f} short": distance > 0,
-            f"{missing} seeds missing": missing > 0,
-            f"p = {p:.2g} for a mean above {self.above:g}%": self.above and not p < SIGNIFICANCE,
+            f"{plural(missing, 'seed')} missing": missing > 0,
+            f"p = {p:.2g} for a mean above {self.above:g}%": self.above and p >= SIGNIFICANCE,
+            f"no p-value for a mean above {self.above:g}%": self.above and math.isnan(p),
             f"a seed below {self.lowest:g}%": min(accuracies) < self.lowest,
             "over its budget": any(t["parameters"] >= self.parameters or t["epochs"] > self.epochs for t in trials),
         }

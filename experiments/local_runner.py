@@ -19,6 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from experiments.ledger import append_trial, check_writable
+from training.command_line import plural
 
 DIED = "A worker process died (killed, or out of memory?)"
 MAX_DEATHS = 5  # of worker processes in succession, after which the trials that are left are not tried
@@ -129,11 +130,6 @@ def trial_name(trial: dict) -> str:
 def variant_name(trial: dict) -> str:
     """The name of a trial's variant, which may be a `Source`."""
     return trial["variant"] if isinstance(trial["variant"], str) else trial["variant"].name
-
-
-def plural(number: int, noun: str) -> str:
-    """ "1 trial", "2 trials" """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from analysis.style import (
 )
 from experiments.goals import BUDGETS
 from experiments.ledger import mean_loss
-from experiments.local_runner import plural
+from training.command_line import plural
 
 FRONTIER_TICKS = [96, 97, 98, 98.5, 99, 99.2, 99.4, 99.5, 99.6, 99.7, 99.8]  # percent
 KEY_COLUMNS = {  # of the peers' table: position in the axes, alignment, text

@@ -29,16 +29,16 @@ from training.mnist import MnistData, load_sample
 
 NUMBER = re.compile(r"(?<![\w.,])(?<!\w-)\d[\d,]*(?:\.\d+)?(?!\w)")
 NOT_PROSE = re.compile(r"```.*?```|`[^`\n]*`|\]\([^)\s]*\)|^\d+\. |<[^<>\n]*>", re.DOTALL | re.MULTILINE)
-Source = Callable[[list[dict]], set]  # from the trials of the ledger
+Numbers = Callable[[list[dict]], set]  # right in a place, given the trials of the ledger
 
 
 def prose_faults(text: str, trials: list[dict]) -> Iterator[str]:
     """The numbers of a page's prose, without its tables, that are not what `STATEMENTS` says, or not in it."""
     prose = NOT_PROSE.sub(lambda match: " " * len(match[0]), text)
     good, wrong = set(), {}
-    for phrase, source in STATEMENTS.items():
+    for phrase, numbers in STATEMENTS.items():
         for match in re.finditer(phrase.replace(" ", r"\s+"), prose):
-            expected = {number if isinstance(number, str) else f"{number:,}" for number in source(trials)}
+            expected = {number if isinstance(number, str) else f"{number:,}" for number in numbers(trials)}
             for group in range(1, match.re.groups + 1):
                 if match[group] in expected:
                     good.add(match.start(group))
@@ -54,7 +54,7 @@ def prose_faults(text: str, trials: list[dict]) -> Iterator[str]:
 # --- Sources ----------------------------------------------------------------------------------------------------------
 
 
-def constant(name: str) -> Source:
+def constant(name: str) -> Numbers:
     """A constant of inference/ or benchmarks/, read from the text: their code is above this place."""
     for path in sorted(path for place in ("inference", "benchmarks") for path in (ROOT / place).glob("*.py")):
         if match := re.search(rf"^{name} = ([\d_.]+)", path.read_text(encoding="utf-8"), re.MULTILINE):
@@ -62,17 +62,17 @@ def constant(name: str) -> Source:
     raise ValueError(f"neither inference/ nor benchmarks/ has the constant {name}")
 
 
-def always(*numbers: float | str) -> Source:
+def always(*numbers: float | str) -> Numbers:
     """Numbers that do not depend on the trials."""
     return lambda trials: set(numbers)
 
 
-def _of_the_project(pattern: str) -> Source:
+def _of_the_project(pattern: str) -> Numbers:
     """What a pattern finds in pyproject.toml."""
     return lambda trials: set(re.findall(pattern, (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
 
 
-def _exported(network: str, form: str) -> Source:
+def _exported(network: str, form: str) -> Numbers:
     """Accuracy in percent and size in kilobytes of an exported network, from results/export.json."""
 
     def numbers(trials: list[dict]) -> set[str]:
@@ -108,7 +108,7 @@ def _first_seed_above_the_claims(trials: list[dict]) -> set[int]:
     return {first} if max(claimed) < first else set()
 
 
-def _earlier_recipe(choose: Callable) -> Source:
+def _earlier_recipe(choose: Callable) -> Numbers:
     """The first or last seed of the test trials of `Net` with SGD, without those of the original recipe."""
 
     def seeds(trials: list[dict]) -> set[int]:
@@ -126,7 +126,7 @@ def _first_epochs_at_the_claim(trials: list[dict]) -> set[int]:
     return {epochs[0] for epochs in reached if epochs}
 
 
-def _of_validation(choose: Callable, key: str) -> Source:
+def _of_validation(choose: Callable, key: str) -> Numbers:
     return lambda trials: {choose(trial[key] for trial in select(trials, split="validation"))}
 
 
@@ -134,7 +134,7 @@ KERNELS = {size for layer in Net().modules() if isinstance(layer, torch.nn.Conv2
 CONFIDENCE = f"{100 * inspect.signature(wilson_interval).parameters['confidence'].default:g}"
 
 # A phrase, whose groups are numbers, and what they may be; a space is any white space.
-STATEMENTS: dict[str, Source] = {
+STATEMENTS: dict[str, Numbers] = {
     r"fewer than ([\d,]+) parameters": always(max(BUDGETS)),
     r"[Aa]bove ([\d,]+) parameters": always(*BUDGETS),
     r"[Bb]elow ([\d,]+) parameters": always(*BUDGETS),

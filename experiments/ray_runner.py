@@ -25,7 +25,8 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from experiments.ledger import append_line, append_trial, check_writable
-from experiments.local_runner import arguments, deferred_interrupt, plural, trial_name, variant_name
+from experiments.local_runner import arguments, deferred_interrupt, trial_name, variant_name
+from training.command_line import plural
 from training.files import ROOT
 
 if TYPE_CHECKING:  # it imports torch

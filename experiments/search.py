@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.ledger import mean_loss, read_ledger
-from experiments.local_runner import RERUN, plural
+from experiments.local_runner import RERUN
 from experiments.ray_runner import ClusterError
 from experiments.sweep import SEEDS, check_options, default_workers, run_and_collect
-from training.command_line import INTERRUPTED, PRECISIONS, Parser, output_file, run_command
+from training.command_line import INTERRUPTED, PRECISIONS, Parser, output_file, plural, run_command
 from training.files import LEDGER, OWN_LEDGER, RUNS, check_folder
 from training.recipe import check_seed, short
 

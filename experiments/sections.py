@@ -21,7 +21,7 @@ from experiments.variants import VARIANTS, code, recipe_change
 from helpers import build, fit
 from training.mnist import MnistData
 
-RUNS = ("recorded", "short", "full")
+MODES = ("recorded", "short", "full")
 SHORT = 2  # epochs of a short run
 
 
@@ -39,8 +39,8 @@ class Sections:
     histories: dict[str, list[dict]] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.runs not in RUNS:
-            raise ValueError(f"RUNS must be one of {', '.join(RUNS)}, not {self.runs!r}")
+        if self.runs not in MODES:
+            raise ValueError(f"RUNS must be one of {', '.join(MODES)}, not {self.runs!r}")
 
     def __call__(self, name: str) -> None:
         """Display the section of a variant.

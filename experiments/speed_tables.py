@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from training.command_line import plural
 from training.files import SPEED
 
 SPEED_ROWS = (  # the order of the table, by the beginning of a row's name
@@ -131,7 +132,7 @@ def _accuracy_rows(part: str, record: dict) -> Iterator[tuple[str, str]]:
     epochs = run["recipe"]["epochs"]
     accuracy = f"{run['mean']:.3f}% ± {run['std']:.3f}, n = {len(run['seeds'])}"
     accuracy += f", p = {run['p of a mean above the target']:.2g}"
-    yield f"Mean {part}: accuracy", f"{accuracy}; {epochs} epoch{'s' if epochs > 1 else ''} of `{run['variant']}`"
+    yield f"Mean {part}: accuracy", f"{accuracy}; {plural(epochs, 'epoch')} of `{run['variant']}`"
     for name, key in (("training", "training seconds"), ("from process start", "seconds from process start")):
         text = format_seconds(run[key])
         if part == "to 99.4%" and "epoch" in record:

@@ -16,9 +16,18 @@ from collections import Counter
 from pathlib import Path
 
 from experiments.ledger import of_precision, read_ledger, read_precision, select, trial_key
-from experiments.local_runner import RERUN, plural, run_locally, trial_name, variant_name
+from experiments.local_runner import RERUN, run_locally, trial_name, variant_name
 from experiments.ray_runner import ClusterError, run_on_ray
-from training.command_line import INTERRUPTED, PRECISIONS, Parser, add_recipe_options, path, recipe_changes, run_command
+from training.command_line import (
+    INTERRUPTED,
+    PRECISIONS,
+    Parser,
+    add_recipe_options,
+    path,
+    plural,
+    recipe_changes,
+    run_command,
+)
 from training.files import LEDGER, OWN_LEDGER, check_folder
 from training.recipe import check_seed
 

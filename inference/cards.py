@@ -15,7 +15,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from training.command_line import Parser, run_command
+from training.command_line import Parser, plural, run_command
 from training.files import LEDGER, RESULTS, TRAINED, atomic_path
 
 # Torch and pandas take seconds to load, so what needs them is imported inside functions: --help responds at once.
@@ -107,7 +107,6 @@ def card(name: str, trials: list[dict], record: dict) -> str:
     from experiments.audit import runs_of
     from experiments.candidates import KNOWN
     from experiments.goals import claims_of
-    from experiments.local_runner import plural
     from training.augmentation import MEAN, STD
 
     claims = claims_of(name, trials)
@@ -142,7 +141,7 @@ A small convolutional network that reads one handwritten digit, 0 to 9, in an im
 | | |
 | --- | --- |
 | Network | `{KNOWN[name].network}`: {own["parameters"]:,} parameters, {own["macs"]:,} multiply-adds an image |
-| Trained on | MNIST, all 60,000 training images; {recipe_in_words(recipe)} |
+| Trained on | MNIST, all 60,000 training images; {training_in_words(recipe)} |
 | Accuracy of this recipe | {mean:.2f}% of the 10,000 test images, mean of {plural(len(claims), "seed")}{spread} |
 | Accuracy of this file | {100 * record["correct"] / total:.2f}% ({record["correct"]:,} of {total:,}, 95% interval \
 {own_low:.2f}–{own_high:.2f}%); seed {own["seed"]}, the first whose weights were kept, whatever its accuracy; last \
@@ -170,8 +169,8 @@ Written by `python -m inference.cards`.
 """
 
 
-def recipe_in_words(recipe) -> str:
-    """A recipe in a few words."""
+def training_in_words(recipe) -> str:
+    """A recipe in a few words, as in "20 epochs, batches of 128, sgd 0.1"."""
     words = [
         f"{recipe.epochs} epochs",
         f"batches of {recipe.batch_size}",

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.command_line import Parser, path, run_command
+from training.command_line import Parser, path, plural, run_command
 from training.files import EXPORT, RUNS, atomic_path
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def relative_difference(logits, expected) -> float:
 def describe(name: str, model, trials: list[dict]) -> dict[str, str]:
     """What the network is, and its accuracy in `trials` if it was claimed there: none of them for other weights."""
     from analysis.inspection import count_parameters
+    from analysis.statistics import noise_is_unknown
     from experiments.candidates import KNOWN
     from experiments.goals import claims_of
 
@@ -95,9 +96,9 @@ def describe(name: str, model, trials: list[dict]) -> dict[str, str]:
     }
     accuracies = [trial["accuracy"] for trial in claims_of(name, trials)]
     if accuracies:
-        deviation = f", standard deviation {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-        seeds = f"{len(accuracies)} seed{'s' if len(accuracies) > 1 else ''}{deviation}"
-        about["accuracy"] = f"{statistics.mean(accuracies):.2f}% of 10,000 test images in float32, mean of {seeds}"
+        spread = "" if noise_is_unknown(accuracies) else f", standard deviation {statistics.stdev(accuracies):.2f}"
+        mean, seeds = statistics.mean(accuracies), plural(len(accuracies), "seed")
+        about["accuracy"] = f"{mean:.2f}% of 10,000 test images in float32, mean of {seeds}{spread}"
     return about
 
 

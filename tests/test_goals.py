@@ -34,7 +34,8 @@ def test_claims_are_within_their_budgets(goal):
     ("accuracies", "changes", "faults"),
     [
         (GOOD, {}, []),
-        (GOOD[:9], {}, ["1 seeds missing"]),
+        (GOOD[:1], {}, ["9 seeds missing", "no p-value"]),
+        (GOOD[:9], {}, ["1 seed missing"]),
         ([a - 0.05 for a in GOOD], {}, ["0.036 short"]),
         ([*GOOD[:9], 99.34], {}, ["0.004 short", "a seed below 99.4%"]),
         ([99.2, 99.8] * 5, {}, ["p = ", "a seed below 99.4%"]),

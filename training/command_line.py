@@ -1,4 +1,4 @@
-"""What the command lines share: one-line errors, exit codes, and an option for every field of a recipe.
+"""What the command lines share: one-line errors, exit codes, plurals, and an option for every field of a recipe.
 
 No torch here, so that `--help` is immediate.
 """
@@ -67,6 +67,11 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is written at the exit
         code = 1
     sys.exit(code)
+
+
+def plural(number: int, noun: str) -> str:
+    """The number and the noun: "1 trial", "2 trials"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def add_recipe_options(

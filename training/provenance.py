@@ -9,6 +9,7 @@ from functools import cache
 
 import torch
 
+from training.command_line import plural
 from training.files import ROOT
 
 SOURCES = ("*.py", "*.cpp", "*.c", "*.h")
@@ -18,7 +19,7 @@ COMMIT = "MNIST_S5_COMMIT"  # environment variable with the commit, for workers 
 def provenance(device: torch.device, precision: str) -> dict:
     """The fields `device`, `precision`, `versions` and `commit` of a result."""
     threads = torch.get_num_threads()
-    where = f"{platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
+    where = f"{platform.machine()}, {plural(threads, 'thread')}"
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     return {
