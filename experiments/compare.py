@@ -70,15 +70,12 @@ def compare(
     from experiments.candidates import find_variant
     from experiments.plots import plot_seeds
     from experiments.tables import network_table
-    from experiments.trial import planned_recipe
+    from experiments.trial import changed_recipe
     from experiments.variants import changes_in_words
 
     variants = [find_variant(network), find_variant(other)]
-    base = variants[1].recipe.as_dict() | (changes or {})
-    recipes = [
-        planned_recipe(each.reference, recipe).as_dict()
-        for each, recipe in zip(variants, (base | (own_changes or {}), base), strict=True)
-    ]
+    base = changed_recipe(variants[1].recipe, changes)
+    recipes = [recipe.as_dict() for recipe in (changed_recipe(base, own_changes), base)]
     sides = list(zip(variants, recipes, strict=True))
     if variants[0].name == variants[1].name and recipes[0] == recipes[1]:
         raise ValueError(f"{variants[0].name} is compared with itself")
@@ -167,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"Interrupted. {RERUN}", file=sys.stderr)
         return INTERRUPTED
-    except (DataError, OSError, RuntimeError) as error:
+    except (DataError, OSError, RuntimeError, ValueError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 1
     print(f"Figure: {options.figure}")

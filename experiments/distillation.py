@@ -72,7 +72,8 @@ def soft_divergence(logits: Tensor, teacher_logits: Tensor, temperature: float) 
 def load_teacher(recipe: Recipe, data: MnistData, device: str = "auto", folder: Path = TEACHERS) -> Ensemble:
     """The ensemble of `recipe.teachers` networks of the variant `recipe.teacher`, trained on `data`.
 
-    Each is trained once and stored in `folder`. Raises KeyError for an unknown variant.
+    Each is trained once and stored in `folder`. Raises KeyError for an unknown variant, and KeyboardInterrupt, with
+    nothing stored, if Ctrl-C stops the training of one.
     """
     seeds = range(FIRST_TEACHER_SEED, FIRST_TEACHER_SEED + recipe.teachers)
     return Ensemble([_trained(recipe.teacher, seed, data, device, folder) for seed in seeds])
@@ -90,7 +91,9 @@ def _trained(variant: str, seed: int, data: MnistData, device: str, folder: Path
     with FileLock(path.with_suffix(".lock")):  # several trials may need the same teacher at once
         if not path.exists():
             model = build(architecture, seed)
-            fit(model, data, recipe, seed=seed, device=device, eval_every=recipe.epochs, progress=False)
+            history = fit(model, data, recipe, seed=seed, device=device, eval_every=recipe.epochs, progress=False)
+            if len(history) < recipe.epochs:  # a stored teacher is never trained again, so it must be complete
+                raise KeyboardInterrupt
             save_weights(model, path)
     model = load_weights(build(architecture, seed), path).to(device)
     use_channels_last(model)

@@ -53,8 +53,12 @@ class LedgerWarning(UserWarning):
 
 
 def trial_key(trial: dict) -> tuple:
-    """What a trial is of: variant, split, seed, data and recipe. 15 and 15.0 in a recipe are equal."""
-    return trial["variant"], trial["split"], trial["seed"], trial["data"], frozenset(trial["recipe"].items())
+    """What a trial is of: variant, split, seed, data, recipe and network. 15 and 15.0 in a recipe are equal.
+
+    The network, because a variant's may be changed later: then its earlier trials are those of another network.
+    """
+    names = ("variant", "split", "seed", "data")
+    return *(trial[name] for name in names), frozenset(trial["recipe"].items()), trial["network"]
 
 
 def read_ledger(path: str | Path = LEDGER) -> list[dict]:
@@ -279,7 +283,7 @@ def parse_line(line: bytes) -> tuple[dict, tuple]:
         hash(identity)
     except (AttributeError, TypeError):
         raise ValueError(
-            "no trial, its variant, split, seed, data, recipe or precision is not of the right kind"
+            "no trial, its variant, network, split, seed, data, recipe or precision is not of the right kind"
         ) from None
     return trial, identity
 

@@ -47,7 +47,7 @@ class Source:
         module.__dict__.update(torch=torch, nn=nn, F=F)
         sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
         try:
-            exec(compile(self.text, file, "exec"), module.__dict__)
+            exec(compile(self.text, file, "exec", dont_inherit=True), module.__dict__)  # no __future__ of this file
             if self.function not in module.__dict__:
                 raise NetworkError(f"{self.function!r} is not defined in the network's code")
             network = module.__dict__[self.function]()

@@ -1,6 +1,6 @@
 """Train variants from several seeds and record the trials in a ledger; recorded trials are skipped.
 
-python -m experiments.sweep --variants s5,original --seeds 0-2       on this machine, one trial per core
+python -m experiments.sweep --variants s5,original --seeds 103-105   on this machine, one trial per core
 python -m experiments.sweep --variants s5 --rotation 5 --epochs 8    with another recipe
 python -m experiments.sweep --ray auto                               on a Ray cluster
 """
@@ -103,6 +103,7 @@ def run_missing(
     `requested` are arguments of `trial.run_trial`, equal in all but variant, seed and changes. See also `sweep`.
     Raises ValueError, before anything is run, for an option or a seed that makes no sense.
     """
+    from experiments.candidates import find_variant
     from experiments.trial import load_data, planned_recipe, run_trial, run_trials, weights_path
     from training.cpu import cores
     from training.device import pick_device
@@ -122,7 +123,8 @@ def run_missing(
 
     def key(trial: dict) -> tuple:
         recipe = planned_recipe(trial["variant"], trial["changes"]).as_dict()
-        return trial_key({**trial, "variant": variant_name(trial), "data": source, "recipe": recipe})
+        network = find_variant(trial["variant"]).network_name
+        return trial_key(trial | {"variant": variant_name(trial), "data": source, "recipe": recipe, "network": network})
 
     keys = list(map(key, requested))
     done = set(map(trial_key, of_precision(recorded, precision)))

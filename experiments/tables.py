@@ -32,11 +32,13 @@ NOT_TESTED = dict.fromkeys(("low", "high", "p"), float("nan"))
 
 
 def current_trials(split: str, trials: list[dict] | None = None) -> list[dict]:
-    """The ledger's trials on the full MNIST with the recipes that `variants.py` has now, `in_usual_precision`."""
+    """The trials on the full MNIST of the networks and recipes that `variants.py` has now, `in_usual_precision`."""
     trials = read_ledger() if trials is None else trials
-    recipes = {name: variant.recipe.as_dict() for name, variant in VARIANTS.items()}
+    current = {name: (variant.network_name, variant.recipe.as_dict()) for name, variant in VARIANTS.items()}
     found = select(trials, split=split, data="mnist")
-    return in_usual_precision(trial for trial in found if trial["recipe"] == recipes.get(trial["variant"]))
+    return in_usual_precision(
+        trial for trial in found if (trial["network"], trial["recipe"]) == current.get(trial["variant"])
+    )
 
 
 def trained(trials: Iterable[dict]) -> list[dict]:
@@ -237,20 +239,22 @@ def _size_and_accuracy(group: list[dict]) -> dict:
 
 
 def precision_table(trials: list[dict]) -> pd.DataFrame:
-    """One row per variant and recipe that was trained in both precisions from at least two common seeds, in points.
+    """One row per variant, network and recipe trained in both precisions from at least two common seeds, in points.
 
-    Without the seeds whose training collapsed (`trained`).
+    Means and differences are over the common seeds, without those whose training collapsed (`trained`).
     """
     groups: dict[tuple, dict[str, list[dict]]] = {}
     for trial in select(trials, data="mnist"):
-        key = (trial["variant"], trial["split"], frozenset(trial["recipe"].items()))
+        key = (trial["variant"], trial["network"], trial["split"], frozenset(trial["recipe"].items()))
         groups.setdefault(key, {}).setdefault(trial["precision"], []).append(trial)
     rows = []
     for group in groups.values():
         both = {name: trained(group.get(name, [])) for name in PRECISIONS}
-        full, half = both.values()
-        if len({trial["seed"] for trial in full} & {trial["seed"] for trial in half}) < 2:
+        seeds = set.intersection(*({trial["seed"] for trial in found} for found in both.values()))
+        if len(seeds) < 2:
             continue
+        both = {name: [trial for trial in found if trial["seed"] in seeds] for name, found in both.items()}
+        full, half = both.values()
         difference = paired_difference(half, full)
         means = {f"Mean, {name}": f"{statistics.mean(trial['accuracy'] for trial in both[name]):.3f}" for name in both}
         row = {"Variant": full[0]["variant"], "Split": full[0]["split"], "Epochs": full[0]["epochs"]}

@@ -135,8 +135,8 @@ def _line(
     """A trial's line for the ledger, with all of `ledger.KEYS`."""
     return {
         "variant": variant.name,
-        "network": network if isinstance(network := variant.network, str) else network.name,
-        "source": "" if isinstance(network, str) else network.text,
+        "network": variant.network_name,
+        "source": variant.network.text if isinstance(variant.network, Source) else "",
         "recipe": recipe.as_dict(),
         "seed": seed,
         "split": data.split,
@@ -167,8 +167,12 @@ def load_data(sample: bool) -> MnistData:
 
 
 def planned_recipe(variant: str | Source, changes: dict | None = None) -> Recipe:
-    """The variant's recipe with `changes`. Raises ValueError for an unknown field, a bad value or a bad teacher."""
-    recipe = find_variant(variant).recipe
+    """The variant's recipe with `changes`. Raises as `changed_recipe` does, and for an unknown variant ValueError."""
+    return changed_recipe(find_variant(variant).recipe, changes)
+
+
+def changed_recipe(recipe: Recipe, changes: dict | None = None) -> Recipe:
+    """The recipe with `changes`. Raises ValueError for an unknown field, a bad value or a bad teacher."""
     if unknown := sorted((changes or {}).keys() - recipe.as_dict().keys()):
         raise ValueError(f"a recipe has no {', '.join(unknown)}; it has {', '.join(recipe.as_dict())}")
     recipe = recipe.changed(**(changes or {}))

@@ -35,6 +35,11 @@ class Variant:
         """What `candidates.find_variant` finds it by, also in another process."""
         return self.network if isinstance(self.network, Source) else self.name
 
+    @property
+    def network_name(self) -> str:
+        """How the ledger names the network: as `network`, or by the name of the source."""
+        return self.network.name if isinstance(self.network, Source) else self.network
+
     def build(self) -> nn.Module:
         """A new network. Raises NetworkError."""
         if isinstance(self.network, Source):

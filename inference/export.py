@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -106,16 +107,23 @@ def export_onnx(name: str, model, data, options: argparse.Namespace, about: dict
     """Write both ONNX files. Raises ExportError if the float32 logits are not the `expected` ones of PyTorch."""
     from inference.onnx_files import CALIBRATION_IMAGES, OnnxNetwork, to_int8, to_onnx
 
-    paths = {"ONNX float32": options.output / f"{name}.onnx", "ONNX int8": options.output / f"{name}-int8.onnx"}
-    to_onnx(model, paths["ONNX float32"], options.normalized, about)
-    to_int8(paths["ONNX float32"], paths["ONNX int8"], data.train_images[:CALIBRATION_IMAGES])
-    runs = {kind: OnnxNetwork(path) for kind, path in paths.items()}
-    exported = {kind: Exported(run, run(data.eval_images), paths[kind].stat().st_size) for kind, run in runs.items()}
-    difference = relative_difference(exported["ONNX float32"].logits, expected)
-    if not difference <= TOLERANCE:  # NaN fails too
-        raise ExportError(
-            f"the float32 network's logits differ from PyTorch's by {difference:.2g} (relative; at most {TOLERANCE:g})"
-        )
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps an open file
+        paths = {"ONNX float32": Path(folder, f"{name}.onnx"), "ONNX int8": Path(folder, f"{name}-int8.onnx")}
+        to_onnx(model, paths["ONNX float32"], options.normalized, about)
+        to_int8(paths["ONNX float32"], paths["ONNX int8"], data.train_images[:CALIBRATION_IMAGES])
+        runs = {kind: OnnxNetwork(path) for kind, path in paths.items()}
+        exported = {
+            kind: Exported(run, run(data.eval_images), paths[kind].stat().st_size) for kind, run in runs.items()
+        }
+        difference = relative_difference(exported["ONNX float32"].logits, expected)
+        if not difference <= TOLERANCE:  # NaN fails too
+            raise ExportError(
+                f"the float32 network's logits differ from PyTorch's by {difference:.2g} "
+                f"(relative; at most {TOLERANCE:g}): it is not written"
+            )
+        for path in paths.values():
+            with atomic_path(options.output / path.name) as temporary:
+                shutil.copyfile(path, temporary)
     return exported
 
 
@@ -207,15 +215,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--repeats must be 1 or more, not {options.repeats}")
     if os.path.isfile(options.output):
         parser.error(f"--output must be a folder, but {options.output} is a file")
-    whole = "record" if options.record else "all"
-    chosen = [f"--{name}" for name in ("network", "c", whole) if getattr(options, name)]
-    if len(chosen) > 1:
-        parser.error(f"{' and '.join(chosen)} exclude each other")
+    whole = "--record" if options.record else "--all"
+    given = {"--network": options.network is not None, "--c": options.c is not None, whole: options.all}
+    if sum(given.values()) > 1:
+        parser.error(f"{' and '.join(name for name, is_given in given.items() if is_given)} exclude each other")
     if options.all and options.weights:
         parser.error("--weights requires a single network: --network or --c")
-    if options.c and options.normalized:
+    if given["--c"] and options.normalized:
         parser.error("--normalized is for ONNX files: the C code takes uint8 images")
-    name = options.c or options.network or "s5"
+    name = next((name for name in (options.c, options.network) if name is not None), "s5")
     options.names = None if options.all else [name]
     if name != "s5":
         from experiments.candidates import CLAIMS

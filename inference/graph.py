@@ -155,7 +155,7 @@ def _append(steps: list[Step], places: dict, node: fx.Node, layer, shape: tuple,
         return add("conv", weight=first, scale=torch.ones(layer.channels), bias=torch.zeros(layer.channels))
     if isinstance(layer, nn.ZeroPad2d) and max(layer.padding) <= 0 and len(set(layer.padding)) == 1:
         return add("crop", size=-layer.padding[0]) if layer.padding[0] else inputs[0]
-    if function in (operator.add, torch.add) and len(inputs) == 2:
+    if function in (operator.add, torch.add) and len(inputs) == 2 and not node.kwargs:  # without a factor
         return add("add")
     if isinstance(layer, nn.Flatten | nn.Dropout | nn.Identity) or function in (torch.flatten, torch.Tensor.flatten):
         return inputs[0]

@@ -10,13 +10,17 @@ from training.recipe import Recipe
 
 # The worker processes import this file to find `stand_in`, so it must not import torch.
 
-ACCURACY = {"s5": 99.4, "conv 4 8 / 8 gap": 99.0, "conv 8 / 8 gap": 99.4}
+ACCURACY = {"s5": 99.4, "conv 4 8 / 8 gap": 99.0, "conv 8 / 8 gap": 99.4, "below_2k": 99.3}
 
 
 def stand_in(variant: str, seed: int, changes: dict, accuracy: float = 0, precision: str = "float32", **_) -> dict:
     """A replacement for `run_trial`."""
     accuracy = accuracy or ACCURACY[variant] + seed % 3 / 100 * (2 if variant == "s5" else 1)
     about = {"variant": variant, "recipe": Recipe(**changes).as_dict(), "data": "mnist"}
+    if variant == "below_2k":
+        from experiments.candidates import KNOWN
+
+        about["network"] = KNOWN[variant].network
     return make_trial(seed, accuracy, precision="bfloat16" if precision == "bfloat16" else "float32", **about)
 
 
@@ -49,6 +53,15 @@ def test_both_are_trained_by_the_recipe_of_the_second(stood_in):
     compare.compare("s5", "conv 8 / 8 gap", [100], {"epochs": 3}, device="cpu", workers=1, ledger=stood_in)
     recipes = [trial["recipe"] for trial in read_strictly(stood_in)]
     assert recipes == [Recipe(epochs=3).as_dict()] * 2
+
+
+def test_of_fewer_epochs_the_same_share_is_without_augmentation(stood_in):
+    compare.compare("s5", "below_2k", [100], {"epochs": 10}, device="cpu", workers=1, ledger=stood_in)
+    own = {"own_changes": {"epochs": 5}, "device": "cpu", "workers": 1, "ledger": stood_in}
+    compare.compare("s5", "below_2k", [100], {"epochs": 10}, **own)
+    recipes = [trial["recipe"] for trial in read_strictly(stood_in)]
+    shares = [(recipe["epochs"], recipe["epochs_without_augmentation"]) for recipe in recipes]
+    assert shares == [(10, 2), (10, 2), (5, 1)]
 
 
 def test_two_recipes_of_one_network_are_compared(stood_in, capsys):

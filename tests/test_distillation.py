@@ -44,6 +44,16 @@ def test_loss_is_the_weighted_mean_of_cross_entropy_and_divergence():
     torch.testing.assert_close(loss, 0.3 * cross_entropy + 0.7 * divergence)
 
 
+def test_an_interrupted_teacher_is_not_stored(small, tmp_path, monkeypatch):
+    def interrupted(*arguments, **options):
+        return []  # what `fit` returns after Ctrl-C in the first epoch
+
+    monkeypatch.setattr("experiments.distillation.fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_teacher(DISTILLED, small, "cpu", tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
 def test_teachers_are_trained_once_and_average_their_logits(small, tmp_path):
     few = replace(small, train_images=small.train_images[:300], train_labels=small.train_labels[:300])
     teacher = load_teacher(DISTILLED, few, "cpu", tmp_path)

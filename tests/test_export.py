@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.candidates import CLAIMS
 from experiments.ledger import read_ledger
 from helpers import Net
 from inference import export
 from inference.c_code import find_compiler
-from inference.trained import load_trained, trained_networks, weights_file
+from inference.trained import load_trained, trained_networks
 from tests.utils import ROOT
 from training.augmentation import normalize
 from training.checkpoint import save_weights
@@ -186,6 +185,7 @@ def test_onnx_file_with_other_logits_is_refused(quick, tmp_path, capsys, monkeyp
     monkeypatch.setattr(onnx_files, "OnnxNetwork", Wrong)
     assert export.main(["--smoke", "--repeats", "2", "--output", str(tmp_path)]) == 1
     assert "logits differ from PyTorch's by" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @needs_compiler
@@ -229,9 +229,9 @@ def test_missing_weights_and_packages_are_reported(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(export, "check_packages", lambda: None)
     assert export.main(["--smoke", "--weights", str(tmp_path / "none.safetensors")]) == 1
     assert "export: cannot read weights" in capsys.readouterr().err
-    for name in [name for name in CLAIMS if not weights_file(name).exists()][:1]:
-        assert export.main(["--smoke", "--network", name]) == 1
-        assert "export: cannot read weights" in capsys.readouterr().err
+    monkeypatch.setattr("inference.trained.TRAINED", tmp_path)
+    assert export.main(["--smoke", "--network", "below_5k"]) == 1
+    assert "export: cannot read weights" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert export.main(["--smoke"]) == 1
@@ -244,6 +244,8 @@ def test_missing_weights_and_packages_are_reported(tmp_path, capsys, monkeypatch
         (["--repeats=0"], "1 or more, not 0"),
         (["--output={file}"], "must be a folder"),
         (["--network=original"], "no trained network 'original'; there are s5, below_20k"),
+        (["--c="], "no trained network ''"),
+        (["--network="], "no trained network ''"),
         (["--c=nothing"], "no trained network 'nothing'"),
         (["--c=s5", "--all"], "--c and --all exclude each other"),
         (["--network=s5", "--record"], "--network and --record exclude each other"),

@@ -300,6 +300,32 @@ def test_a_compiler_that_fails_is_quoted_and_plain_layers_are_used(uncompiled, m
     assert not list((uncompiled / "kernels").iterdir())
 
 
+@pytest.mark.skipif(os.name != "posix", reason="requires a shell script as the compiler")
+def test_a_compiler_that_hangs_is_stopped(uncompiled, monkeypatch):
+    compiler = uncompiled / "slow"
+    compiler.write_text("#!/bin/sh\necho 'error: no licence' >&2\nexec sleep 60\n")
+    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(kernels, "TIME_LIMIT", 1)
+    with pytest.raises(CompileError, match=r"cannot compile kernels\.cpp: error: no licence"):
+        load_kernels()
+    assert not can_compile()
+
+
+@pytest.mark.parametrize("command", ["'", "''", "nothing-of-this-name"])
+def test_a_cxx_that_is_no_command_is_named(command, uncompiled, monkeypatch):
+    monkeypatch.setenv("CXX", command)
+    with pytest.raises(CompileError, match="CXX"):
+        load_kernels()
+    assert not can_compile()
+
+
+@needs_compiler
+def test_an_empty_cxx_names_no_compiler(uncompiled, monkeypatch):
+    monkeypatch.setenv("CXX", " ")
+    assert can_compile()
+
+
 @needs_compiler
 def test_kernels_are_kept_on_disk_or_compiled_elsewhere_if_that_fails(uncompiled, monkeypatch):
     load_kernels()

@@ -60,3 +60,16 @@ def test_other_layers_are_refused_by_name(layers, message):
     model(torch.zeros(1, 1, 28, 28).expand(2, 1, 28, 28))
     with pytest.raises(GraphError, match=message):
         steps_of(model)
+
+
+def test_an_addition_with_a_factor_is_refused():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.end = nn.Conv2d(1, 1, 3, padding=1), nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+        def forward(self, images):
+            return self.end(torch.add(self.conv(images), images, alpha=0.5))
+
+    with pytest.raises(GraphError, match="cannot be written as a step"):
+        steps_of(Half())

@@ -96,11 +96,12 @@ def test_identity_of_trials():
     others = [
         make_trial(1),
         make_trial(variant="net"),
+        make_trial(network="net"),
         make_trial(split="test"),
         make_trial(data="mnist"),
         make_trial() | {"recipe": recipe | {"epochs": 19}},
     ]
-    assert len({trial_key(trial) for trial in [make_trial(), *others]}) == 6
+    assert len({trial_key(trial) for trial in [make_trial(), *others]}) == 7
     assert trial_key(make_trial()) == trial_key(make_trial(time="later", commit="another", seconds=1.0, accuracy=0.0))
     # The order of a recipe's fields and 10 instead of 10.0 make no difference.
     reordered = {name: recipe[name] for name in reversed(recipe)} | {"rotation": int(recipe["rotation"])}

@@ -134,6 +134,14 @@ def test_checking_a_network_leaves_the_random_state():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_annotations_are_what_the_code_says():
+    text = """def MyNet(width: int = 10) -> nn.Module:
+    assert MyNet.__annotations__["width"] is int
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, width))
+"""
+    assert isinstance(Source("MyNet", text).build(), nn.Module)
+
+
 def test_dataclasses_and_later_annotations_work():
     text = """from __future__ import annotations
 from dataclasses import dataclass

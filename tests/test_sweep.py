@@ -34,7 +34,7 @@ def test_help_shows_no_defaults_of_the_recipe(capsys):
         sweep.main(["--help"])
     assert exit_.value.code == 0
     output = capsys.readouterr().out
-    assert "python -m experiments.sweep --variants s5,original --seeds 0-2" in output
+    assert "python -m experiments.sweep --variants s5,original --seeds 103-105" in output
     _, recipe_options = output.split("changes to each variant's recipe:")
     assert "--learning-rate" in recipe_options
     assert "default" not in recipe_options, "each variant has its own"

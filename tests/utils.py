@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from experiments.evidence import SAMPLE_TRAINED_ON, TRAINED_ON
 from experiments.ledger import LedgerWarning, read_ledger
+from experiments.legacy import NETWORKS
 from training.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +68,7 @@ def without_seconds(history: list[dict]) -> list[dict]:
 
 def make_trial(seed: int = 0, accuracy: float = 99.4, loss: float = 1.0, **changes) -> dict:
     """A line for a ledger that agrees with itself: the same `accuracy` and `loss` in every epoch, but for `changes`."""
-    recipe = Recipe(**changes.get("recipe", {}))
+    recipe, variant = Recipe(**changes.get("recipe", {})), changes.get("variant", "s5")
     on_mnist, seconds = changes.get("data") == "mnist", changes.get("seconds", 12.5)
     share = Fraction(round(accuracy * 1000), 100_000)  # of the images that are right; of a part of the sample
     images = 10_000 if on_mnist else share.denominator
@@ -78,8 +79,8 @@ def make_trial(seed: int = 0, accuracy: float = 99.4, loss: float = 1.0, **chang
     epoch = {"train_loss": 1.0, "train_accuracy": 98.0, "eval_loss": loss, "eval_accuracy": 100 * correct / images}
     epoch |= {"eval_correct": correct, "seconds": seconds / recipe.epochs}
     trial = {
-        "variant": "s5",
-        "network": "Net",
+        "variant": variant,
+        "network": NETWORKS.get(str(variant), variant),
         "source": "",
         "recipe": recipe.as_dict(),
         "seed": seed,

@@ -59,7 +59,11 @@ def can_compile() -> bool:
 @cache
 def load_kernels() -> ctypes.CDLL:
     """The compiled functions. Raises CompileError if there is no compiler or it fails, or no folder for its output."""
-    candidates = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else [[name] for name in COMPILERS]
+    own = os.environ.get("CXX", "").strip()
+    try:
+        candidates = [shlex.split(own)] if own else [[name] for name in COMPILERS]
+    except ValueError as error:
+        raise CompileError(f"$CXX is not a command, but {own!r}: {error}") from error
     compiler = next((command for command in candidates if shutil.which(command[0])), None)
     if compiler is None:
         wanted = f"{candidates[0][0]} ($CXX)" if len(candidates) == 1 else "g++ or clang++"
@@ -92,7 +96,9 @@ def _compile(command: list[str], path: Path) -> None:
     try:
         subprocess.run([*command, SOURCE, "-o", path], check=True, capture_output=True, text=True, timeout=TIME_LIMIT)
     except subprocess.SubprocessError as error:
-        lines = [*(getattr(error, "stderr", None) or "").strip().splitlines(), str(error)]
+        output = getattr(error, "stderr", None) or ""
+        output = output.decode(errors="replace") if isinstance(output, bytes) else output  # bytes after the time limit
+        lines = [*output.strip().splitlines(), str(error)]
         reason = next((line for line in lines if "error" in line), lines[0])
         raise CompileError(f"{command[0]} cannot compile {SOURCE.name}: {reason}") from error
 
