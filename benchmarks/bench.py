@@ -34,7 +34,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--output", type=output_file, default=SPEED, metavar="FILE", help="default: results/speed.json")
     add = parser.add_argument_group("time to accuracy").add_argument
     add("--seeds", type=int, default=10, metavar="N", help="number of seeds (default: 10)")
-    add("--first-seed", type=int, default=0, metavar="N", help="the smallest of them (default: 0)")
+    add("--first-seed", type=int, metavar="N", help="the smallest of them (default: the first that was never measured)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     options = parser.parse_args(arguments)
     options.only = options.only.split(",")
@@ -45,15 +45,33 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def measure(part: str, options: argparse.Namespace) -> dict:
-    """The results of one part; a smoke run takes as few measurements as possible."""
+def measure(part: str, options: argparse.Namespace, records: dict[str, dict]) -> dict:
+    """The results of one part; a smoke run takes as few measurements as possible. `records`: of all machines."""
     from benchmarks import epochs, runs
 
     if part in ACCURACY_TARGETS:
         target, variant = ACCURACY_TARGETS[part]
-        seeds = [options.first_seed + number for number in range(2 if options.smoke else options.seeds)]
+        first = unused_seed(part, records) if options.first_seed is None else options.first_seed
+        seeds = [first + number for number in range(2 if options.smoke else options.seeds)]
         return runs.time_to_accuracy(variant, target, seeds, options.device, options.smoke)
     return getattr(epochs if part in IN_EPOCHS else runs, part)(1 if options.smoke else options.repeats, options.smoke)
+
+
+def unused_seed(part: str, records: dict[str, dict]) -> int:
+    """The first seed above those of all recorded runs of a part: a test accuracy takes fresh ones."""
+    from experiments.speed_tables import accuracy_runs
+
+    return 1 + max(
+        (max(run["seeds"]) for record in records.values() for run in accuracy_runs(record, part)), default=-1
+    )
+
+
+def update(results: dict, part: str, measured: dict) -> None:
+    """Record what was measured. A test accuracy that it replaces stays in the record, under "earlier"."""
+    if part in ACCURACY_TARGETS and part in results:
+        replaced = results[part]
+        measured = measured | {"earlier": [*replaced.pop("earlier", []), replaced]}
+    results[part] = measured
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,9 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
         results = records.setdefault(machine(environment()), {})  # other machines' records stay as they are
         for part in options.only:
             print(f"{part} …", flush=True)
-            measured = measure(part, options)
+            measured = measure(part, options, records)
             if measured and not options.smoke:  # without a GPU, its part measures nothing
-                results[part] = {"environment": environment(), **measured}
+                update(results, part, {"environment": environment(), **measured})
                 with atomic_path(options.output) as temporary:
                     temporary.write_text(json.dumps(records, indent=1) + "\n")
     except (DataError, OSError, ValueError) as error:

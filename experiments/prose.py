@@ -11,6 +11,7 @@ import ast
 import inspect
 import json
 import re
+import statistics
 from collections.abc import Callable, Iterator
 from functools import cache
 
@@ -18,7 +19,7 @@ import torch
 
 from analysis.statistics import CLAIMED_ACCURACY, wilson_interval
 from experiments.evidence import IMAGES, TRAINED_ON
-from experiments.goals import BUDGETS, GOALS, find_claims
+from experiments.goals import BUDGETS, GOALS, SIGNIFICANCE, find_claims
 from experiments.ledger import select
 from experiments.pages import shown_trial
 from experiments.tables import COLLAPSED, current_trials
@@ -119,6 +120,22 @@ def _earlier_recipe(choose: Callable) -> Numbers:
     return seeds
 
 
+def _mean(trials: list[dict]) -> str:
+    return f"{statistics.mean(trial['accuracy'] for trial in trials):.3f}"
+
+
+def _below_8k(number: Callable[[list[dict], list[dict]], float | str]) -> Numbers:
+    """A number of the test trials of `below_8k`: `number` takes the short ones and the long ones, oldest first."""
+
+    def numbers(trials: list[dict]) -> set:
+        tested = select(trials, variant="below_8k", split="test")
+        most = max((trial["epochs"] for trial in tested), default=0)
+        short, long = ([trial for trial in tested if (trial["epochs"] == most) == is_long] for is_long in (False, True))
+        return {number(short, long)} if short else set()
+
+    return numbers
+
+
 def _first_epochs_at_the_claim(trials: list[dict]) -> set[int]:
     """The epochs in which runs of the original recipe first reach the claimed accuracy on the test set."""
     curves = [trial["curve"] for trial in select(trials, variant="original", split="test")]
@@ -164,6 +181,17 @@ STATEMENTS: dict[str, Numbers] = {
     r"Wilson (\d+)%": always(CONFIDENCE),
     r"from seeds (\d+)–\d+ before Muon": _earlier_recipe(min),
     r"from seeds \d+–(\d+) before Muon": _earlier_recipe(max),
+    r"a mean above ([\d.]+)% \(p < ([\d.]+)\)": always(f"{CLAIMED_ACCURACY:g}", f"{SIGNIFICANCE:g}"),
+    r"no seed below ([\d.]+)%": always(f"{GOALS[0].lowest:.2f}"),
+    r"seeds: ([\d.]+)%, ([\d.]+)% and ([\d.]+)% had been reached": always("99.60", "99.50", "99.45"),
+    r"reached, ([\d.]+)% and ([\d.]+)% missed": always("99.25", "99.00"),
+    r"also frozen with (\d+) epochs": _below_8k(lambda short, long: long[0]["epochs"]),
+    r"after its first test seed \(([\d.]+)%\)": _below_8k(lambda short, long: f"{long[0]['accuracy']:.2f}"),
+    r"went back to (\d+)": _below_8k(lambda short, long: short[0]["epochs"]),
+    r"five test seeds \(mean ([\d.]+)%\)": _below_8k(lambda short, long: _mean(short[:5])),
+    r"without it the mean is ([\d.]+)%": lambda trials: {
+        _mean(select(trials, variant="below_20k", split="test")[:10] or [{"accuracy": 0}])
+    },
     r"batches of (\d+)": always(ORIGINAL.batch_size),
     r"measured on ([\d,]+) images": constant("PART_OF_AN_EPOCH"),
     r"and scaled to ([\d,]+)\b": always(TRAINED_ON["test"]),

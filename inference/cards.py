@@ -126,6 +126,7 @@ def card(name: str, trials: list[dict], record: dict) -> str:
     if not noise_is_unknown(accuracies):
         deviation, interval = statistics.stdev(accuracies), interval_text(accuracies)
         spread = f", standard deviation {deviation:.2f}, 95% interval {interval}%"
+    best = f", by chance the best of {len(claims)}" if len(claims) > 1 and own["accuracy"] == max(accuracies) else ""
     own_low, own_high = wilson_interval(record["correct"], total)
     changes = {(row["change"], row["amount"]): row for row in record["changes"]}
     changed = "\n".join(
@@ -144,8 +145,8 @@ A small convolutional network that reads one handwritten digit, 0 to 9, in an im
 | Trained on | MNIST, all 60,000 training images; {training_in_words(recipe)} |
 | Accuracy of this recipe | {mean:.2f}% of the 10,000 test images, mean of {plural(len(claims), "seed")}{spread} |
 | Accuracy of this file | {100 * record["correct"] / total:.2f}% ({record["correct"]:,} of {total:,}, 95% interval \
-{own_low:.2f}–{own_high:.2f}%); seed {own["seed"]}, the first whose weights were kept, whatever its accuracy; last \
-epoch |
+{own_low:.2f}–{own_high:.2f}%); seed {own["seed"]}, the first whose weights were kept, whatever its accuracy{best}; \
+last epoch |
 
 **Use.** `python -m inference.predict --network {name} photo.jpg` also [prepares](../../inference/preprocessing.py)
 photos as MNIST was made. The network's input, `images` in the ONNX file, is float32 (N, 1, 28, 28), NCHW: a white digit
@@ -177,7 +178,8 @@ def training_in_words(recipe) -> str:
         f"{recipe.optimizer} {recipe.learning_rate:g}",
     ]
     words.append(f"{recipe.schedule} schedule")
-    words += ["augmented"] if recipe.augments else ["not augmented"]
+    last = f", but for the last {recipe.epochs_without_augmentation}" if recipe.epochs_without_augmentation else ""
+    words += [f"augmented{last}"] if recipe.augments else ["not augmented"]
     words += [f"averaged weights ({recipe.ema_decay:g})"] if recipe.ema_decay else []
     if recipe.teacher:
         many = f"{recipe.teachers} teachers" if recipe.teachers > 1 else "a teacher"

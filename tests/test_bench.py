@@ -53,7 +53,7 @@ def test_bad_arguments_are_reported_in_one_line(arguments, message, capsys):
 @pytest.fixture
 def measured(monkeypatch):
     """Replaces the measurements: `measure` returns the part's name."""
-    monkeypatch.setattr(bench, "measure", lambda part, options: {"part": part})
+    monkeypatch.setattr(bench, "measure", lambda part, options, records: {"part": part})
 
 
 def test_measured_parts_are_written_and_the_others_kept(measured, tmp_path):
@@ -68,6 +68,19 @@ def test_measured_parts_are_written_and_the_others_kept(measured, tmp_path):
     assert results["memory"] == {"peak MB": 1}
     assert results["start"]["part"] == "start"
     assert results["epoch"]["environment"]["cores"] >= 1
+
+
+def test_a_test_accuracy_that_is_measured_again_is_kept():
+    results = {"start": {"median": 1}}
+    for measured in ({"seeds": [0, 1]}, {"seeds": [20, 21]}, {"seeds": [4, 5]}):
+        bench.update(results, "to 99.0%", measured)
+    bench.update(results, "start", {"median": 2})
+    assert results == {
+        "start": {"median": 2},
+        "to 99.0%": {"seeds": [4, 5], "earlier": [{"seeds": [0, 1]}, {"seeds": [20, 21]}]},
+    }
+    assert bench.unused_seed("to 99.0%", {"one machine": results, "another": {}}) == 22
+    assert bench.unused_seed("to 99.4%", {"one machine": results}) == 0
 
 
 def test_smoke_run_writes_nothing(measured, tmp_path):
@@ -85,7 +98,7 @@ def test_damaged_results_are_reported_and_kept(measured, tmp_path, capsys):
 
 def test_smoke_run_measures_the_start():
     options = bench.parse_arguments(["--smoke"])
-    assert bench.measure("start", options)["main.py --help"]["median"] > 0
+    assert bench.measure("start", options, {})["main.py --help"]["median"] > 0
 
 
 def test_every_part_has_a_measurement():

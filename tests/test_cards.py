@@ -55,7 +55,7 @@ def test_what_is_missing_is_reported(trials, monkeypatch, capsys):
             cards.card(*arguments)
     monkeypatch.setattr(cards, "read_records", dict)
     assert cards.main(["--check"]) == 1
-    assert capsys.readouterr().err.startswith("cards: s5 was not measured") or len(trained_networks()) > 1
+    assert re.match(r"cards: \w+ was not measured", capsys.readouterr().err)
 
 
 def test_check_reports_an_outdated_card_and_writes_nothing(tmp_path, monkeypatch, capsys):
