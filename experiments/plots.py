@@ -58,6 +58,7 @@ SIDES = [  # of a label at its point, the preferred first: offset in points, hor
     ((6, 24), "left", "bottom"),
     ((0, -18), "center", "top"),
 ]
+FAR = 14.5  # points
 
 
 @styled()
@@ -219,7 +220,11 @@ def _label_points(axes, texts, points, front, threshold):
             else np.inf
             for box in boxes
         ]
-        taken.append(_place(label, anchors, *SIDES[np.argmin(covered)]).padded(3))
+        side = SIDES[np.argmin(covered)]
+        taken.append(_place(label, anchors, *side).padded(3))
+        if np.hypot(*side[0]) > FAR:  # a line to the point, which else could be taken for another one's
+            line = {"arrowstyle": "-", "linestyle": ":", "color": colour, "shrinkA": 0, "shrinkB": 2}
+            axes.annotate("", label.xy, label.xyann, textcoords="offset points", arrowprops=line, zorder=5)
 
 
 def _place(label, anchors, offset, horizontal, vertical):
