@@ -202,7 +202,6 @@ def fit(
         state.resume(checkpoint)
     last_complete = state.capture()
     evaluated = state.average or model
-
     try:
         for number in range(len(state.history) + 1, recipe.epochs + 1):
             start = time.perf_counter()
@@ -252,8 +251,9 @@ def fit(
         kept = f"the state after epoch {complete} is kept" if complete else "the model is as it was before training"
         problem = f"the loss stopped being finite in epoch {complete + 1}; {kept}"
         raise DivergenceError(f"{problem}. Try a smaller learning rate than {recipe.learning_rate}.") from error
-    if state.average is not None:
-        model.load_state_dict(state.average.module.state_dict())
+    finally:
+        if state.average is not None:
+            model.load_state_dict(state.average.module.state_dict())
     return state.history
 
 

@@ -84,7 +84,7 @@ def compare(
     shared = {"split": "validation", "sample": sample, "device": device, "precision": precision}
     requested = [
         {"variant": each.reference, "seed": seed, "changes": recipe, "note": note, **shared}
-        for seed in seeds
+        for seed in dict.fromkeys(seeds)
         for (each, recipe), note in zip(sides, notes, strict=True)
     ]
     failed, trials = run_and_collect(requested, ledger, workers)

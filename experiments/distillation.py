@@ -84,7 +84,7 @@ def _trained(variant: str, seed: int, data: MnistData, device: str, folder: Path
     architecture, recipe = KNOWN[variant].build, KNOWN[variant].recipe
     if SMOKE or data.source == "sample":
         recipe = recipe.for_smoke()
-    content = json.dumps([variant, recipe.as_dict(), seed, str(data)], sort_keys=True)
+    content = json.dumps([variant, KNOWN[variant].network_name, recipe.as_dict(), seed, str(data)], sort_keys=True)
     path = folder / f"{variant}-{data.split}-{seed}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     device = pick_device(device)

@@ -61,14 +61,15 @@ def is_sound(trial: dict) -> bool:
             and trial["split"] in SPLITS
             and trial["data"] in DATA
             and trial["precision"] in PRECISIONS
-            and _is_recipe(frozenset(recipe.items()))
+            and _is_recipe(frozenset(recipe.items()), tuple(map(type, recipe.values())))
         )
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return False
 
 
 @lru_cache  # many trials share a recipe
-def _is_recipe(items: frozenset) -> bool:
+def _is_recipe(items: frozenset, types: tuple) -> bool:
+    """Whether a recipe has no fault; with the types, because 20 and 20.0 are equal and only one of them is right."""
     return not _recipe_faults(dict(items))
 
 

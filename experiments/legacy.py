@@ -143,5 +143,7 @@ def modernize(trial: dict) -> dict:
         trial = {"precision": precision, "source": ""} | trial | {"recipe": recipe}
     variant = trial.get("variant")
     if isinstance(variant, str) and variant in NETWORKS and "network" not in trial:
-        trial["network"] = EARLIER_NETWORKS.get((variant, trial.get("parameters")), NETWORKS[variant])
+        size = trial.get("parameters")
+        earlier = EARLIER_NETWORKS.get((variant, size)) if isinstance(size, int) else None
+        trial["network"] = earlier or NETWORKS[variant]
     return trial

@@ -40,22 +40,29 @@ def run_locally(trials: list[dict], ledger: str | Path, run: Callable[..., dict]
     failed = deaths = 0  # deaths in succession
     with deferred_interrupt() as interrupted, tqdm(total=len(trials), unit="trial") as bar:
 
+        def report_failure(trial: dict, error: Exception) -> None:
+            nonlocal failed
+            failed += 1
+            tqdm.write(f"{trial_name(trial)}: FAILED, {type(error).__name__}: {error}")
+
         def record(trial: dict, future: Future) -> None:
-            nonlocal failed, deaths
+            nonlocal deaths
+            finished = []
             try:
                 result = future.result()
                 finished = result if isinstance(result, list) else [result]
-                for line in finished:
-                    append_trial(line, ledger)
             except BrokenProcessPool:
                 raise
             except Exception as error:
-                failed += 1
-                tqdm.write(f"{trial_name(trial)}: FAILED, {type(error).__name__}: {error}")
-            else:
-                for line in finished:
-                    name = trial_name(trial | {"seed": line["seed"]})
-                    tqdm.write(f"{name}: {line['accuracy']:.2f}%, {line['seconds']:.0f} s")
+                report_failure(trial, error)
+            for line in finished:  # each for itself: one that is refused must not take the others with it
+                one = trial | {"seed": line["seed"]}
+                try:
+                    append_trial(line, ledger)
+                except (OSError, ValueError) as error:
+                    report_failure(one, error)
+                else:
+                    tqdm.write(f"{trial_name(one)}: {line['accuracy']:.2f}%, {line['seconds']:.0f} s")
             deaths = 0
             bar.update()
 

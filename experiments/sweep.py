@@ -83,7 +83,7 @@ def sweep(
     ]
     failed, keys = run_missing(requested, ledger, dry_run=dry_run, **where)
     if not dry_run and len(keys) > failed:
-        print(summary(keys, ledger))
+        print(summary(keys, ledger, precision))
     return failed
 
 
@@ -144,7 +144,7 @@ def run_missing(
     if dry_run:
         print("\n".join(f"  {trial_name(trial)}" for trial in todo))
         work = [(variant_name(trial), planned_recipe(trial["variant"], trial["changes"]).epochs) for trial in todo]
-        print(estimate(work, recorded, at_once if ray is None else workers))
+        print(estimate(work, select(recorded, data=source), at_once if ray is None else workers))
     if dry_run or not todo:
         return 0, keys
     if folder is not None:
@@ -245,13 +245,13 @@ def estimate(work: list[tuple[str, int]], trials: list[dict], workers: int | Non
     return f"about {minutes / workers:.0f} minutes with {workers} at a time{without}"
 
 
-def summary(keys: list[tuple], ledger: str | Path) -> str:
-    """A table of the recorded trials with these keys (see `ledger.trial_key`), one row per variant."""
+def summary(keys: list[tuple], ledger: str | Path, precision: str = "auto") -> str:
+    """A table of the recorded trials with these keys (`ledger.trial_key`) and precision, one row per variant."""
     import pandas as pd
 
     variants = dict.fromkeys(key[0] for key in keys)
     wanted = set(keys)
-    found = {key: trial for trial in read_ledger(ledger) if (key := trial_key(trial)) in wanted}
+    found = {key: trial for trial in read_precision(precision, ledger) if (key := trial_key(trial)) in wanted}
     rows = []
     for variant in variants:
         accuracies = [trial["accuracy"] for trial in found.values() if trial["variant"] == variant]

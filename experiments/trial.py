@@ -17,7 +17,7 @@ from experiments.distillation import distillation_loss, load_teacher
 from experiments.source import Source
 from experiments.variants import Variant
 from experiments.vectorized import fit_vectorized
-from helpers import build, fit, mistakes, predict
+from helpers import build, evaluate, fit, mistakes, predict
 from training.checkpoint import save_weights
 from training.cpu import threads_for_idle_cores
 from training.device import pick_device, pick_precision
@@ -93,7 +93,10 @@ def run_trials(
     start = time.perf_counter()
     models, histories = fit_vectorized(known.build, data, recipe, seeds, device, precision=origin["precision"])
     seconds = (time.perf_counter() - start) / len(seeds)
-    for seed, model in zip(seeds, models, strict=True):
+    for seed, model, history in zip(seeds, models, histories, strict=True):
+        loss, correct = evaluate(model, data.eval_images, data.eval_labels)  # alone, as for the mistakes: rounding
+        history[-1] |= {"eval_loss": loss, "eval_correct": correct}
+        history[-1]["eval_accuracy"] = 100 * correct / len(data.eval_labels)
         _save_weights(model, known, seed, data, weights)
     return [
         _line(known, recipe, seed, data, model, history, seconds, origin)

@@ -1,7 +1,8 @@
 """Trains one architecture from several seeds at once, with the networks' tensors stacked and vectorised by `vmap`.
 
 A network this small leaves most of a GPU idle, so many at once take little longer than one. Each network gets the
-batches and the augmentation that `helpers.fit` would draw for its seed; the results are equal up to rounding.
+batches and the augmentation that `helpers.fit` would draw for its seed; the results are equal up to rounding, but for
+dropout, whose masks depend on the seeds that are trained together.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from helpers import DivergenceError, build
 from training.augmentation import augment_by, draw, normalize
-from training.device import autocast, compile_model, eval_batch_size, pick_device, pick_precision
+from training.device import autocast, eval_batch_size, pick_device, pick_precision
 from training.mnist import MnistData
 from training.optimizers import make_optimizer, make_scheduler, moving_average
 from training.recipe import Recipe
@@ -34,7 +35,7 @@ class Stack(nn.Module):
         super().__init__()
         parameters, buffers = stack_module_state(models)
         for name, tensor in parameters.items():
-            self.register_parameter(_flat(name), nn.Parameter(tensor.detach()))
+            self.register_parameter(_flat(name), nn.Parameter(tensor.detach(), tensor.requires_grad))
         for name, tensor in buffers.items():
             self.register_buffer(_flat(name), tensor)
         self.names = [*parameters, *buffers]
@@ -78,14 +79,13 @@ def fit_vectorized(
     recipe: Recipe,
     seeds: list[int],
     device: str = "auto",
-    compile: bool = False,
     precision: str = "auto",
 ) -> tuple[list[nn.Module], list[list[dict]]]:
     """Train `architecture` from all `seeds` at once; return the models and their histories (see `helpers.fit`).
 
-    An epoch's seconds are those of all networks divided by their number. `compile`: train a compiled model. Raises
-    ValueError for missing or repeated seeds, a recipe with a teacher, or an unknown device or precision, and
-    DivergenceError, naming the seeds, when a loss is not finite.
+    An epoch's seconds are those of all networks divided by their number. Raises ValueError for missing or repeated
+    seeds, a recipe with a teacher, or an unknown device or precision, and DivergenceError, naming the seeds, when a
+    loss is not finite.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be one or more different numbers, not {seeds}")
@@ -97,12 +97,11 @@ def fit_vectorized(
     models = [build(architecture, seed).to(device) for seed in seeds]
     stack = Stack(models)
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-    optimizer = make_optimizer(stack.parameters(), recipe)
+    optimizer = make_optimizer(stack.parameters(), recipe, stacked=True)
     per_batch = recipe.schedule_every == "batch"
     scheduler = make_scheduler(optimizer, recipe, len(data.train_images))
     average = moving_average(stack, recipe.ema_decay) if recipe.ema_decay else None
     evaluated = stack if average is None else average.module
-    forward = compile_model(stack, device, compile)
 
     histories: list[list[dict]] = [[] for _ in seeds]
     for epoch in range(1, recipe.epochs + 1):
@@ -116,7 +115,7 @@ def fit_vectorized(
             targets = data.train_labels[batch]
             inputs = _augment_each(data.train_images[batch], recipe.in_epoch(epoch), generators)
             with autocast(device, precision):
-                logits = forward(inputs).float()
+                logits = stack(inputs).float()
             losses = _losses(logits, targets, recipe.label_smoothing)
             optimizer.zero_grad()
             losses.sum().backward()  # a network's gradients depend on its own loss only

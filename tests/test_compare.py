@@ -55,6 +55,12 @@ def test_both_are_trained_by_the_recipe_of_the_second(stood_in):
     assert recipes == [Recipe(epochs=3).as_dict()] * 2
 
 
+def test_a_seed_that_is_given_twice_counts_once(stood_in):
+    result = compare.compare("conv 8 / 8 gap", "s5", [100, 100], device="cpu", workers=1, ledger=stood_in)
+    assert list(result.table["Seeds"]) == [1, 1]
+    assert len(read_strictly(stood_in)) == 2
+
+
 def test_of_fewer_epochs_the_same_share_is_without_augmentation(stood_in):
     compare.compare("s5", "below_2k", [100], {"epochs": 10}, device="cpu", workers=1, ledger=stood_in)
     own = {"own_changes": {"epochs": 5}, "device": "cpu", "workers": 1, "ledger": stood_in}

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import helpers
+from experiments.candidates import KNOWN
 from experiments.distillation import Ensemble, distillation_loss, load_teacher, soft_divergence
 from tests.utils import SHORT, assert_same_weights, fit
 from training.augmentation import normalize
@@ -54,7 +55,7 @@ def test_an_interrupted_teacher_is_not_stored(small, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_teachers_are_trained_once_and_average_their_logits(small, tmp_path):
+def test_teachers_are_trained_once_and_average_their_logits(small, tmp_path, monkeypatch):
     few = replace(small, train_images=small.train_images[:300], train_labels=small.train_labels[:300])
     teacher = load_teacher(DISTILLED, few, "cpu", tmp_path)
     files = sorted(tmp_path.glob("*.safetensors"))
@@ -72,6 +73,10 @@ def test_teachers_are_trained_once_and_average_their_logits(small, tmp_path):
     fewer = replace(small, train_images=small.train_images[:200], train_labels=small.train_labels[:200])
     load_teacher(DISTILLED, fewer, "cpu", tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) == 4, "other images need other teachers"
+    changed = replace(KNOWN["budget_1k"], network="conv 3 3 / 4 6 / 7 gap dropout 0.1")
+    monkeypatch.setitem(KNOWN, "budget_1k", changed)
+    load_teacher(DISTILLED, fewer, "cpu", tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 6, "another network is another teacher"
     with pytest.raises(KeyError, match="nobody"):
         load_teacher(replace(DISTILLED, teacher="nobody"), few, "cpu", tmp_path)
 

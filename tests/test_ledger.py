@@ -159,6 +159,14 @@ def test_a_last_line_without_newline_is_complete(path):
             "line 2 is no trial, its variant, .* precision is not of the right kind",
         ),
         (json.dumps(make_trial(variant=["s5"])).encode(), "line 2 is no trial, its variant"),
+        (
+            json.dumps({k: v for k, v in make_trial(parameters=[1]).items() if k != "network"}).encode(),
+            "line 2 contradicts itself: parameters must be",
+        ),
+        (
+            json.dumps(make_trial(2) | {"recipe": Recipe().as_dict() | {"epochs": 20.0}}).encode(),
+            "line 2 contradicts itself: recipe",
+        ),
     ],
 )
 def test_an_invalid_line_is_named_and_left_out(path, line, message):

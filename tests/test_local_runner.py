@@ -48,6 +48,20 @@ def test_a_trial_that_raises_is_reported_and_the_others_continue(tmp_path, capsy
     assert "4/4" in output.err, "the progress bar"
 
 
+def one_of_them_wrong(variant: str, seeds: list[int], **files: str) -> list[dict]:
+    """A replacement for `run_trials`: the line of the first seed contradicts itself."""
+    return [make_trial(seed, **({"best_accuracy": 1.0} if seed == seeds[0] else {})) for seed in seeds]
+
+
+def test_a_line_that_is_refused_does_not_take_the_others_of_its_group_with_it(tmp_path, capsys):
+    path = tmp_path / "ledger.jsonl"
+    assert run_locally([{"variant": "s5", "seeds": [4, 5, 6]}], path, one_of_them_wrong) == 1
+    assert [trial["seed"] for trial in read_strictly(path)] == [5, 6]
+    output = capsys.readouterr().out
+    assert "s5, seed 4: FAILED, ValueError: " in output
+    assert "s5, seed 5: 99.40%" in output
+
+
 def test_a_dead_worker_costs_its_own_trial_only(tmp_path, capsys):
     """With two at a time another trial is running when it dies; that one is run again."""
     path = tmp_path / "ledger.jsonl"

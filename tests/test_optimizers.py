@@ -41,6 +41,14 @@ def test_convolutions_keep_their_norm_and_change_by_the_learning_rate():
     assert (after - before).norm() == pytest.approx(0.1 * before.norm().item(), rel=0.1)
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+def test_five_dimensions_are_a_convolution_in_a_stack_only(stacked):
+    for dimensions, is_convolution in ((4, not stacked), (5, stacked)):
+        parameter = nn.Parameter(torch.ones([2] * dimensions))
+        (group,) = Muon([parameter], 0.1, 0.1, 0.9, stacked=stacked).param_groups
+        assert group["orthogonal"] == is_convolution
+
+
 @pytest.mark.parametrize("weight", [torch.ones(6, 2, 3, 3), torch.zeros(6, 2, 3, 3)], ids=["ones", "zeros"])
 def test_a_zero_gradient_leaves_the_weights_unchanged(weight):
     model = nn.Conv2d(2, 6, 3)

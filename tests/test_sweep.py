@@ -213,6 +213,25 @@ def test_the_summary_counts_and_averages_the_requested_trials(tmp_path):
     assert row.split() == ["s5", "2", "of", "3", "99.375", "99.250"]
 
 
+def test_the_summary_is_of_the_requested_precision(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    for precision, accuracy in (("float32", 99.25), ("bfloat16", 99.5)):
+        ledger.append_trial(make_trial(accuracy=accuracy, precision=precision), path)
+    requested = [ledger.trial_key(make_trial())]
+    assert sweep.summary(requested, path, "float32").split()[-1] == "99.250"
+    assert sweep.summary(requested, path, "bfloat16").split()[-1] == "99.500"
+
+
+def test_the_time_on_mnist_is_not_estimated_from_the_sample(tmp_path, capsys):
+    path = tmp_path / "ledger.jsonl"
+    ledger.append_trial(make_trial(seconds=20.0), path)
+    sweep.sweep(["s5"], [0], sample=True, device="cpu", ledger=path, dry_run=True)
+    sweep.sweep(["s5"], [1], sample=True, device="cpu", ledger=path, dry_run=True)
+    assert "about 0 minutes" in capsys.readouterr().out
+    sweep.sweep(["s5"], [1], device="cpu", ledger=path, dry_run=True)
+    assert "no estimate: the ledger has no trial of s5" in capsys.readouterr().out
+
+
 # --- How they are run -------------------------------------------------------------------------------------------------
 
 

@@ -15,11 +15,11 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # five steps bring singular values to
 TINY = 1e-7  # instead of a division by zero, where a layer is dead
 
 
-def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser over all of a model's parameters."""
+def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe, stacked: bool = False) -> torch.optim.Optimizer:
+    """The recipe's optimiser over all of a model's parameters; `stacked`: of several networks (see `Muon`)."""
     settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "muon":
-        return Muon(parameters, sgd_lr=recipe.sgd_learning_rate, momentum=recipe.momentum, **settings)
+        return Muon(parameters, sgd_lr=recipe.sgd_learning_rate, momentum=recipe.momentum, stacked=stacked, **settings)
     if recipe.optimizer == "sgd":
         momentum = {"momentum": recipe.momentum, "nesterov": recipe.nesterov and recipe.momentum > 0}
         return torch.optim.SGD(parameters, **settings, **momentum)
@@ -53,8 +53,8 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
 class Muon(torch.optim.Optimizer):
     """Muon for convolutions, SGD with Nesterov momentum for everything else: BatchNorm, biases, linear layers.
 
-    Parameters of four dimensions (outputs, inputs, height, width) count as convolutions; more dimensions in front
-    stack the convolutions of several networks (`experiments/vectorized.py`). The gradient with momentum is flattened
+    Parameters of four dimensions (outputs, inputs, height, width) count as convolutions; with `stacked`, those of five,
+    of which the first is the network (`experiments/vectorized.py`). The gradient with momentum is flattened
     to a matrix (outputs, inputs × height × width) and replaced by the nearest matrix with orthonormal rows or columns,
     so that no direction dominates. Weights keep their initial norm: after a convolution that BatchNorm follows, the
     output does not depend on it, so it would only change the effective rate. What starts at zero is trained by SGD.
@@ -66,10 +66,16 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: Iterable[Tensor], lr: float, sgd_lr: float, momentum: float, weight_decay: float = 0.0
+        self,
+        parameters: Iterable[Tensor],
+        lr: float,
+        sgd_lr: float,
+        momentum: float,
+        weight_decay: float = 0.0,
+        stacked: bool = False,
     ):
         parameters = list(parameters)
-        convolutions = [parameter for parameter in parameters if parameter.dim() >= 4 and parameter.any()]
+        convolutions = [each for each in parameters if each.dim() == 4 + stacked and each.any()]
         others = [each for each in parameters if all(each is not convolution for convolution in convolutions)]
         groups = [
             {"params": convolutions, "lr": lr, "orthogonal": True, "weight_decay": 0.0},
