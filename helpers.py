@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 from training.augmentation import augment, normalize
 from training.checkpoint import TrainingState, save_checkpoint
+from training.checks import check_training
 from training.cpu import keep_freed_memory, threads_for_idle_cores
 from training.device import autocast, compile_model, eval_batch_size, pick_device, pick_precision, use_channels_last
-from training.mnist import MnistData
+from training.mnist import MnistData, check_images, check_labelled
 from training.recipe import Recipe, check_seed
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (inputs, logits, labels) → mean loss; inputs for distillation
@@ -142,7 +143,8 @@ def cross_entropy(recipe: Recipe) -> Loss:
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, int]:
-    """Mean cross-entropy per image and number of correct predictions, for uint8 images (N, 28, 28)."""
+    """Mean cross-entropy per image and number of correct predictions, for data as in `MnistData`, else ValueError."""
+    check_labelled(images, labels)
     model.eval()
     use_channels_last(model)
     loss_sum = torch.zeros((), device=images.device)
@@ -184,12 +186,11 @@ def fit(
     Ctrl-C ends the run at the last complete epoch. `progress`: True prints each epoch; a function gets the history.
 
     Raises DivergenceError (the model is set back likewise), CheckpointError, CompileError, and ValueError for any
-    option that makes no sense, such as a recipe with a teacher but no `loss`.
+    argument that makes no sense, such as a network of other logits or a recipe with a teacher but no `loss`.
     """
     if type(eval_every) is not int or eval_every < 1:
         raise ValueError(f"eval_every must be 1 or more epochs, not {eval_every!r}")
-    if recipe.teacher and loss is None:
-        raise ValueError(f"to learn from {recipe.teacher!r}, pass loss=distillation_loss(teacher, recipe)")
+    check_training(model, data, recipe, loss)
     device = pick_device(device)
     precision = pick_precision(precision, device)
     data, model = data.to(device), model.to(device)
@@ -275,9 +276,7 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
 
     `inference.predict.read("photo.jpg")[None]` is one such image. Raises ValueError for anything else.
     """
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != (28, 28):
-        found = f"{images.dtype} {tuple(images.shape)}" if hasattr(images, "shape") else type(images).__name__
-        raise ValueError(f"images must be uint8 (N, 28, 28), not {found}; inference.predict.read makes one from a file")
+    check_images(images)
     model.eval()
     use_channels_last(model)  # loaded weights then give the trained model's predictions bit for bit
     device = next(model.parameters()).device

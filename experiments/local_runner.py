@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import ModuleType
 
 from tqdm import tqdm
 
@@ -23,7 +24,7 @@ from training.command_line import plural
 
 DIED = "A worker process died (killed, or out of memory?)"
 MAX_DEATHS = 5  # of worker processes in succession, after which the trials that are left are not tried
-RERUN = "Finished trials are in the ledger; run the same command again for the others."
+RERUN = "Finished trials are in the ledger: the same command, run again, runs the others only."
 
 
 def run_locally(trials: list[dict], ledger: str | Path, run: Callable[..., dict], workers: int = 1) -> int:
@@ -106,7 +107,8 @@ def _run_in_pool(
             while waiting and not lost and len(running) < workers:
                 trial = waiting.popleft()
                 try:
-                    running[pool.submit(run, **arguments(trial))] = trial
+                    with _no_main_module():
+                        running[pool.submit(run, **arguments(trial))] = trial
                 except BrokenProcessPool:
                     lost.append(trial)
             finished, _ = futures.wait(running, timeout=0.2, return_when=futures.FIRST_COMPLETED)
@@ -117,6 +119,20 @@ def _run_in_pool(
                 except BrokenProcessPool:
                     lost.append(trial)
     return lost
+
+
+@contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Let processes that start meanwhile not run the program's file again, which may be a script without a guard.
+
+    They need nothing of it: what they call is in a module, and a network of one's own is text.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _report(message: str) -> None:

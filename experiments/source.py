@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import itertools
 import linecache
 import sys
 import textwrap
@@ -23,8 +24,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from experiments.networks import NetworkError
+from training.checks import LAZY, logits_fault
+from training.files import ROOT
 
-IMAGES, CLASSES = (2, 1, 28, 28), 10  # what a network is tried on
+COUNTS = (2, 3)  # images that a network is tried on
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,9 @@ class Source:
         except NetworkError:
             raise
         except (Exception, SystemExit) as error:  # anything, it is the user's code
-            hint = "; import and define all it needs in the same class, function or file" * isinstance(error, NameError)
+            hint = "; import and define all it needs in the same class, function or file" * isinstance(
+                error, NameError | ImportError
+            )
             raise NetworkError(f"{self.function} cannot be built: {_describe(error, file)}{hint}") from error
         if not isinstance(network, nn.Module):
             raise NetworkError(f"{self.function}() must return an nn.Module, not {type(network).__name__}")
@@ -70,9 +75,7 @@ def from_file(place: str) -> Source:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise NetworkError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    source = Source(function, text)
-    source.build()
-    return source
+    return _checked(Source(function, text))
 
 
 def from_object(network: Callable[[], nn.Module]) -> Source:
@@ -86,8 +89,24 @@ def from_object(network: Callable[[], nn.Module]) -> Source:
         raise NetworkError(f"the code of {name or network!r} is not available: write it in a cell or a file") from error
     if not name.isidentifier():
         raise NetworkError(f"a network must be a class or function with a name, not {name or type(network).__name__}")
-    source = Source(name, text)
+    return _checked(Source(name, text))
+
+
+def _checked(source: Source) -> Source:
+    """The source, if it can be built and imports installed packages only. Raises NetworkError.
+
+    A module beside it would not be part of the text, so that a change of it would not make another network.
+    """
     source.build()
+    folders = {Path.cwd(), ROOT}
+    for node in ast.walk(ast.parse(source.text)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        for name in {name.partition(".")[0] for name in names}:
+            file = Path(getattr(sys.modules.get(name), "__file__", None) or "/")
+            if folders & {file.parent, file.parent.parent}:
+                wanted = "a network's code must contain all that it needs or import it from installed packages"
+                raise NetworkError(f"{source.function} imports {name}, a file of yours: {wanted}")
     return source
 
 
@@ -109,19 +128,40 @@ def check_network(build: Callable[[], nn.Module], name: str) -> None:
     """Raise NetworkError unless the network takes images (N, 1, 28, 28), returns logits (N, 10) and can be trained."""
     with torch.random.fork_rng(devices=[]):
         network = build()
-        for mode in (False, True):
+        for mode, count in itertools.product((False, True), COUNTS):
+            images = torch.randn(count, 1, 28, 28)
             try:
-                logits = network.train(mode)(torch.zeros(IMAGES))
+                logits = network.train(mode)(images)
             except (Exception, SystemExit) as error:  # anything, it may be the user's code
-                raise NetworkError(f"{name} cannot take images of shape {IMAGES}: {_describe(error)}") from error
-            expected = (IMAGES[0], CLASSES)
-            found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-            if found != expected:
-                raise NetworkError(f"{name} must return logits of shape (N, {CLASSES}); for {IMAGES} it gave {found}")
+                raise NetworkError(f"{name} cannot take images {tuple(images.shape)}: {_describe(error)}") from error
+            if fault := logits_fault(logits, count):
+                raise NetworkError(f"{name} {fault}")
+        if any(map(is_lazy, build().parameters())):
+            raise NetworkError(f"{name} has {LAZY}")
         if not any(parameter.requires_grad for parameter in network.parameters()):
             raise NetworkError(f"{name} has no parameters to train")
-        if any(map(is_lazy, build().parameters())):
-            raise NetworkError(f"{name} has lazy layers, whose sizes are unknown before the first image: state them")
+        if not logits.isfinite().all():
+            raise NetworkError(f"{name} gives logits that are not finite for random images")
+        if not logits.requires_grad:
+            raise NetworkError(f"{name} cannot be trained: its logits do not depend on its parameters, or are detached")
+        if _leaves(logits) - set(network.parameters()):
+            raise NetworkError(f"{name} has layers that it does not know of: use nn.ModuleList instead of a list")
+        try:
+            logits.sum().backward()
+        except RuntimeError as error:
+            raise NetworkError(f"{name} cannot be trained: {_describe(error)}") from error
+
+
+def _leaves(logits: torch.Tensor) -> set[torch.Tensor]:
+    """The tensors that training would give a gradient."""
+    nodes, leaves, waiting = set(), set(), [logits.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            waiting += [each for each, _ in node.next_functions]
+            leaves |= {node.variable} if hasattr(node, "variable") else set()
+    return leaves
 
 
 def _describe(error: Exception, file: str = "") -> str:

@@ -142,8 +142,9 @@ def export_c(name: str, model, data, options: argparse.Namespace, about: dict) -
         raise ExportError(f"{name}: {error}") from error
     logits = network(data.eval_images)
     correct, count = int((logits.argmax(1) == data.eval_labels).sum()), len(data.eval_labels)
-    accuracy = f"In this code {correct:,} of {count:,} images are right ({data})."
-    description = f"{about['description']}. {accuracy}"
+    description = f"{about['description']}."
+    if data.source == "mnist":  # the sample's images are of the training set
+        description += f" In this code {correct:,} of {count:,} images are right ({data})."
     exported = Exported(network, logits, network.weight_bytes(), activation_bytes(network), timed=False)
     if find_compiler():
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps a loaded library
@@ -280,6 +281,8 @@ def run(options: argparse.Namespace) -> int:
     table = pd.DataFrame(rows).convert_dtypes().astype(object)
     print(table.where(table.notna(), "–").to_string(index=False))
     print(f"{data}. Files are in {options.output}. Cycles on a chip are not measured.")
+    if data.source != "mnist":
+        print("The sample's images are of the training set: these accuracies are not those of new images.")
     if options.record:
         record = {"rows": rows, "data": str(data)} | provenance(torch.device("cpu"), "float32")
         with atomic_path(EXPORT) as temporary:

@@ -64,6 +64,8 @@ def read(source: str | Path):
 
     if source == "-":
         return prepare(read_image(sys.stdin.buffer.read()))
+    if os.path.isdir(source):
+        raise DigitError("a folder; name an image in it")
     if os.path.exists(source) and not os.path.isfile(source):  # opening a pipe could block forever
         raise DigitError("not a regular file; pipe the image to standard input and pass - instead")
     return prepare(read_image(source))

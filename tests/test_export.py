@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from inference import export
 from inference.c_code import find_compiler
 from inference.trained import load_trained, trained_networks
 from tests.utils import ROOT
+from training import mnist
 from training.augmentation import normalize
 from training.checkpoint import save_weights
 
@@ -134,13 +136,21 @@ def test_command_exports_and_measures_onnx(tmp_path, capsys):
 
 
 @needs_compiler
-def test_command_exports_c(tmp_path, capsys):
-    assert export.main(["--c", "s5", "--smoke", "--repeats", "3", "--output", str(tmp_path)]) == 0
-    assert "C int8" in capsys.readouterr().out
+def test_command_exports_c(tmp_path, capsys, monkeypatch):
+    command = ["--c", "s5", "--smoke", "--repeats", "3", "--output", str(tmp_path)]
+    assert export.main(command) == 0
+    output = capsys.readouterr().out
+    assert "C int8" in output
+    assert "The sample's images are of the training set: these accuracies are not those of new images." in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s5.c", "s5.h"]
     header = (tmp_path / "s5.h").read_text()
     assert "s5, Net, 18,214 parameters" in header
-    assert "of 300 images are right" in header.replace("\n * ", " ")
+    assert "images are right" not in header.replace("\n * ", " ")
+    full = replace(mnist.load_sample(), source="mnist")
+    monkeypatch.setattr("training.mnist.load_sample", lambda: full)
+    assert export.main(command) == 0
+    assert "of 300 images are right" in (tmp_path / "s5.h").read_text().replace("\n * ", " ")
+    assert "of the training set" not in capsys.readouterr().out
 
 
 @needs_export

@@ -82,7 +82,20 @@ def test_workers_that_always_die_are_given_up(tmp_path, capsys, monkeypatch):
     trials = [{"variant": "dies", "seed": seed, "ledger": str(path)} for seed in range(6)]
     assert run_locally(trials, path, stand_in, workers=1) == 6
     error = capsys.readouterr().err
-    assert "2 times in succession: 6 trials not done. Finished trials are in the ledger; run the same command" in error
+    assert "2 times in succession: 6 trials not done. Finished trials are in the ledger: the same command" in error
+
+
+def test_a_script_without_a_guard_is_not_run_again_by_the_workers(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom experiments.local_runner import run_locally\nfrom tests.test_local_runner import stand_in\n"
+        "print('started')\ntrials = [{'variant': 's5', 'seed': seed} for seed in (0, 1)]\n"
+        "sys.exit(run_locally(trials, sys.argv[1], stand_in, workers=2))\n"
+    )
+    command = [sys.executable, str(script), str(tmp_path / "ledger.jsonl")]
+    result = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (result.returncode, result.stdout.count("started")) == (0, 1), result.stderr
+    assert len(read_strictly(tmp_path / "ledger.jsonl")) == 2
 
 
 SCRIPT = """
@@ -112,7 +125,10 @@ def test_no_worker_continues_after_the_sweep_has_ended(tmp_path, number, interru
     error = process.communicate(timeout=30)[1]
     if number == signal.SIGINT:
         assert process.returncode == 130
-        assert "Interrupted. Finished trials are in the ledger; run the same command again for the others." in error
+        assert (
+            "Interrupted. Finished trials are in the ledger: the same command, run again, runs the others only."
+            in error
+        )
         assert "Traceback" not in error
     time.sleep(0.5)
     size = heartbeat.stat().st_size

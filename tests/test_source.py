@@ -1,6 +1,8 @@
 """Networks from files and from code that is only in memory."""
 
+import math
 import pickle
+import sys
 
 import pytest
 import torch
@@ -102,6 +104,18 @@ def test_what_is_no_class_or_function_with_code_is_refused(network, name):
         from_object(network)
 
 
+class Own(nn.Module):
+    """A network that changes its logits by a function, or by a layer that it keeps in a list."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.layer = nn.Linear(784, 10)
+        self.layers = [change]
+
+    def forward(self, images):
+        return self.layers[0](self.layer(images.flatten(1)))
+
+
 class WrongOutput(nn.Module):
     def __init__(self):
         super().__init__()
@@ -114,17 +128,40 @@ class WrongOutput(nn.Module):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: nn.Linear(5, 10), r"it cannot take images of shape \(2, 1, 28, 28\): RuntimeError: "),
-        (WrongOutput, r"it must return logits of shape \(N, 10\); for \(2, 1, 28, 28\) it gave \(2, 1, 28, 12\)"),
+        (lambda: nn.Linear(5, 10), r"it cannot take images \(2, 1, 28, 28\): RuntimeError: "),
+        (WrongOutput, r"it must return logits of shape \(N, 10\); for 2 images it gave \(2, 1, 28, 12\)"),
         (lambda: nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10)), "it has no parameters to train"),
         (lambda: nn.LSTM(28, 10), "it cannot take images"),
         (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "it has lazy layers, whose sizes are unknown"),
+        (lambda: Own(lambda logits: logits.detach()), "it cannot be trained: its logits do not depend on"),
+        (lambda: Own(lambda logits: logits * math.nan), "it gives logits that are not finite"),
+        (lambda: Own(lambda logits: logits.view(2, 10)), r"it cannot take images \(3, 1, 28, 28\): RuntimeError: "),
+        (lambda: Own(lambda logits: logits.sigmoid().mul(1).exp_().sigmoid_()), "it cannot be trained: RuntimeError: "),
+        (lambda: Own(nn.Linear(10, 10)), "it has layers that it does not know of: use nn.ModuleList"),
     ],
 )
 def test_a_network_of_other_shapes_is_refused_before_training(build, message):
     with pytest.raises(NetworkError, match=message) as raised:
         check_network(build, "it")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("line", ["import own_blocks", "from own_blocks import block"])
+def test_code_that_imports_a_file_beside_it_is_refused(line, tmp_path, monkeypatch):
+    """Its text would stay the same when that file is changed, and the recorded trials would be of another network."""
+    (tmp_path / "own_blocks.py").write_text("from torch import nn\nblock = nn.Linear(784, 10)\n")
+    (tmp_path / "mine.py").write_text(f"{line}\n{CODE}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NetworkError, match="imports own_blocks, a file of yours: a network's code must contain all"):
+        from_file("mine.py:MyNet")
+    del sys.modules["own_blocks"]
+
+
+def test_a_missing_module_gives_a_hint(tmp_path):
+    (tmp_path / "mine.py").write_text("import nothing_of_this_name\n")
+    with pytest.raises(NetworkError, match="ModuleNotFoundError: .* define all it needs in the same"):
+        from_file(f"{tmp_path / 'mine.py'}:MyNet")
 
 
 def test_checking_a_network_leaves_the_random_state():

@@ -1,5 +1,6 @@
 """The model and the loops: what they compute, not how."""
 
+import copy
 import itertools
 import math
 import os
@@ -17,6 +18,7 @@ from tests.utils import SHORT, assert_same_weights, devices, fit, without_second
 from training import checkpoint
 from training.augmentation import MEAN, STD, normalize
 from training.checkpoint import load_checkpoint
+from training.checks import check_training
 from training.device import pick_device
 from training.kernels import can_compile
 from training.mnist import load_mnist
@@ -434,10 +436,55 @@ def test_bfloat16_is_used_in_training_passes_only(small):
     assert history[-1]["train_loss"] == pytest.approx(reference[-1]["train_loss"], rel=0.05)
 
 
-@pytest.mark.parametrize("images", ["photo.jpg", torch.zeros(28, 28, dtype=torch.uint8), torch.zeros(1, 28, 28)])
+@pytest.mark.parametrize(
+    "images",
+    ["photo.jpg", np.zeros((1, 28, 28), np.uint8), torch.zeros(28, 28, dtype=torch.uint8), torch.zeros(1, 28, 28)],
+)
 def test_predict_rejects_other_inputs(images):
-    with pytest.raises(ValueError, match=r"images must be uint8 \(N, 28, 28\), not (str|torch)"):
+    with pytest.raises(ValueError, match=r"images must be a tensor, uint8 \(N, 28, 28\) .*, not (str|torch|ndarray)"):
         helpers.predict(helpers.build(), images)
+
+
+def test_evaluate_rejects_other_inputs(small):
+    images, labels = small.eval_images, small.eval_labels
+    for wrong, message in (
+        ((images / 255, labels), "images must be a tensor, uint8"),
+        ((images[:, None], labels), "images must be a tensor, uint8"),
+        ((images, labels.float()), "labels must be a tensor, int64"),
+        ((images, labels[:-1]), "one label each"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            helpers.evaluate(helpers.build(), *wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": Net}, r"model must be a network, not the class Net: write Net\(\)"),
+        ({"model": "Net"}, "model must be of the type Module, not str"),
+        ({"data": (1, 2)}, "data must be of the type MnistData, not tuple"),
+        ({"recipe": {"epochs": 1}}, "recipe must be of the type Recipe, not dict"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(784, 11))}, r"the model must return logits .* gave \(2, 11\)"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(700, 10))}, "the model cannot take images of shape"),
+        ({"model": nn.Flatten()}, "the model has no parameters to train"),
+        ({"model": Net().requires_grad_(False)}, "the model has no parameters to train"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.LazyLinear(10))}, "the model has lazy layers"),
+    ],
+)
+def test_fit_names_what_cannot_be_trained(arguments, message, small):
+    given = {"model": helpers.build(), "data": small, "recipe": SHORT} | arguments
+    with pytest.raises(ValueError, match=message):
+        helpers.fit(**given, device="cpu", progress=False)
+
+
+def test_the_check_before_training_leaves_the_model_and_the_random_state(small):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(), nn.Linear(2704, 10))
+    model[1].eval()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    check_training(model, small, SHORT)
+    assert [module.training for module in model] == [True, False, True, True, True]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_ctrl_c_between_log_and_save_keeps_the_last_complete_epoch(small, tmp_path, monkeypatch):

@@ -277,7 +277,8 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     or shapes are not the model's, or if its values cannot be those of a trained network.
     """
     if not os.path.isfile(path):  # False for a name that is too long, too
-        raise CheckpointError(f"cannot read weights from {path}: there is no such file")
+        problem = "it is a folder; name the file in it" if os.path.isdir(path) else "there is no such file"
+        raise CheckpointError(f"cannot read weights from {path}: {problem}")
     try:
         state = load_file(path)
     except OSError as error:

@@ -82,8 +82,8 @@ class MnistData:
     split: str = "test"
 
     def __post_init__(self):
-        _check_images(self.train_images, self.train_labels, "train")
-        _check_images(self.eval_images, self.eval_labels, "eval")
+        check_labelled(self.train_images, self.train_labels, "train_")
+        check_labelled(self.eval_images, self.eval_labels, "eval_")
         for name, allowed in (("source", ("mnist", "sample")), ("split", ("test", "validation"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)!r}")
@@ -271,23 +271,30 @@ def _fetch(folder: str) -> None:
         socket.setdefaulttimeout(before)
 
 
-def _check_images(images: Tensor, labels: Tensor, name: str) -> None:
-    """Raise ValueError unless these are images and labels as `MnistData` describes them."""
-
-    def found(values: object) -> str:
-        return f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-
+def check_images(images: Tensor, name: str = "images") -> None:
+    """Raise ValueError unless these are uint8 images (N, 28, 28)."""
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != (28, 28):
-        raise ValueError(f"{name}_images must be uint8 (N, 28, 28) with values from 0 to 255, not {found(images)}")
+        wanted = "a tensor, uint8 (N, 28, 28) with values from 0 to 255"
+        raise ValueError(f"{name} must be {wanted}, not {_kind(images)}; inference.predict.read makes one from a file")
+
+
+def check_labelled(images: Tensor, labels: Tensor, prefix: str = "") -> None:
+    """Raise ValueError unless these are images and labels as `MnistData` describes them."""
+    check_images(images, f"{prefix}images")
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
-        raise ValueError(f"{name}_labels must be int64 (N,), not {found(labels)}")
+        raise ValueError(f"{prefix}labels must be a tensor, int64 (N,), not {_kind(labels)}")
     if not len(images) == len(labels) > 0:
-        raise ValueError(f"{len(images)} {name}_images and {len(labels)} {name}_labels: one label each, and at least 1")
+        counts = f"{len(images)} {prefix}images and {len(labels)} {prefix}labels"
+        raise ValueError(f"{counts}: one label each, and at least 1")
     if labels.is_meta:  # tensors without values
         return
     smallest, largest = (int(value) for value in labels.aminmax())
     if smallest < 0 or largest > 9:
-        raise ValueError(f"{name}_labels must be from 0 to 9, not {smallest if smallest < 0 else largest}")
+        raise ValueError(f"{prefix}labels must be from 0 to 9, not {smallest if smallest < 0 else largest}")
+
+
+def _kind(values: object) -> str:
+    return f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
 
 
 def _images(content: bytes) -> Tensor:

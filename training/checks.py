@@ -1,0 +1,50 @@
+"""What a network must be to be trained, and what it is trained with: wrong kinds are named before torch meets them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from training.mnist import MnistData
+from training.recipe import Recipe
+
+CLASSES = 10
+LAZY = "lazy layers, whose sizes are unknown before the first image: state them"
+
+
+def check_training(model: nn.Module, data: MnistData, recipe: Recipe, loss: Callable | None = None) -> None:
+    """Raise ValueError unless these can be used for training: the arguments of `helpers.fit`."""
+    if isinstance(model, type):
+        raise ValueError(f"model must be a network, not the class {model.__name__}: write {model.__name__}()")
+    for name, value, kind in (("model", model, nn.Module), ("data", data, MnistData), ("recipe", recipe, Recipe)):
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} must be of the type {kind.__name__}, not {type(value).__name__}")
+    if recipe.teacher and loss is None:
+        raise ValueError(f"to learn from {recipe.teacher!r}, pass loss=distillation_loss(teacher, recipe)")
+    if any(map(is_lazy, model.parameters())):
+        raise ValueError(f"the model has {LAZY}")
+    parameters = list(model.parameters())
+    if not any(parameter.requires_grad for parameter in parameters):
+        raise ValueError("the model has no parameters to train")
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            logits = model.eval()(torch.zeros(2, 1, 28, 28, device=parameters[0].device))
+    except Exception as error:
+        raise ValueError(f"the model cannot take images of shape (N, 1, 28, 28): {error}") from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if fault := logits_fault(logits, 2):
+        raise ValueError(f"the model {fault}")
+
+
+def logits_fault(logits: object, count: int) -> str:
+    """What is wrong with what a network returned for `count` images; empty if it is logits."""
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found == (count, CLASSES):
+        return ""
+    return f"must return logits of shape (N, {CLASSES}); for {count} images it gave {found}"
