@@ -62,10 +62,10 @@ class LiveFigure:
         if self.handle is None:
             return
         done = len(history)
-        seconds = (time.monotonic() - self.start) / done * (self.epochs - done)
+        minutes, seconds = divmod(round((time.monotonic() - self.start) / done * (self.epochs - done)), 60)
         filled = round(BAR * done / self.epochs)
         bar = "█" * filled + "░" * (BAR - filled)
-        left = f"{self.name}  {bar}  {done} of {self.epochs} epochs, {seconds // 60:.0f}:{seconds % 60:02.0f} to go"
+        left = f"{self.name}  {bar}  {done} of {self.epochs} epochs, {minutes}:{seconds:02} to go"
         self.handle.update(self.draw(history, left if done < self.epochs else ""))
 
 

@@ -57,6 +57,13 @@ def measure(part: str, options: argparse.Namespace, records: dict[str, dict]) ->
     return getattr(epochs if part in IN_EPOCHS else runs, part)(1 if options.smoke else options.repeats, options.smoke)
 
 
+def gpu_name() -> str:
+    """The name of the CUDA device, under which it has a record of its own."""
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
 def unused_seed(part: str, records: dict[str, dict]) -> int:
     """The first seed above those of all recorded runs of a part: a test accuracy takes fresh ones."""
     from experiments.speed_tables import accuracy_runs
@@ -85,12 +92,16 @@ def main(arguments: list[str] | None = None) -> int:
     print(json.dumps(environment(), indent=1))
     try:
         records = read_measurements(options.output) if options.output.exists() and not options.smoke else {}
-        results = records.setdefault(machine(environment()), {})  # other machines' records stay as they are
         for part in options.only:
             print(f"{part} …", flush=True)
             measured = measure(part, options, records)
             if measured and not options.smoke:  # without a GPU, its part measures nothing
-                update(results, part, {"environment": environment(), **measured})
+                about = environment()
+                name = machine(about)
+                if part in ACCURACY_TARGETS and options.device == "cuda":
+                    about["device"] = name = gpu_name()
+                # Other machines' records stay as they are.
+                update(records.setdefault(name, {}), part, {"environment": about, **measured})
                 with atomic_path(options.output) as temporary:
                     temporary.write_text(json.dumps(records, indent=1) + "\n")
     except (DataError, OSError, ValueError) as error:

@@ -8,6 +8,7 @@ range.
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -196,8 +197,15 @@ def memory(repeats: int, smoke: bool) -> dict:
 def _peak_of_an_epoch(smoke: bool) -> float:
     """In a worker process: its peak memory in MB after an epoch."""
     fit(build(Net, 0), load(smoke), Recipe(epochs=1), device="cpu", progress=False)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1024**2 if sys.platform == "darwin" else 1024), 1)  # macOS counts bytes, Linux kilobytes
+    return round(_peak_memory(), 1)
+
+
+def _peak_memory() -> float:
+    """Peak resident memory of this process in MB. Not `ru_maxrss` on Linux: it begins at the parent's."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2  # macOS counts bytes
 
 
 def start(repeats: int, smoke: bool) -> dict:

@@ -56,6 +56,7 @@ def build(network: str = "s5", weights: Path | None = None):
             photo = gr.Image(
                 label="Photo of one digit",
                 type="filepath",
+                image_mode=None,  # the file as it is: converted, it would lose transparency and 16-bit values
                 sources=["upload", "webcam", "clipboard"],
                 buttons=[],
                 height=320,

@@ -158,6 +158,7 @@ def _append(steps: list[Step], places: dict, node: fx.Node, layer, shape: tuple,
     if function in (operator.add, torch.add) and len(inputs) == 2 and not node.kwargs:  # without a factor
         return add("add")
     if isinstance(layer, nn.Flatten | nn.Dropout | nn.Identity) or function in (torch.flatten, torch.Tensor.flatten):
+        uses[node] = max(uses[node], uses[node.all_input_nodes[0]])  # the same output under another name
         return inputs[0]
     raise GraphError(f"{description} cannot be written as a step")
 

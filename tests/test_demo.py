@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from inference import demo
 from inference.trained import load_trained
@@ -66,6 +66,7 @@ def test_one_photo_after_another(page, tmp_path):
         "7": draw_digit(7),
         "No digit was read: no ink": Image.new("L", (80, 80), 255),
         "3": drawings.write(drawings.ruled(300, 60), mask),
+        "4": Image.merge("LA", (Image.new("L", draw_digit(4).size), ImageOps.invert(draw_digit(4)))),  # transparent
     }
     for number, (text, image) in enumerate(photos.items()):
         image.save(tmp_path / f"{number}.png")

@@ -73,3 +73,18 @@ def test_an_addition_with_a_factor_is_refused():
 
     with pytest.raises(GraphError, match="cannot be written as a step"):
         steps_of(Half())
+
+
+def test_a_relu_is_not_moved_into_an_output_that_another_step_reads():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.dropout, self.relu = nn.Conv2d(1, 2, 3), nn.Dropout(), nn.ReLU()
+            self.end = nn.Sequential(nn.Flatten(), nn.Linear(1352, 10))
+
+        def forward(self, images):
+            maps = self.conv(images)
+            return self.end(self.relu(self.dropout(maps)) + maps)
+
+    model, images = Branches().eval(), torch.randn(2, 1, 28, 28)
+    torch.testing.assert_close(run(steps_of(model), images), model(images))

@@ -75,11 +75,12 @@ function onPress(button, action) {
 canvas.addEventListener("keydown", (event) => {
   const key = event.key.toLowerCase();
   const number = networks.indexOf(network.data);
+  if (event.altKey || ((event.ctrlKey || event.metaKey) && key !== "z")) return; // the browser's own keys
   if (key === "z") undo();
   else if (["delete", "backspace", "escape"].includes(key)) clear();
   else if (["arrowright", "arrowdown"].includes(key)) chooseNetwork((number + 1) % networks.length);
   else if (["arrowleft", "arrowup"].includes(key)) chooseNetwork((number + networks.length - 1) % networks.length);
-  else if (networks[key - 1] && !event.ctrlKey && !event.metaKey && !event.altKey) chooseNetwork(key - 1);
+  else if (networks[key - 1]) chooseNetwork(key - 1);
   else return;
   event.preventDefault();
 });
