@@ -62,11 +62,13 @@ def test_one_photo_after_another(page, tmp_path):
     """Each photo is read, also after the one before was removed or refused."""
     expect(page.get_by_text("docs/index.html")).to_be_visible()
     mask = drawings.pen_mask(drawings.strokes(3), 300, 0.55, 9)
+    opacity = ImageOps.invert(draw_digit(4).convert("L"))
+    transparent = Image.merge("LA", (Image.new("L", opacity.size), opacity))
     photos = {
         "7": draw_digit(7),
         "No digit was read: no ink": Image.new("L", (80, 80), 255),
         "3": drawings.write(drawings.ruled(300, 60), mask),
-        "4": Image.merge("LA", (Image.new("L", draw_digit(4).size), ImageOps.invert(draw_digit(4)))),  # transparent
+        "4": transparent,
     }
     for number, (text, image) in enumerate(photos.items()):
         image.save(tmp_path / f"{number}.png")
