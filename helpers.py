@@ -276,7 +276,7 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
 
     `inference.predict.read("photo.jpg")[None]` is one such image. Raises ValueError for anything else.
     """
-    check_images(images)
+    check_images(images, hint="; inference.predict.read makes one from a file")
     model.eval()
     use_channels_last(model)  # loaded weights then give the trained model's predictions bit for bit
     device = next(model.parameters()).device

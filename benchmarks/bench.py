@@ -57,13 +57,6 @@ def measure(part: str, options: argparse.Namespace, records: dict[str, dict]) ->
     return getattr(epochs if part in IN_EPOCHS else runs, part)(1 if options.smoke else options.repeats, options.smoke)
 
 
-def gpu_name() -> str:
-    """The name of the CUDA device, under which it has a record of its own."""
-    import torch
-
-    return torch.cuda.get_device_name()
-
-
 def unused_seed(part: str, records: dict[str, dict]) -> int:
     """The first seed above those of all recorded runs of a part: a test accuracy takes fresh ones."""
     from experiments.speed_tables import accuracy_runs
@@ -85,6 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The whole command; returns its exit code: 0, or 1 for a failure."""
     options = parse_arguments(arguments)
 
+    import torch
+
     from benchmarks.timing import environment, machine
     from experiments.speed_tables import read_measurements
     from training.mnist import DataError
@@ -96,12 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{part} …", flush=True)
             measured = measure(part, options, records)
             if measured and not options.smoke:  # without a GPU, its part measures nothing
-                about = environment()
-                name = machine(about)
-                if part in ACCURACY_TARGETS and options.device == "cuda":
-                    about["device"] = name = gpu_name()
-                # Other machines' records stay as they are.
-                update(records.setdefault(name, {}), part, {"environment": about, **measured})
+                about = environment(torch.device(options.device if part in ACCURACY_TARGETS else "cpu"))
+                results = records.setdefault(machine(about), {})  # other machines' records stay as they are
+                update(results, part, {"environment": about, **measured})
                 with atomic_path(options.output) as temporary:
                     temporary.write_text(json.dumps(records, indent=1) + "\n")
     except (DataError, OSError, ValueError) as error:

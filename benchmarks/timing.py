@@ -54,12 +54,14 @@ def measure_interleaved(functions: dict[str, Callable[[], float]], repeats: int)
 
 
 def machine(environment: dict) -> str:
-    """What machines are told apart by in results/speed.json: processor, number of cores, the widest instructions."""
-    return f"{environment['processor']}, {environment['cores']} cores, {environment['capability']}"
+    """What machines are told apart by in results/speed.json: processor, cores, widest instructions, GPU."""
+    name = f"{environment['processor']}, {environment['cores']} cores, {environment['capability']}"
+    kind, _, gpu = environment["device"].partition(": ")
+    return f"{name}, {gpu}" if kind == "cuda" else name
 
 
-def environment() -> dict:
-    """The machine, the versions and the commit that the results belong to."""
+def environment(device: torch.device = CPU) -> dict:
+    """The machine, the versions and the commit that results of `device` belong to."""
     processor = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
         names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
@@ -71,7 +73,7 @@ def environment() -> dict:
         "capability": capability(),
         "system": f"{platform.system()} {platform.machine()}",
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        **provenance(CPU, pick_precision("auto", CPU)),
+        **provenance(device, pick_precision("auto", device)),
     }
 
 

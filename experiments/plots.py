@@ -58,7 +58,7 @@ SIDES = [  # of a label at its point, the preferred first: offset in points, hor
     ((6, 24), "left", "bottom"),
     ((0, -18), "center", "top"),
 ]
-FAR = 14.5  # points
+FAR = 14.5  # points: a label whose offset is longer is joined to its point
 
 
 @styled()

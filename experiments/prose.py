@@ -120,20 +120,20 @@ def _earlier_recipe(choose: Callable) -> Numbers:
     return seeds
 
 
-def _mean(trials: list[dict]) -> str:
-    return f"{statistics.mean(trial['accuracy'] for trial in trials):.3f}"
+def _mean(trials: list[dict]) -> set[str]:
+    return {f"{statistics.mean(trial['accuracy'] for trial in trials):.3f}"} if trials else set()
 
 
-def _below_8k(number: Callable[[list[dict], list[dict]], float | str]) -> Numbers:
-    """A number of the test trials of `below_8k`: `number` takes the short ones and the long ones, oldest first."""
+def _below_8k(numbers: Callable[[list[dict], list[dict]], set]) -> Numbers:
+    """Numbers of the test trials of `below_8k`: of the short ones and the long ones, the oldest first."""
 
-    def numbers(trials: list[dict]) -> set:
+    def of_all(trials: list[dict]) -> set:
         tested = select(trials, variant="below_8k", split="test")
         most = max((trial["epochs"] for trial in tested), default=0)
-        short, long = ([trial for trial in tested if (trial["epochs"] == most) == is_long] for is_long in (False, True))
-        return {number(short, long)} if short else set()
+        long = [trial for trial in tested if trial["epochs"] == most]
+        return numbers([trial for trial in tested if trial["epochs"] < most], long)
 
-    return numbers
+    return of_all
 
 
 def _first_epochs_at_the_claim(trials: list[dict]) -> set[int]:
@@ -185,13 +185,13 @@ STATEMENTS: dict[str, Numbers] = {
     r"no seed below ([\d.]+)%": always(f"{GOALS[0].lowest:.2f}"),
     r"seeds: ([\d.]+)%, ([\d.]+)% and ([\d.]+)% had been reached": always("99.60", "99.50", "99.45"),
     r"reached, ([\d.]+)% and ([\d.]+)% missed": always("99.25", "99.00"),
-    r"also frozen with (\d+) epochs": _below_8k(lambda short, long: long[0]["epochs"]),
-    r"after its first test seed \(([\d.]+)%\)": _below_8k(lambda short, long: f"{long[0]['accuracy']:.2f}"),
-    r"went back to (\d+)": _below_8k(lambda short, long: short[0]["epochs"]),
+    r"also frozen with (\d+) epochs": _below_8k(lambda short, long: {trial["epochs"] for trial in long}),
+    r"after its first test seed \(([\d.]+)%\)": _below_8k(
+        lambda short, long: {f"{trial['accuracy']:.2f}" for trial in long[:1]}
+    ),
+    r"went back to (\d+)": _below_8k(lambda short, long: {trial["epochs"] for trial in short}),
     r"five test seeds \(mean ([\d.]+)%\)": _below_8k(lambda short, long: _mean(short[:5])),
-    r"without it the mean is ([\d.]+)%": lambda trials: {
-        _mean(select(trials, variant="below_20k", split="test")[:10] or [{"accuracy": 0}])
-    },
+    r"without it the mean is ([\d.]+)%": lambda trials: _mean(select(trials, variant="below_20k", split="test")[:10]),
     r"batches of (\d+)": always(ORIGINAL.batch_size),
     r"measured on ([\d,]+) images": constant("PART_OF_AN_EPOCH"),
     r"and scaled to ([\d,]+)\b": always(TRAINED_ON["test"]),

@@ -21,10 +21,9 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from experiments.networks import NetworkError
-from training.checks import LAZY, logits_fault
+from training.checks import logits_fault, parameters_fault
 from training.files import ROOT
 
 COUNTS = (2, 3)  # images that a network is tried on
@@ -103,8 +102,8 @@ def _checked(source: Source) -> Source:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
         for name in {name.partition(".")[0] for name in names}:
-            file = Path(getattr(sys.modules.get(name), "__file__", None) or "/")
-            if folders & {file.parent, file.parent.parent}:
+            file = getattr(sys.modules.get(name), "__file__", None)  # none of what is built into Python
+            if file and folders & set(Path(file).parents[:2]):
                 wanted = "a network's code must contain all that it needs or import it from installed packages"
                 raise NetworkError(f"{source.function} imports {name}, a file of yours: {wanted}")
     return source
@@ -128,6 +127,8 @@ def check_network(build: Callable[[], nn.Module], name: str) -> None:
     """Raise NetworkError unless the network takes images (N, 1, 28, 28), returns logits (N, 10) and can be trained."""
     with torch.random.fork_rng(devices=[]):
         network = build()
+        if fault := parameters_fault(network):
+            raise NetworkError(f"{name} {fault}")
         for mode, count in itertools.product((False, True), COUNTS):
             images = torch.randn(count, 1, 28, 28)
             try:
@@ -136,10 +137,6 @@ def check_network(build: Callable[[], nn.Module], name: str) -> None:
                 raise NetworkError(f"{name} cannot take images {tuple(images.shape)}: {_describe(error)}") from error
             if fault := logits_fault(logits, count):
                 raise NetworkError(f"{name} {fault}")
-        if any(map(is_lazy, build().parameters())):
-            raise NetworkError(f"{name} has {LAZY}")
-        if not any(parameter.requires_grad for parameter in network.parameters()):
-            raise NetworkError(f"{name} has no parameters to train")
         if not logits.isfinite().all():
             raise NetworkError(f"{name} gives logits that are not finite for random images")
         if not logits.requires_grad:

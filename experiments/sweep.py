@@ -104,7 +104,7 @@ def run_missing(
     Raises ValueError, before anything is run, for an option or a seed that makes no sense.
     """
     from experiments.candidates import find_variant
-    from experiments.trial import load_data, planned_recipe, run_trial, run_trials, weights_path
+    from experiments.trial import changed_recipe, load_data, planned_recipe, run_trial, run_trials, weights_path
     from training.cpu import cores
     from training.device import pick_device
 
@@ -122,9 +122,10 @@ def run_missing(
     recorded = read_ledger(ledger) if recorded is None else recorded
 
     def key(trial: dict) -> tuple:
-        recipe = planned_recipe(trial["variant"], trial["changes"]).as_dict()
-        network = find_variant(trial["variant"]).network_name
-        return trial_key(trial | {"variant": variant_name(trial), "data": source, "recipe": recipe, "network": network})
+        variant = find_variant(trial["variant"])
+        recipe = changed_recipe(variant.recipe, trial["changes"]).as_dict()
+        about = {"variant": variant.name, "network": variant.network_name, "recipe": recipe, "data": source}
+        return trial_key(trial | about)
 
     keys = list(map(key, requested))
     done = set(map(trial_key, of_precision(recorded, precision)))

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import bench, epochs, runs, timing
 from experiments.candidates import KNOWN
+from experiments.measurements import machine_faults
 
 
 def test_functions_are_measured_in_turns(capsys):
@@ -81,6 +82,14 @@ def test_a_test_accuracy_that_is_measured_again_is_kept():
     }
     assert bench.unused_seed("to 99.0%", {"one machine": results, "another": {}}) == 22
     assert bench.unused_seed("to 99.4%", {"one machine": results}) == 0
+
+
+def test_a_gpu_has_a_record_of_its_own_beside_that_of_its_processor():
+    here = timing.environment()
+    name = timing.machine(here | {"device": "cuda: NVIDIA Abacus"})
+    assert name == f"{timing.machine(here)}, NVIDIA Abacus"
+    record = {name: {"to 99.4%": {"environment": here}}}
+    assert list(machine_faults(record, 0)) == []
 
 
 def test_smoke_run_writes_nothing(measured, tmp_path):

@@ -158,6 +158,12 @@ def test_code_that_imports_a_file_beside_it_is_refused(line, tmp_path, monkeypat
     del sys.modules["own_blocks"]
 
 
+def test_modules_that_are_built_into_python_are_no_files_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(f"import sys\n{CODE}")
+    monkeypatch.chdir("/")
+    assert isinstance(from_file(f"{tmp_path / 'mine.py'}:MyNet").build(), nn.Module)
+
+
 def test_a_missing_module_gives_a_hint(tmp_path):
     (tmp_path / "mine.py").write_text("import nothing_of_this_name\n")
     with pytest.raises(NetworkError, match="ModuleNotFoundError: .* define all it needs in the same"):

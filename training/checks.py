@@ -12,7 +12,6 @@ from training.mnist import MnistData
 from training.recipe import Recipe
 
 CLASSES = 10
-LAZY = "lazy layers, whose sizes are unknown before the first image: state them"
 
 
 def check_training(model: nn.Module, data: MnistData, recipe: Recipe, loss: Callable | None = None) -> None:
@@ -24,15 +23,12 @@ def check_training(model: nn.Module, data: MnistData, recipe: Recipe, loss: Call
             raise ValueError(f"{name} must be of the type {kind.__name__}, not {type(value).__name__}")
     if recipe.teacher and loss is None:
         raise ValueError(f"to learn from {recipe.teacher!r}, pass loss=distillation_loss(teacher, recipe)")
-    if any(map(is_lazy, model.parameters())):
-        raise ValueError(f"the model has {LAZY}")
-    parameters = list(model.parameters())
-    if not any(parameter.requires_grad for parameter in parameters):
-        raise ValueError("the model has no parameters to train")
+    if fault := parameters_fault(model):
+        raise ValueError(f"the model {fault}")
     modes = {module: module.training for module in model.modules()}
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            logits = model.eval()(torch.zeros(2, 1, 28, 28, device=parameters[0].device))
+            logits = model.eval()(torch.zeros(2, 1, 28, 28, device=next(model.parameters()).device))
     except Exception as error:
         raise ValueError(f"the model cannot take images of shape (N, 1, 28, 28): {error}") from error
     finally:
@@ -40,6 +36,15 @@ def check_training(model: nn.Module, data: MnistData, recipe: Recipe, loss: Call
             module.training = mode
     if fault := logits_fault(logits, 2):
         raise ValueError(f"the model {fault}")
+
+
+def parameters_fault(model: nn.Module) -> str:
+    """Why a network's parameters cannot be trained; empty if they can."""
+    if any(map(is_lazy, model.parameters())):
+        return "has lazy layers, whose sizes are unknown before the first image: state them"
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return "has no parameters to train"
+    return ""
 
 
 def logits_fault(logits: object, count: int) -> str:

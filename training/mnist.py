@@ -271,11 +271,11 @@ def _fetch(folder: str) -> None:
         socket.setdefaulttimeout(before)
 
 
-def check_images(images: Tensor, name: str = "images") -> None:
-    """Raise ValueError unless these are uint8 images (N, 28, 28)."""
+def check_images(images: Tensor, name: str = "images", hint: str = "") -> None:
+    """Raise ValueError, which ends with the hint, unless these are uint8 images (N, 28, 28)."""
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != (28, 28):
         wanted = "a tensor, uint8 (N, 28, 28) with values from 0 to 255"
-        raise ValueError(f"{name} must be {wanted}, not {_kind(images)}; inference.predict.read makes one from a file")
+        raise ValueError(f"{name} must be {wanted}, not {_kind(images)}{hint}")
 
 
 def check_labelled(images: Tensor, labels: Tensor, prefix: str = "") -> None:
