@@ -45,8 +45,11 @@ def _classes(labels, predictions):
     return labels.astype(int), predictions.astype(int)
 
 
-def _draw_lines(axes, runs, threshold):
-    """Draw lines `{name: (history, key)}` of losses or accuracies by epoch, each labelled with its last value."""
+def _draw_lines(axes, runs, threshold, shown=()):
+    """Draw lines `{name: (history, key)}` of losses or accuracies by epoch, each labelled with its last value.
+
+    shown: other values that an axis of accuracies contains.
+    """
     if empty := [name for name, (history, _) in runs.items() if not history]:
         raise ValueError(f"nothing to plot: no epochs in {', '.join(empty)}")
     epochs, values, lines = [], [], []
@@ -62,7 +65,7 @@ def _draw_lines(axes, runs, threshold):
     axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     if quantity == "accuracy":
-        accuracy_axis(axes, values if threshold is None else [*values, threshold])
+        accuracy_axis(axes, [*values, *shown] if threshold is None else [*values, *shown, threshold])
         draw_threshold(axes, threshold)
     elif values and min(values) > 0:
         axes.set_yscale("log")
@@ -73,14 +76,18 @@ def _draw_lines(axes, runs, threshold):
 
 
 def _draw_band(axes, histories, key):
-    """Fill between the lowest and the highest value of several runs, in the colour of the second line."""
+    """Fill between the lowest and the highest value of several runs, in the colour of the second line.
+
+    Returns the values at its edges.
+    """
     by_epoch = {}
     for row in itertools.chain(*histories):
         if row[key] is not None:
             by_epoch.setdefault(row["epoch"], []).append(row[key])
     epochs, values = zip(*sorted(by_epoch.items()), strict=True)
-    style = {"color": COLOURS[1], "alpha": 0.2, "linewidth": 0, "zorder": 1}
-    axes.fill_between(epochs, list(map(min, values)), list(map(max, values)), **style)
+    lowest, highest = list(map(min, values)), list(map(max, values))
+    axes.fill_between(epochs, lowest, highest, color=COLOURS[1], alpha=0.2, linewidth=0, zorder=1)
+    return [*lowest, *highest]
 
 
 def _label_ends(axes, lines, form, last_epoch):
@@ -111,9 +118,9 @@ def plot_curves(history, title=None, threshold=99.4, eval_name="test", others=No
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         lines = {"train": (history, f"train_{quantity}"), eval_name: (history, f"eval_{quantity}")}
         lines |= {name: (other, f"eval_{quantity}") for name, other in (others or {}).items()}
-        if band:  # first: the places of labels depend on the limits
-            _draw_band(axes, band, f"eval_{quantity}")
-        _draw_lines(axes, lines, threshold)
+        # The band is first: the places of labels depend on the limits.
+        edges = _draw_band(axes, band, f"eval_{quantity}") if band else []
+        _draw_lines(axes, lines, threshold, edges)
     epoch, accuracy = history[-1]["epoch"], history[-1]["eval_accuracy"]
     result = "" if accuracy is None else f": {accuracy:.2f}% {eval_name} accuracy"
     figure.suptitle(title or f"Epoch {epoch}{result}", x=0.01, ha="left")

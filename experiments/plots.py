@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from analysis.style import (
@@ -293,8 +293,7 @@ def plot_search(groups, title=None):
     axes.annotate(best["name"], (best["parameters"], best["loss"]), (0, -7), ha=side, va="top", **OFFSET)
     axes.set_yscale("log")
     axes.margins(x=0.08, y=0.12)
-    low, high = axes.get_ylim()
-    axes.set_yticks([tick for tick in LOSS_TICKS if low <= tick <= high])
+    axes.set_yticks(_loss_ticks(*axes.get_ylim()))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("validation loss (mean cross-entropy), log scale")
@@ -306,6 +305,14 @@ def plot_search(groups, title=None):
     axes.set_title(title or "Validation loss against size, in each round of a search")
     figure.legend(loc="outside lower center", ncols=4)
     return figure
+
+
+def _loss_ticks(low, high):
+    """Round losses from `low` to `high`, for a logarithmic axis."""
+    ticks = [tick for tick in LOSS_TICKS if low <= tick <= high]
+    if len(ticks) < 2:  # all losses are nearly the same
+        ticks = [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
+    return ticks
 
 
 @styled()

@@ -19,7 +19,9 @@ VERDICTS = {  # of `compared_variants`: colour, marker and meaning; better and w
     "not tested": (FAINT, "$?$", "one seed: not tested"),
 }
 ROW, INDENT = 0.31, 0.055  # inches; fraction of the tree's width
+CHANGE_LIMITS = (-80, 320)  # percent, the change's axis contains them
 CHANGE_TICKS = (-70, -50, -30, 0, 40, 100)  # percent
+WIDE_CHANGE_TICKS = (-99, -90, -50, 0, 100, 900, 9900)  # where an interval is beyond these limits
 
 
 def map_table(trials: list[dict]) -> pd.DataFrame:
@@ -88,11 +90,7 @@ def plot_map(table: pd.DataFrame, title: str | None = None) -> Picture:
         _draw_change(changes, place, row)
     tree.set(xlim=(0, 1), ylim=(len(table) - 0.4, -0.6))
     tree.set_axis_off()
-    changes.set_xlim(math.log(0.2), math.log(4.2))
-    changes.set_xticks(
-        [math.log1p(tick / 100) for tick in CHANGE_TICKS], [f"{tick:+}%" if tick else "0" for tick in CHANGE_TICKS]
-    )
-    changes.xaxis.set_minor_locator(NullLocator())
+    _change_axis(changes, table[["errors", "errors_low", "errors_high"]].to_numpy().ravel())
     changes.tick_params(left=False, labelleft=False)
     changes.spines["left"].set_visible(False)
     changes.grid(axis="y", visible=False)
@@ -113,6 +111,24 @@ def _finding(table: pd.DataFrame) -> str:
     tested = table[~table["verdict"].isin(["", "not tested"])]
     clear = tested["verdict"].isin(["fewer errors", "more errors"]).sum()
     return f"The way to the final model: {clear} of {len(tested)} tested changes are beyond seed noise"
+
+
+def _change_axis(axes, shown) -> None:
+    """Set the limits and ticks of the axis of changes; it contains the values of `shown`, in percent, NaN ignored."""
+    low, high = map(_place, CHANGE_LIMITS)
+    places = [_place(value) for value in shown if not math.isnan(value)]
+    left, right = min([low, *places]), max([high, *places])
+    ticks = CHANGE_TICKS if (left, right) == (low, high) else WIDE_CHANGE_TICKS
+    # Beyond the usual limits there is room for an end of a bar and a part of its label; the rest is in the margin.
+    axes.set_xlim(left - 0.3 * (left < low), right + 0.5 * (right > high))
+    ticks = [tick for tick in ticks if left <= _place(tick) <= right]
+    axes.set_xticks([_place(tick) for tick in ticks], [f"{tick:+}%" if tick else "0" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _place(change: float) -> float:
+    """Where a change in percent is on the axis: the logarithm of the errors' ratio, at least that of -99.9%."""
+    return math.log(max(1 + change / 100, 0.001))
 
 
 def _draw_branch(axes, place: int, row, rows: dict) -> None:
@@ -139,7 +155,7 @@ def _draw_change(axes, place: int, row) -> None:
         return
     colour, marker, _ = VERDICTS[row.verdict]
     is_known = not math.isnan(row.errors_low)
-    places = [math.log1p(value / 100) for value in (row.errors_low, row.errors_high, row.errors)]
+    places = [_place(value) for value in (row.errors_low, row.errors_high, row.errors)]
     if is_known:
         axes.plot(places[:2], [place, place], "-", color=colour, linewidth=2)
     axes.plot(places[2], place, linestyle="none", marker=marker, color=colour, markersize=6)

@@ -163,6 +163,14 @@ def test_a_search_shows_every_round_and_the_front_of_the_longest():
         plots.plot_search([])
 
 
+@pytest.mark.parametrize("losses", [(0.0312, 0.0318), (0.5, 0.5001), (6.0, 9.0)])
+def test_a_search_whose_losses_are_alike_has_ticks(losses):
+    groups = [searched(f"conv {index} gap", 900 + index, 1, loss) for index, loss in enumerate(losses, 3)]
+    axes = plots.plot_search(groups).axes[0]
+    low, high = axes.get_ylim()
+    assert sum(low <= tick <= high for tick in axes.get_yticks()) >= 2
+
+
 def test_networks_of_several_budgets_are_drawn_on_a_logarithmic_scale():
     groups = [searched("conv 4 gap", 900, 15, 0.1), *(searched("conv 9 gap", 19_000, 15, loss) for loss in (0.1, 0.2))]
     figure = plots.plot_search(groups)

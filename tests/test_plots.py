@@ -160,6 +160,11 @@ def test_band_reaches_from_the_lowest_to_the_highest_seed():
     assert path.get_extents().bounds == pytest.approx((1, 97.0, 1, 2.2))
 
 
+def test_accuracy_axis_contains_the_band():
+    band = [make_history([10.0, 99.0]), make_history([98.0, 99.2])]
+    assert plots.plot_curves(make_history(), band=band).axes[1].get_ylim()[0] < 10
+
+
 def test_curves_without_epochs():
     with pytest.raises(ValueError, match="no epochs in train, test"):
         plots.plot_curves([])

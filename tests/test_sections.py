@@ -92,6 +92,21 @@ def test_map_of_a_few_trials_and_of_none():
         plot_map(map_table(own).iloc[:0])
 
 
+@pytest.mark.parametrize("accuracies", [(60.0, 99.9), (99.9, 60.0)])
+def test_map_of_a_huge_change(accuracies):
+    own = [
+        make_trial(seed, accuracy=accuracy + seed / 100, variant=name)
+        for seed in range(3)
+        for name, accuracy in zip(("sgd", "dropout"), accuracies, strict=True)
+    ]
+    _, changes = plot_map(map_table(own)).axes
+    low, high = changes.get_xlim()
+    (bar,) = (line.get_xdata() for line in changes.lines if len(set(line.get_xdata())) == 2)
+    assert low < min(bar)
+    assert max(bar) < high
+    assert sum(low < tick < high for tick in changes.get_xticks()) >= 3
+
+
 def test_place_of_a_variant():
     assert place_in_words("fully_connected") == "**1 fully_connected**"
     assert place_in_words("original").endswith(" → 3 first_experiment → **4 original**")
