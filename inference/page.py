@@ -25,13 +25,13 @@ from training.files import ROOT, atomic_path
 
 PAGE = ROOT / "docs" / "index.html"  # where GitHub Pages looks for it
 FILES = Path(__file__).parent / "page_files"
-SCRIPTS = ("drawing.js", "preprocessing.js", "network.js", "app.js")
+SCRIPTS = ("drawing.js", "images.js", "preprocessing.js", "network.js", "app.js")
 MAX_BYTES = 150_000
 SMALL = 3_000  # parameters; smaller networks react most to rounding, and take little room
 FIRST = "s5"  # the network that is selected when the page opens
 SETTINGS = (  # of `preprocessing`, for preprocessing.js
     *("SIDE", "BOX", "WORKING_SIDE", "MIN_CONTRAST", "MAX_ASPECT"),
-    *("MAX_INK", "MAX_TEXTURE", "MIN_PART", "MIN_STROKE"),
+    *("MAX_INK", "MAX_TEXTURE", "MAX_FILLED", "MIN_INSIDE", "MIN_HEIGHT", "MIN_PART", "MIN_STROKE"),
 )
 NETWORKS = re.compile(r'<script type="application/json" id="networks">(.*?)</script>', re.DOTALL)
 

@@ -29,6 +29,9 @@ MIN_CONTRAST = 0.12  # between ink and paper, on a scale from 0 to 1
 MAX_ASPECT = 1.8  # width of a digit divided by its height
 MAX_INK = 0.5  # share of the image that is ink; more is not writing
 MAX_TEXTURE = 0.1  # share of the ink mask that a median filter changes; more is texture, not strokes
+MIN_INSIDE = 0.3  # height of the ink in a frame, relative to the frame; less is dirt in a 0
+MAX_FILLED = 0.8  # share of its bounding box that a digit fills; more is a filled box
+MIN_HEIGHT = 8  # pixels: the longer side of the ink, if the image is larger than one of MNIST; less is often misread
 MIN_PART = 0.03  # size of a separate part, relative to the largest; smaller ones are dirt
 MIN_SHARE = 0.2  # height of a digit in a photo with dark corners, relative to the photo
 MIN_SHEET = 0.4  # share of a photo that a sheet of paper must fill to be cut out
@@ -114,9 +117,7 @@ def to_grey(image: Image.Image) -> np.ndarray:
     A transparent background becomes white or black, whichever contrasts more with the visible pixels.
     """
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits or more per pixel
-        values = np.asarray(image, dtype=np.float32)
-        low, high = values.min(), values.max()
-        image = Image.fromarray(((values - low) / max(high - low, 1e-9) * 255).astype(np.uint8))
+        image = _eight_bits(np.asarray(image, dtype=np.float32))
     if image.mode in ("1", "L") and "transparency" not in image.info:
         image = image.convert("L")
         image.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
@@ -129,6 +130,18 @@ def to_grey(image: Image.Image) -> np.ndarray:
     opacity = np.asarray(image.getchannel("A"), dtype=np.float32) / 255
     visible = (grey * opacity).sum() / max(opacity.sum(), 1e-9)
     return grey * opacity + (1 - opacity) * (0.0 if visible > 0.5 else 1.0)
+
+
+def _eight_bits(values: np.ndarray) -> Image.Image:
+    """A grey image of values (H, W), from black at 0 to white at 1 or, if there are larger ones, 255, 511, 1023, ….
+
+    The range is not that of the values: on a blank sheet it is only noise.
+    """
+    if not np.isfinite(values).all():
+        raise DigitError("the image has values that are not finite numbers")
+    values = values - min(0, values.min())
+    white = 1 if values.max() <= 1 else 2 ** max(8, int(values.max()).bit_length()) - 1
+    return Image.fromarray((values / white * 255).astype(np.uint8))
 
 
 def _highest_contrast(image: Image.Image) -> Image.Image:
@@ -206,7 +219,7 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
     texture = (mask != _majority(mask)).mean()
     if mask.mean() > MAX_INK or texture > MAX_TEXTURE:
         raise DigitError("ink nearly everywhere: the digit cannot be separated from its background")
-    mask = _without_specks(mask)
+    mask = _without_specks(_inside_of_frame(mask))
     _check_single_digit(mask)
     full = np.percentile(contrast[mask], 75)
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
@@ -295,6 +308,24 @@ def _without_dark_corners(contrast: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(corner, 0, contrast)
 
 
+def _inside_of_frame(mask: np.ndarray) -> np.ndarray:
+    """The ink inside a frame, such as the box of a form or a circle; all ink if there is no frame.
+
+    A frame encloses other ink that it does not touch.
+    """
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    if count == 1:
+        return mask
+    boxes = [[side.stop - side.start for side in part] for part in ndimage.find_objects(labels)]
+    largest = int(np.argmax(np.prod(boxes, axis=1)))
+    frame = labels == largest + 1
+    around, _ = ndimage.label(np.pad(~frame, 1, constant_values=True))
+    inside = mask & ~frame & (around != around[0, 0])[1:-1, 1:-1]
+    if not inside.any() or np.ptp(np.flatnonzero(inside.any(1))) + 1 < MIN_INSIDE * boxes[largest][0]:
+        return mask
+    return _inside_of_frame(inside)
+
+
 def _without_specks(mask: np.ndarray) -> np.ndarray:
     labels, count = ndimage.label(mask, np.ones((3, 3)))
     if count == 1:
@@ -304,10 +335,14 @@ def _without_specks(mask: np.ndarray) -> np.ndarray:
 
 
 def _check_single_digit(mask: np.ndarray) -> None:
-    """Raise DigitError if the ink is wider than a digit, or consists of several parts nearly as large as the whole."""
+    """Raise DigitError if the ink is too small, wide or full for a digit, or several parts nearly as large as all."""
     height, width = (int(np.ptp(np.flatnonzero(mask.any(axis)))) + 1 for axis in (1, 0))
+    if max(height, width) < MIN_HEIGHT and max(mask.shape) > SIDE:
+        raise DigitError("the digit is too small: crop the image closer to it")
     if width > MAX_ASPECT * height:
         raise DigitError("the ink is wider than a digit: crop the image to a single digit")
+    if mask.sum() > MAX_FILLED * height * width and min(height, width) > 0.5 * max(height, width):
+        raise DigitError("the ink is a filled box: crop the image to the digit inside it")
     side_by_side = [part for part in _parts(mask) if part[0] > 0.6 * height]
     stacked = []
     if height > 1.8 * width:

@@ -259,6 +259,13 @@ def drawings() -> list[np.ndarray]:
         draw("rectangle", (20, 60, 235, 60 + width))  # too wide
     for ink in (10, 30, 31, 128):
         draw("rectangle", (80, 60, 110, 200), ink=ink)  # faint
+    for size in (2, 5, 20, 30, 60):  # frames with something inside: dirt, and what is as large as a digit
+        for kind in ("rectangle", "ellipse"):
+            image = Image.new("L", (SIDE, SIDE))
+            outline = getattr(ImageDraw.Draw(image), kind)
+            outline((40, 30, 220, 230), outline=255, width=7)
+            outline((130 - size, 130 - size, 130 + size, 130 + size), outline=255, width=min(size, 12))
+            shapes.append(image)
     draw("rectangle", (40, 60, 60, 180), (150, 60, 175, 180))  # two digits
     draw("rectangle", (100, 20, 140, 80), (100, 130, 140, 200))  # one above the other
     draw("rectangle", (20, 20, 120, 150), (180, 30, 190, 40))  # a blot and a speck
@@ -279,7 +286,7 @@ def prepared_or_refused(ink: np.ndarray) -> dict:
 def test_preprocessing_equals_pythons_pixel_by_pixel():
     inks = drawings()
     expected = [prepared_or_refused(ink) for ink in inks]
-    assert len({each["refusal"] for each in expected if "refusal" in each}) == 4
+    assert len({each["refusal"] for each in expected if "refusal" in each}) == 6
     for number, result in enumerate(ask_node(drawings=encode(np.stack(inks)))["prepared"]):
         assert result == expected[number], f"drawing {number}"
 

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 import helpers
 from inference import preprocessing
-from inference.preprocessing import MAX_BYTES, DigitError, prepare, read_image
+from inference.preprocessing import MAX_BYTES, DigitError, NoInkError, prepare, read_image
 from tests import drawings
 from tests.utils import draw_digit, to_bytes
 from training.checkpoint import load_weights
@@ -113,6 +113,23 @@ def test_sixteen_bits_per_pixel(model):
     assert predicted_digit(model, read_image(to_bytes(Image.fromarray(values)))) == 7
 
 
+@pytest.mark.parametrize("white", [1.0, 255.0, 1023, 4095, 65535], ids=str)
+def test_many_bits_per_pixel(model, white):
+    values = np.asarray(draw_digit(7, mode="L"), dtype=np.float32) / 255 * white
+    assert predicted_digit(model, Image.fromarray(values)) == 7
+    assert predicted_digit(model, Image.fromarray(values.astype(np.int32))) == 7
+    paper = white * (0.9 + 0.01 * np.random.default_rng(0).random((300, 300)))
+    with pytest.raises(NoInkError):
+        prepare(Image.fromarray(paper.astype(np.float32)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_no_numbers_are_refused(value, recwarn):
+    with pytest.raises(DigitError, match="not finite"):
+        prepare(Image.fromarray(np.full((30, 30), value, dtype=np.float32)))
+    assert not recwarn.list
+
+
 def test_digits_of_mnist_are_still_recognised(model, sample):
     images, labels = sample.eval_images[:100], sample.eval_labels[:100]
     prepared = torch.stack([prepare(Image.fromarray(image.numpy())) for image in images])
@@ -137,6 +154,48 @@ def test_digits_of_mnist_are_still_recognised(model, sample):
 def test_images_without_a_digit_are_refused(image, message):
     with pytest.raises(DigitError, match=message):
         prepare(image)
+
+
+@pytest.mark.parametrize("kind", ["rectangle", "ellipse", "rounded_rectangle"])
+@pytest.mark.parametrize("digit", range(10))
+def test_digit_in_a_frame_is_read(model, kind, digit):
+    """The box of a form, a circle around the digit, the axes of a figure: dark or light, straight or tilted."""
+    image = drawings.write(
+        Image.new("RGB", (300, 300), "white"), drawings.pen_mask(drawings.strokes(digit), 300, 0.4, 9)
+    )
+    options = {"radius": 30} if kind == "rounded_rectangle" else {}
+    getattr(ImageDraw.Draw(image), kind)((50, 40, 250, 260), outline="black", width=4, **options)
+    assert predicted_digit(model, image) == digit
+    tilted = image.rotate(3, fillcolor="white", resample=Image.Resampling.BICUBIC)
+    assert predicted_digit(model, drawings.photographed(tilted)) == digit
+
+
+def test_frame_in_a_frame(model):
+    image = draw_digit(0)
+    for margin in (20, 30):
+        ImageDraw.Draw(image).rectangle((margin, margin, 300 - margin, 300 - margin), outline="black", width=3)
+    assert predicted_digit(model, image) == 0
+
+
+def test_dot_in_a_zero_is_no_digit_in_a_frame(model):
+    image = draw_digit(0)
+    ImageDraw.Draw(image).ellipse((84, 155, 96, 167), fill="black")
+    assert predicted_digit(model, image) == 0
+
+
+@pytest.mark.parametrize(("margin", "message"), [(110, "filled box"), (147, "too small")])
+def test_filled_box_and_tiny_digit_are_refused(margin, message):
+    image = Image.new("L", (300, 300), 255)
+    ImageDraw.Draw(image).rectangle((margin, margin, 300 - margin, 300 - margin), fill=0)
+    with pytest.raises(DigitError, match=message):
+        prepare(image)
+
+
+def test_digit_on_a_long_strip_is_refused():
+    strip = Image.new("RGB", (4000, 60), "white")
+    strip.paste(draw_digit(4).crop((60, 100, 160, 230)).resize((46, 60)), (2000, 0))
+    with pytest.raises(DigitError, match="too small"):
+        prepare(strip)
 
 
 @pytest.mark.parametrize(("second", "position"), [(1, (100, 0)), (7, (0, 150))], ids=["beside", "below"])
