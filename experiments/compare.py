@@ -18,7 +18,7 @@ from typing import Any
 
 from experiments.ledger import select
 from experiments.local_runner import RERUN
-from experiments.sweep import SEEDS, parse_seeds, run_and_collect
+from experiments.sweep import SEEDS, distinct, parse_seeds, run_and_collect
 from training.command_line import (
     INTERRUPTED,
     PRECISIONS,
@@ -84,7 +84,7 @@ def compare(
     shared = {"split": "validation", "sample": sample, "device": device, "precision": precision}
     requested = [
         {"variant": each.reference, "seed": seed, "changes": recipe, "note": note, **shared}
-        for seed in dict.fromkeys(seeds)
+        for seed in distinct(seeds)
         for (each, recipe), note in zip(sides, notes, strict=True)
     ]
     failed, trials = run_and_collect(requested, ledger, workers)

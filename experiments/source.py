@@ -74,7 +74,10 @@ def from_file(place: str) -> Source:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise NetworkError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return _checked(Source(function, text))
+    try:
+        return _checked(Source(function, text))
+    except NetworkError as error:
+        raise NetworkError(f"{file}: {error}") from error
 
 
 def from_object(network: Callable[[], nn.Module]) -> Source:
@@ -85,7 +88,8 @@ def from_object(network: Callable[[], nn.Module]) -> Source:
     try:
         text = textwrap.dedent(_class_in_a_cell(network) or inspect.getsource(network))
     except (OSError, TypeError) as error:
-        raise NetworkError(f"the code of {name or network!r} is not available: write it in a cell or a file") from error
+        hint = "write it in a cell or a file" + ", with a method of its own" * inspect.isclass(network)
+        raise NetworkError(f"the code of {name or network!r} is not available: {hint}") from error
     if not name.isidentifier():
         raise NetworkError(f"a network must be a class or function with a name, not {name or type(network).__name__}")
     return _checked(Source(name, text))

@@ -76,11 +76,11 @@ def sweep(
     fixed = {"split": split, "changes": changes, "sample": sample, "device": device, "precision": precision}
     if weights is not None:
         fixed["weights"] = weights
+    if isinstance(variants, str):
+        raise ValueError(f"variants must be a list, e.g. ['s5'], not {variants!r}")
     found = list({variant.name: variant for variant in map(find_variant, variants)}.values())
     ledger = ledger or (LEDGER if all(variant.name in KNOWN for variant in found) else OWN_LEDGER)
-    requested = [
-        {"variant": variant.reference, "seed": seed, **fixed} for seed in dict.fromkeys(seeds) for variant in found
-    ]
+    requested = [{"variant": variant.reference, "seed": seed, **fixed} for seed in distinct(seeds) for variant in found]
     failed, keys = run_missing(requested, ledger, dry_run=dry_run, **where)
     if not dry_run and len(keys) > failed:
         print(summary(keys, ledger, precision))
@@ -144,6 +144,7 @@ def run_missing(
     todo = [trial | {"threads": threads} for trial in todo]
     if dry_run:
         print("\n".join(f"  {trial_name(trial)}" for trial in todo))
+    if dry_run or todo:
         work = [(variant_name(trial), planned_recipe(trial["variant"], trial["changes"]).epochs) for trial in todo]
         print(estimate(work, select(recorded, data=source), at_once if ray is None else workers))
     if dry_run or not todo:
@@ -241,9 +242,11 @@ def estimate(work: list[tuple[str, int]], trials: list[dict], workers: int | Non
     if unknown == epochs.keys():
         return f"no estimate: the ledger has no trial of {', '.join(sorted(unknown))}"
     without = f", not counting {', '.join(sorted(unknown))}, of which the ledger has no trial" if unknown else ""
+    expected = minutes / (workers or 1)
+    duration = "less than a minute" if expected < 1 else f"about {plural(round(expected), 'minute')}"
     if workers is None:
-        return f"about {minutes:.0f} minutes of work, shared by the cluster's workers{without}"
-    return f"about {minutes / workers:.0f} minutes with {workers} at a time{without}"
+        return f"{duration} of work, shared by the cluster's workers{without}"
+    return f"{duration} with {workers} at a time{without}"
 
 
 def summary(keys: list[tuple], ledger: str | Path, precision: str = "auto") -> str:
@@ -268,6 +271,13 @@ def default_workers(device: str) -> int:
     from training.device import pick_device
 
     return cores() if pick_device(device).type == "cpu" else 1
+
+
+def distinct(seeds: list[int]) -> list[int]:
+    """Each seed once. Raises ValueError for what is no list of seeds."""
+    if isinstance(seeds, int | str):
+        raise ValueError(f"seeds must be a list of whole numbers, e.g. [100, 101], not {seeds!r}")
+    return list(dict.fromkeys(seeds))
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 import sys
 
 import pytest
@@ -81,6 +82,18 @@ def test_code_that_fails_is_refused_in_one_line(file, code, message):
     with pytest.raises(NetworkError, match=message) as raised:
         from_file(file(code))
     assert "\n" not in str(raised.value)
+
+
+def test_a_fault_in_a_file_names_the_file(file):
+    place = file("def MyNet(:")
+    with pytest.raises(NetworkError, match=f"^{re.escape(place.rpartition(':')[0])}: MyNet cannot be built"):
+        from_file(place)
+
+
+def test_a_cells_class_without_methods_is_refused_with_advice():
+    made = type("Bare", (nn.Linear,), {"__module__": "__main__"})
+    with pytest.raises(NetworkError, match="with a method of its own"):
+        from_object(made)
 
 
 @pytest.mark.parametrize("place", ["missing.py:MyNet", ".:MyNet", "a\0b.py:MyNet"])
