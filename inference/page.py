@@ -29,9 +29,9 @@ SCRIPTS = ("drawing.js", "images.js", "preprocessing.js", "network.js", "app.js"
 MAX_BYTES = 150_000
 SMALL = 3_000  # parameters; smaller networks react most to rounding, and take little room
 FIRST = "s5"  # the network that is selected when the page opens
-SETTINGS = (  # of `preprocessing`, for preprocessing.js
-    *("SIDE", "BOX", "WORKING_SIDE", "MIN_CONTRAST", "MAX_ASPECT"),
-    *("MAX_INK", "MAX_TEXTURE", "MAX_FILLED", "MIN_INSIDE", "MIN_HEIGHT", "MIN_PART", "MIN_STROKE"),
+SETTINGS = ("SIDE", "BOX", "WORKING_SIDE", "MIN_CONTRAST", "MAX_INK", "MAX_TEXTURE", "MIN_STROKE")  # of preprocessing
+PART_SETTINGS = (  # of `digit_parts`; all are for preprocessing.js
+    *("MAX_ASPECT", "MIN_BOX", "MAX_LINES", "MIN_INSIDE", "MIN_INSIDE_BOX", "MAX_FILLED", "MIN_HEIGHT", "MIN_PART"),
 )
 NETWORKS = re.compile(r'<script type="application/json" id="networks">(.*?)</script>', re.DOTALL)
 
@@ -50,7 +50,7 @@ def build_page(roundings: Roundings) -> str:
     """
     from experiments import architectures
     from experiments.ledger import read_ledger
-    from inference import packing, preprocessing
+    from inference import digit_parts, packing, preprocessing
     from inference.trained import load_trained, trained_networks
     from training import augmentation
 
@@ -62,6 +62,7 @@ def build_page(roundings: Roundings) -> str:
         describe(name, trials) | packing.pack_network(load_trained(name), *roundings.get(name, ())) for name in names
     ]
     constants = {name: getattr(preprocessing, name) for name in SETTINGS}
+    constants |= {name: getattr(digit_parts, name) for name in PART_SETTINGS}
     constants |= {name: getattr(architectures, name) for name in ("MAX_SLANT", "MIN_SCALE", "MAX_SCALE")}  # of deskew
     constants |= {"MEAN": augmentation.MEAN, "STD": augmentation.STD, "DIGITS": packing.DIGITS, "FINE": packing.FINE}
     constants |= {"FIRST": FIRST if FIRST in names else names[0]}

@@ -19,20 +19,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 from torch import Tensor
 
+from inference.digit_parts import SIDE, DigitError, check_single_digit, inside_of_frame, without_specks
 from inference.ruled_paper import without_rules
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # others are not opened: EPS, for example, runs a program
-SIDE, BOX = 28, 20  # pixels: side of the result, and of the box that the digit is scaled to
+BOX = 20  # pixels: side of the box that the digit is scaled to, in the result of SIDE
 WORKING_SIDE = 256  # pixels: images are reduced to this before the ink is searched for
 MAX_BYTES, MAX_PIXELS = 50_000_000, 100_000_000  # larger files and images are refused
 MIN_CONTRAST = 0.12  # between ink and paper, on a scale from 0 to 1
-MAX_ASPECT = 1.8  # width of a digit divided by its height
 MAX_INK = 0.5  # share of the image that is ink; more is not writing
 MAX_TEXTURE = 0.1  # share of the ink mask that a median filter changes; more is texture, not strokes
-MIN_INSIDE = 0.3  # height of the ink in a frame, relative to the frame; less is dirt in a 0
-MAX_FILLED = 0.8  # share of its bounding box that a digit fills; more is a filled box
-MIN_HEIGHT = 8  # pixels: the longer side of the ink, if the image is larger than one of MNIST; less is often misread
-MIN_PART = 0.03  # size of a separate part, relative to the largest; smaller ones are dirt
 MIN_SHARE = 0.2  # height of a digit in a photo with dark corners, relative to the photo
 MIN_SHEET = 0.4  # share of a photo that a sheet of paper must fill to be cut out
 MAX_TABLE_BRIGHTNESS = 0.6  # relative to the sheet on the table; a shadow is brighter
@@ -40,10 +36,6 @@ MIN_STROKE = 1.6  # pixels of the box; thinner strokes are widened, as a pen is 
 
 
 _filters = threading.Lock()  # the filters of warnings are common to all threads
-
-
-class DigitError(ValueError):
-    """No single digit was found in an image; the message says why."""
 
 
 class NoInkError(DigitError):
@@ -116,8 +108,10 @@ def to_grey(image: Image.Image) -> np.ndarray:
 
     A transparent background becomes white or black, whichever contrasts more with the visible pixels.
     """
+    if not image.width or not image.height:
+        raise DigitError("the image has no pixels")
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits or more per pixel
-        image = _eight_bits(np.asarray(image, dtype=np.float32))
+        image = _eight_bits(np.asarray(image))
     if image.mode in ("1", "L") and "transparency" not in image.info:
         image = image.convert("L")
         image.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
@@ -133,15 +127,24 @@ def to_grey(image: Image.Image) -> np.ndarray:
 
 
 def _eight_bits(values: np.ndarray) -> Image.Image:
-    """A grey image of values (H, W), from black at 0 to white at 1 or, if there are larger ones, 255, 511, 1023, ….
+    """A grey image of numbers (H, W), by the range that numbers like these have, not by their own range.
 
-    The range is not that of the values: on a blank sheet it is only noise.
+    For on a blank sheet their own is only noise. White is the least of 1, 3, 7, 15, … that is not below them; 1 for
+    fractions that exceed it slightly; and if there are negative ones, black is as far below 0 as white is above it. A
+    few numbers that exceed white, such as a camera's hot pixels, become white.
     """
     if not np.isfinite(values).all():
         raise DigitError("the image has values that are not finite numbers")
-    values = values - min(0, values.min())
-    white = 1 if values.max() <= 1 else 2 ** max(8, int(values.max()).bit_length()) - 1
-    return Image.fromarray((values / white * 255).astype(np.uint8))
+    low, high = np.percentile(values, (0.1, 99.9))
+    black = 0.0
+    if low < -0.1 * high:
+        white = max(-low, high)
+        black = -white
+    elif values.dtype.kind == "f" and high < 1.5:
+        white = 1.0
+    else:
+        white = max(1, 2 ** int(high).bit_length() - 1)
+    return Image.fromarray((np.clip((values - black) / (white - black), 0, 1) * 255).astype(np.uint8))
 
 
 def _highest_contrast(image: Image.Image) -> Image.Image:
@@ -219,8 +222,8 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
     texture = (mask != _majority(mask)).mean()
     if mask.mean() > MAX_INK or texture > MAX_TEXTURE:
         raise DigitError("ink nearly everywhere: the digit cannot be separated from its background")
-    mask = _without_specks(_inside_of_frame(mask))
-    _check_single_digit(mask)
+    mask = without_specks(inside_of_frame(mask))
+    check_single_digit(mask)
     full = np.percentile(contrast[mask], 75)
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     height = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
@@ -306,56 +309,6 @@ def _without_dark_corners(contrast: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return contrast
     corner = ndimage.binary_dilation(np.isin(labels, corners), iterations=3)
     return np.where(corner, 0, contrast)
-
-
-def _inside_of_frame(mask: np.ndarray) -> np.ndarray:
-    """The ink inside a frame, such as the box of a form or a circle; all ink if there is no frame.
-
-    A frame encloses other ink that it does not touch.
-    """
-    labels, count = ndimage.label(mask, np.ones((3, 3)))
-    if count == 1:
-        return mask
-    boxes = [[side.stop - side.start for side in part] for part in ndimage.find_objects(labels)]
-    largest = int(np.argmax(np.prod(boxes, axis=1)))
-    frame = labels == largest + 1
-    around, _ = ndimage.label(np.pad(~frame, 1, constant_values=True))
-    inside = mask & ~frame & (around != around[0, 0])[1:-1, 1:-1]
-    if not inside.any() or np.ptp(np.flatnonzero(inside.any(1))) + 1 < MIN_INSIDE * boxes[largest][0]:
-        return mask
-    return _inside_of_frame(inside)
-
-
-def _without_specks(mask: np.ndarray) -> np.ndarray:
-    labels, count = ndimage.label(mask, np.ones((3, 3)))
-    if count == 1:
-        return mask
-    sizes = np.bincount(labels[mask])  # none of the background
-    return (sizes >= MIN_PART * sizes.max())[labels]
-
-
-def _check_single_digit(mask: np.ndarray) -> None:
-    """Raise DigitError if the ink is too small, wide or full for a digit, or several parts nearly as large as all."""
-    height, width = (int(np.ptp(np.flatnonzero(mask.any(axis)))) + 1 for axis in (1, 0))
-    if max(height, width) < MIN_HEIGHT and max(mask.shape) > SIDE:
-        raise DigitError("the digit is too small: crop the image closer to it")
-    if width > MAX_ASPECT * height:
-        raise DigitError("the ink is wider than a digit: crop the image to a single digit")
-    if mask.sum() > MAX_FILLED * height * width and min(height, width) > 0.5 * max(height, width):
-        raise DigitError("the ink is a filled box: crop the image to the digit inside it")
-    side_by_side = [part for part in _parts(mask) if part[0] > 0.6 * height]
-    stacked = []
-    if height > 1.8 * width:
-        stacked = [part for part in _parts(mask.T) if part[0] > 0.4 * width and part[1] > 0.3 * height]
-    if len(side_by_side) > 1 or len(stacked) > 1:
-        raise DigitError("several digits found: crop the image to one of them")
-
-
-def _parts(mask: np.ndarray) -> list[tuple[int, int]]:
-    """Height and width of each part of the mask that empty columns separate from the others."""
-    runs, count = ndimage.label(mask.any(0))
-    parts = (mask[:, runs == run] for run in range(1, count + 1))
-    return [(int(np.ptp(np.flatnonzero(part.any(1)))) + 1, part.shape[1]) for part in parts]
 
 
 def _widened(ink: np.ndarray, radius: int) -> np.ndarray:

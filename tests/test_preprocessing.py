@@ -123,6 +123,42 @@ def test_many_bits_per_pixel(model, white):
         prepare(Image.fromarray(paper.astype(np.float32)))
 
 
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda a: 1.05 * a - 0.02,
+        lambda a: 2 * a - 1,
+        lambda a: (a - 0.1307) / 0.3081,
+        lambda a: -3 - a,
+        lambda a: 2 * a,
+    ],
+    ids=["overshoot", "signed", "normalised", "negative", "twice"],
+)
+def test_ranges_of_fractions(model, convert):
+    values = np.asarray(draw_digit(7, mode="L"), dtype=np.float32) / 255
+    assert predicted_digit(model, Image.fromarray(convert(values).astype(np.float32))) == 7
+
+
+def test_hot_pixel_does_not_darken_a_scan(model):
+    values = (3000 + 900 * (np.asarray(draw_digit(7, mode="L")) > 128)).astype(np.int32)
+    values[3, 3] = 65535
+    assert predicted_digit(model, Image.fromarray(values)) == 7
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "F", "I;16"])
+def test_image_without_pixels_is_refused(mode, recwarn):
+    with pytest.raises(DigitError, match="no pixels"):
+        prepare(Image.new(mode, (0, 5)))
+    assert not recwarn.list
+
+
+def test_tiny_digit_of_a_tiny_image_is_read(model):
+    image = draw_digit(7).crop((40, 80, 140, 230)).resize((6, 7), Image.Resampling.BOX)
+    small = Image.new("RGB", (12, 12), "white")
+    small.paste(image, (3, 2))
+    assert predicted_digit(model, small) == 7
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_no_numbers_are_refused(value, recwarn):
     with pytest.raises(DigitError, match="not finite"):
@@ -156,18 +192,33 @@ def test_images_without_a_digit_are_refused(image, message):
         prepare(image)
 
 
-@pytest.mark.parametrize("kind", ["rectangle", "ellipse", "rounded_rectangle"])
+def framed(
+    digit: int, kind: str, box: tuple[int, ...], height: float = 0.4, ink=(20, 20, 25), **options
+) -> Image.Image:
+    """A digit in the middle of 300×300 pixels, and a frame around it."""
+    mask = drawings.pen_mask(drawings.strokes(digit), 300, height, max(3, 25 * height))
+    image = drawings.write(Image.new("RGB", (300, 300), "white"), mask, ink)
+    getattr(ImageDraw.Draw(image), kind)(box, outline="black", width=4, **options)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("rectangle", {}), ("ellipse", {}), ("rounded_rectangle", {"radius": 30})]
+)
 @pytest.mark.parametrize("digit", range(10))
-def test_digit_in_a_frame_is_read(model, kind, digit):
-    """The box of a form, a circle around the digit, the axes of a figure: dark or light, straight or tilted."""
-    image = drawings.write(
-        Image.new("RGB", (300, 300), "white"), drawings.pen_mask(drawings.strokes(digit), 300, 0.4, 9)
-    )
-    options = {"radius": 30} if kind == "rounded_rectangle" else {}
-    getattr(ImageDraw.Draw(image), kind)((50, 40, 250, 260), outline="black", width=4, **options)
+def test_digit_in_a_frame_is_read(model, kind, options, digit):
+    """The box of a form, a circle around the digit, the axes of a figure: straight or tilted."""
+    image = framed(digit, kind, (50, 40, 250, 260), **options)
+    ImageDraw.Draw(image).point((5, 5), fill="black")  # the first part of the image is dirt
     assert predicted_digit(model, image) == digit
     tilted = image.rotate(3, fillcolor="white", resample=Image.Resampling.BICUBIC)
     assert predicted_digit(model, drawings.photographed(tilted)) == digit
+
+
+@pytest.mark.parametrize("digit", range(10))
+@pytest.mark.parametrize("height", [0.15, 0.24])
+def test_small_digit_in_a_box_of_thin_lines_is_read(model, digit, height):
+    assert predicted_digit(model, framed(digit, "rectangle", (20, 20, 280, 280), height)) == digit
 
 
 def test_frame_in_a_frame(model):
@@ -177,16 +228,54 @@ def test_frame_in_a_frame(model):
     assert predicted_digit(model, image) == 0
 
 
-def test_dot_in_a_zero_is_no_digit_in_a_frame(model):
+def test_frame_without_a_digit_is_refused():
+    empty = Image.new("RGB", (300, 300), "white")
+    ImageDraw.Draw(empty).rectangle((50, 40, 250, 260), outline="black", width=4)
+    for image in (empty, framed(3, "rectangle", (50, 40, 250, 260), ink=(170, 170, 170))):
+        with pytest.raises(DigitError, match="a frame without a separate digit inside"):
+            prepare(image)
+
+
+@pytest.mark.parametrize("box", [(50, 40, 250, 260), (20, 30, 280, 270)])
+def test_two_framed_digits_are_refused(box):
+    for size in ((600, 300), (300, 600)):
+        two = Image.new("RGB", size, "white")
+        two.paste(framed(3, "rectangle", box), (0, 0))
+        two.paste(framed(7, "rectangle", box), (size[0] - 300, size[1] - 300))
+        with pytest.raises(DigitError, match="several digits|wider than a digit"):
+            prepare(two)
+
+
+@pytest.mark.parametrize(
+    "dirt",
+    [
+        [(84, 155, 96, 167)],
+        [(89, 140, 90, 141), (89, 180, 90, 181)],  # far apart, together as high as a digit
+        [(88, 140, 92, 180)],  # a stroke in a narrow ring: a slashed zero
+    ],
+)
+def test_what_is_in_a_zero_is_no_digit_in_a_frame(model, dirt):
     image = draw_digit(0)
-    ImageDraw.Draw(image).ellipse((84, 155, 96, 167), fill="black")
+    for box in dirt:
+        ImageDraw.Draw(image).rectangle(box, fill="black")
     assert predicted_digit(model, image) == 0
 
 
-@pytest.mark.parametrize(("margin", "message"), [(110, "filled box"), (147, "too small")])
+def test_dirt_in_the_loops_of_an_eight(model):
+    image = drawings.write(Image.new("RGB", (300, 300), "white"), drawings.pen_mask(drawings.strokes(8), 300, 0.6, 9))
+    places = np.random.default_rng(0).integers(0, 298, (40, 2))
+    for x, y in places:
+        ImageDraw.Draw(image).rectangle((x, y, x + 1, y + 1), fill="black")
+    assert predicted_digit(model, image) == 8
+
+
+@pytest.mark.parametrize(("margin", "message"), [(110, "filled box"), (147, "too small"), (None, "filled box")])
 def test_filled_box_and_tiny_digit_are_refused(margin, message):
     image = Image.new("L", (300, 300), 255)
-    ImageDraw.Draw(image).rectangle((margin, margin, 300 - margin, 300 - margin), fill=0)
+    if margin is None:
+        ImageDraw.Draw(image).ellipse((110, 110, 190, 190), fill=0)
+    else:
+        ImageDraw.Draw(image).rectangle((margin, margin, 300 - margin, 300 - margin), fill=0)
     with pytest.raises(DigitError, match=message):
         prepare(image)
 

@@ -1,6 +1,7 @@
 "use strict";
-// Converts a drawing to an image like those of MNIST. Step by step the same as `inference/preprocessing.py`, pixel by
-// pixel equal to it for ink on clean paper: so numbers are rounded to float32 (Math.fround) where NumPy does.
+// Converts a drawing to an image like those of MNIST. Step by step the same as `inference/preprocessing.py` with
+// `digit_parts.py`, pixel by pixel equal to it for ink on clean paper: so numbers are rounded to float32 (Math.fround)
+// where NumPy does.
 
 /** No single digit was found; the message says why. */
 class DigitError extends Error {}
@@ -85,21 +86,36 @@ function texture({ width, values }) {
 }
 
 /**
- * The ink inside a frame, such as the box of a form or a circle; all ink if there is no frame. A frame encloses other
- * ink that it does not touch.
+ * The ink inside a frame, such as the box of a form or a circle; all ink if there is no frame. A frame is a box or about
+ * as wide as high, and encloses ink of a digit's size that it does not touch. Throws DigitError if there is ink of this
+ * size outside too, and for a box of thin lines without such ink.
  */
 function insideOfFrame(mask) {
-  const parts = connectedParts(mask);
-  if (parts.length === 1) return mask;
-  const boxes = parts.map((part) => extent(part, mask.width));
-  const areas = boxes.map((box) => box.width * box.height);
-  const largest = areas.indexOf(Math.max(...areas));
-  const frame = withParts(mask, [parts[largest]]);
-  const [outside] = connectedParts(map(frame, (value) => 1 - value), false);
-  const around = withParts(mask, [parts[largest], outside]).values;
-  const inside = map(mask, (value, place) => value && !around[place]);
-  if (!maximum(inside.values) || boundingBox(inside).height < MIN_INSIDE * boxes[largest].height) return mask;
-  return insideOfFrame(inside);
+  const parts = connectedParts(mask).map((places) => ({ places, ...extent(places, mask.width) }));
+  const areas = parts.map((part) => part.width * part.height);
+  const frame = parts[areas.indexOf(Math.max(...areas))];
+  const { width, height } = frame;
+  const [outside] = connectedParts(map(withParts(mask, [frame.places]), (value) => 1 - value), false);
+  const filled = mask.values.length - outside.length;
+  const isBox = filled > MIN_BOX * height * width && Math.min(height, width) > 0.5 * Math.max(height, width);
+  const isThinBox = isBox && frame.places.length < MAX_LINES * height * width;
+  const least = isThinBox ? MIN_INSIDE_BOX : MIN_INSIDE;
+  const around = withParts(mask, [outside]).values;
+  const others = parts.filter((part) => part !== frame);
+  const digits = others.filter((part) => (
+    !around[part.places[0]] && part.height >= least * height && part.places.length >= MIN_PART * frame.places.length));
+  if (digits.length && (isBox || (0.8 * height < width && width < 1.25 * height))) {
+    const highest = Math.max(...digits.map((part) => part.height));
+    if (others.some((part) => around[part.places[0]] && part.height > 0.6 * highest)) {
+      throw new DigitError("several digits found: crop the image to one of them");
+    }
+    const inside = others.filter((part) => !around[part.places[0]]).map((part) => part.places);
+    return insideOfFrame(withParts(mask, inside));
+  }
+  if (isThinBox) {
+    throw new DigitError("a frame without a separate digit inside: crop the image to the digit");
+  }
+  return mask;
 }
 
 /** Width and height of a list of places. */

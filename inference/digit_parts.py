@@ -1,0 +1,83 @@
+"""Which parts of the ink in an image are its digit: not a frame around it, nor specks; and whether it is one digit.
+
+A mask is bool (H, W), True for ink, with at least one pixel of it. Its parts are pixels that touch, at the corners too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+SIDE = 28  # pixels, of MNIST's images
+MAX_ASPECT = 1.8  # width of a digit divided by its height
+MIN_BOX = 0.93  # share of its bounding box that a box fills, lines and inside; a round 0 fills less
+MAX_LINES = 0.3  # share of a box that its thin lines cover; more is a digit of straight strokes
+MIN_INSIDE, MIN_INSIDE_BOX = 0.3, 0.1  # height of a digit in a frame, relative to the frame; and in a box of thin lines
+MAX_FILLED = 0.75  # share of its bounding box that a digit fills; more is a filled box or disc
+MIN_HEIGHT = 8  # pixels: the longer side of the ink, if the image is larger than one of MNIST; less is often misread
+MIN_PART = 0.03  # size of a separate part, relative to the largest; smaller ones are dirt
+
+
+class DigitError(ValueError):
+    """No single digit was found in an image; the message says why."""
+
+
+def inside_of_frame(mask: np.ndarray) -> np.ndarray:
+    """The ink inside a frame, such as the box of a form or a circle; all ink if there is no frame.
+
+    A frame is a box or about as wide as high, and encloses ink of a digit's size that it does not touch. Raises
+    DigitError if there is ink of this size outside too, and for a box of thin lines without such ink.
+    """
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    heights, widths = np.array([[side.stop - side.start for side in part] for part in ndimage.find_objects(labels)]).T
+    sizes = np.bincount(labels.ravel())[1:]  # pixels of each part
+    frame = int(np.argmax(heights * widths))
+    height, width = heights[frame], widths[frame]
+    around, _ = ndimage.label(np.pad(labels != frame + 1, 1, constant_values=True))
+    filled = (around != around[0, 0])[1:-1, 1:-1]  # the frame and all that it encloses
+    is_box = filled.sum() > MIN_BOX * height * width and min(height, width) > 0.5 * max(height, width)
+    is_thin_box = is_box and sizes[frame] < MAX_LINES * height * width
+    is_other = np.arange(count) != frame
+    is_inside = is_other & np.isin(np.arange(count) + 1, labels[filled])
+    least = MIN_INSIDE_BOX if is_thin_box else MIN_INSIDE
+    is_digit = is_inside & (heights >= least * height) & (sizes >= MIN_PART * sizes[frame])
+    if is_digit.any() and (is_box or 0.8 * height < width < 1.25 * height):
+        if (heights[is_other & ~is_inside] > 0.6 * heights[is_digit].max()).any():
+            raise DigitError("several digits found: crop the image to one of them")
+        return inside_of_frame(mask & filled & (labels != frame + 1))
+    if is_thin_box:
+        raise DigitError("a frame without a separate digit inside: crop the image to the digit")
+    return mask
+
+
+def without_specks(mask: np.ndarray) -> np.ndarray:
+    """The ink without parts that are much smaller than the largest: dirt."""
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    if count == 1:
+        return mask
+    sizes = np.bincount(labels[mask])  # none of the background
+    return (sizes >= MIN_PART * sizes.max())[labels]
+
+
+def check_single_digit(mask: np.ndarray) -> None:
+    """Raise DigitError if the ink is too small, wide or full for a digit, or several parts nearly as large as all."""
+    height, width = (int(np.ptp(np.flatnonzero(mask.any(axis)))) + 1 for axis in (1, 0))
+    if max(height, width) < MIN_HEIGHT and max(mask.shape) > SIDE:
+        raise DigitError("the digit is too small: crop the image closer to it")
+    if width > MAX_ASPECT * height:
+        raise DigitError("the ink is wider than a digit: crop the image to a single digit")
+    if mask.sum() > MAX_FILLED * height * width and min(height, width) > 0.5 * max(height, width):
+        raise DigitError("the ink is a filled box: crop the image to the digit inside it")
+    side_by_side = [part for part in _parts(mask) if part[0] > 0.6 * height]
+    stacked = []
+    if height > 1.8 * width:
+        stacked = [part for part in _parts(mask.T) if part[0] > 0.4 * width and part[1] > 0.3 * height]
+    if len(side_by_side) > 1 or len(stacked) > 1:
+        raise DigitError("several digits found: crop the image to one of them")
+
+
+def _parts(mask: np.ndarray) -> list[tuple[int, int]]:
+    """Height and width of each part of the mask that empty columns separate from the others."""
+    runs, count = ndimage.label(mask.any(0))
+    parts = (mask[:, runs == run] for run in range(1, count + 1))
+    return [(int(np.ptp(np.flatnonzero(part.any(1)))) + 1, part.shape[1]) for part in parts]
