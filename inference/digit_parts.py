@@ -13,7 +13,8 @@ MAX_ASPECT = 1.8  # width of a digit divided by its height
 MIN_BOX = 0.93  # share of its bounding box that a box fills, lines and inside; a round 0 fills less
 MAX_LINES = 0.3  # share of a box that its thin lines cover; more is a digit of straight strokes
 MIN_INSIDE, MIN_INSIDE_BOX = 0.3, 0.1  # height of a digit in a frame, relative to the frame; and in a box of thin lines
-MAX_FILLED = 0.75  # share of its bounding box that a digit fills; more is a filled box or disc
+MAX_FILLED = 0.75  # share of its bounding box that a digit fills; more is a filled box or disc, …
+MAX_SOLIDITY, MIN_ROUND = 11.25, 0.6  # … as are, tilted too, shapes about as long as wide and more solid than digits
 MIN_HEIGHT = 8  # pixels: the longer side of the ink, if the image is larger than one of MNIST; less is often misread
 MIN_PART = 0.03  # size of a separate part, relative to the largest; smaller ones are dirt
 
@@ -66,14 +67,27 @@ def check_single_digit(mask: np.ndarray) -> None:
         raise DigitError("the digit is too small: crop the image closer to it")
     if width > MAX_ASPECT * height:
         raise DigitError("the ink is wider than a digit: crop the image to a single digit")
-    if mask.sum() > MAX_FILLED * height * width and min(height, width) > 0.5 * max(height, width):
-        raise DigitError("the ink is a filled box: crop the image to the digit inside it")
+    is_filled = mask.sum() > MAX_FILLED * height * width and min(height, width) > 0.5 * max(height, width)
+    if is_filled or _is_solid(mask):
+        raise DigitError("the ink is a filled shape: crop the image to the digit inside it")
     side_by_side = [part for part in _parts(mask) if part[0] > 0.6 * height]
     stacked = []
     if height > 1.8 * width:
         stacked = [part for part in _parts(mask.T) if part[0] > 0.4 * width and part[1] > 0.3 * height]
     if len(side_by_side) > 1 or len(stacked) > 1:
         raise DigitError("several digits found: crop the image to one of them")
+
+
+def _is_solid(mask: np.ndarray) -> bool:
+    """True for ink without gaps, such as a sheet of paper, whatever its tilt.
+
+    Its area, relative to the product of its standard deviations along its two axes, is 12 for any rectangle and 4 π for
+    any ellipse, and less for what has gaps.
+    """
+    rows, columns = np.nonzero(mask)
+    covariance = np.cov(columns, rows, bias=True) + np.eye(2) / 12  # the second is that within a pixel
+    short, long = np.sqrt(np.linalg.eigvalsh(covariance))
+    return bool(short > MIN_ROUND * long and len(rows) > MAX_SOLIDITY * short * long)
 
 
 def _parts(mask: np.ndarray) -> list[tuple[int, int]]:

@@ -31,7 +31,8 @@ SMALL = 3_000  # parameters; smaller networks react most to rounding, and take l
 FIRST = "s5"  # the network that is selected when the page opens
 SETTINGS = ("SIDE", "BOX", "WORKING_SIDE", "MIN_CONTRAST", "MAX_INK", "MAX_TEXTURE", "MIN_STROKE")  # of preprocessing
 PART_SETTINGS = (  # of `digit_parts`; all are for preprocessing.js
-    *("MAX_ASPECT", "MIN_BOX", "MAX_LINES", "MIN_INSIDE", "MIN_INSIDE_BOX", "MAX_FILLED", "MIN_HEIGHT", "MIN_PART"),
+    *("MAX_ASPECT", "MIN_BOX", "MAX_LINES", "MIN_INSIDE", "MIN_INSIDE_BOX", "MAX_FILLED", "MAX_SOLIDITY", "MIN_ROUND"),
+    *("MIN_HEIGHT", "MIN_PART"),
 )
 NETWORKS = re.compile(r'<script type="application/json" id="networks">(.*?)</script>', re.DOTALL)
 

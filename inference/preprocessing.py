@@ -23,6 +23,7 @@ from inference.digit_parts import SIDE, DigitError, check_single_digit, inside_o
 from inference.ruled_paper import without_rules
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # others are not opened: EPS, for example, runs a program
+MOVING = ("GIF", "PNG", "TIFF", "WEBP")  # may have several images; in a JPEG a second one is a detail of the first
 BOX = 20  # pixels: side of the box that the digit is scaled to, in the result of SIDE
 WORKING_SIDE = 256  # pixels: images are reduced to this before the ink is searched for
 MAX_BYTES, MAX_PIXELS = 50_000_000, 100_000_000  # larger files and images are refused
@@ -63,6 +64,8 @@ def read_image(source: str | Path | bytes) -> Image.Image:
             image = Image.open(io.BytesIO(source), formats=FORMATS)
         if not image.width or not image.height:
             raise DigitError("the image has no pixels")
+        if image.format in MOVING and getattr(image, "n_frames", 1) > 1:
+            raise DigitError(f"the file has {image.n_frames} images: save one of them alone")
         if image.width * image.height > MAX_PIXELS:
             raise DigitError(f"the image has {image.width:,} × {image.height:,} pixels: too many to open safely")
         image.draft(image.mode, (4 * WORKING_SIDE, 4 * WORKING_SIDE))  # a JPEG need not be decoded at full size
@@ -212,7 +215,7 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
     if contrast is None:
         raise DigitError("lines of ruled paper cannot be separated from the digit: use blank paper or a darker pen")
     if contrast.max() < MIN_CONTRAST:
-        raise NoInkError("no ink found: the image is empty or of a single colour")
+        raise NoInkError("no ink found: the image is empty, of a single colour or too pale")
     threshold = _otsu(contrast)
     mask = contrast > threshold
     if mask[[0, 0, -1, -1], [0, -1, 0, -1]].any():
@@ -247,10 +250,23 @@ def _paper(darkness: np.ndarray) -> np.ndarray:
     width = max(3, max(darkness.shape) // 3)
     if _is_uniform(darkness, width // 2):
         return darkness.min()
-    paper = ndimage.grey_opening(np.pad(darkness, width, mode="edge"), (width, width))
+    paper = ndimage.grey_opening(_padded(darkness, width), (width, width))
     rows, columns = (_smoothing(side, width) for side in paper.shape)
     smooth = (rows @ paper.astype(float)).astype(np.float32) @ columns.T
     return np.maximum(paper[width:-width, width:-width], smooth.astype(np.float32))
+
+
+def _padded(darkness: np.ndarray, width: int) -> np.ndarray:
+    """The image with `width` more pixels on each side, continued as paper if the edge is paper and ink only.
+
+    Else, in a photo with shadows, with its edge. A stroke along the edge would become a broad one, and seem paper.
+    """
+    edge = np.concatenate([darkness[0], darkness[-1], darkness[:, 0], darkness[:, -1]]) - darkness.min()
+    relative = edge / max(np.ptp(darkness), 1e-9)
+    is_paper, is_ink = relative < 0.15, relative > 0.75
+    if is_paper.mean() > 0.2 and is_ink.any() and (is_paper | is_ink).mean() > 0.9:
+        return np.pad(darkness, width, constant_values=darkness.min())
+    return np.pad(darkness, width, mode="edge")
 
 
 def _is_uniform(darkness: np.ndarray, side: int) -> bool:

@@ -152,6 +152,14 @@ def test_image_without_pixels_is_refused(mode, recwarn):
     assert not recwarn.list
 
 
+@pytest.mark.parametrize("format", ["GIF", "PNG", "TIFF", "WEBP"])
+def test_file_of_several_images_is_refused(model, format):
+    first, second = draw_digit(4), draw_digit(7)
+    assert predicted_digit(model, read_image(to_bytes(first, format))) == 4
+    with pytest.raises(DigitError, match="the file has 2 images"):
+        read_image(to_bytes(first, format, save_all=True, append_images=[second]))
+
+
 def test_tiny_digit_of_a_tiny_image_is_read(model):
     image = draw_digit(7).crop((40, 80, 140, 230)).resize((6, 7), Image.Resampling.BOX)
     small = Image.new("RGB", (12, 12), "white")
@@ -269,7 +277,7 @@ def test_dirt_in_the_loops_of_an_eight(model):
     assert predicted_digit(model, image) == 8
 
 
-@pytest.mark.parametrize(("margin", "message"), [(110, "filled box"), (147, "too small"), (None, "filled box")])
+@pytest.mark.parametrize(("margin", "message"), [(110, "filled shape"), (147, "too small"), (None, "filled shape")])
 def test_filled_box_and_tiny_digit_are_refused(margin, message):
     image = Image.new("L", (300, 300), 255)
     if margin is None:
@@ -278,6 +286,27 @@ def test_filled_box_and_tiny_digit_are_refused(margin, message):
         ImageDraw.Draw(image).rectangle((margin, margin, 300 - margin, 300 - margin), fill=0)
     with pytest.raises(DigitError, match=message):
         prepare(image)
+
+
+@pytest.mark.parametrize("degrees", [0, 5, 15, 45])
+def test_sheet_with_table_all_around_is_not_a_digit(degrees):
+    """It cannot be cut out if it is tilted; then it seems a blot on dark paper."""
+    sheet = drawings.write(
+        Image.new("RGB", (450, 450), (230, 230, 230)), drawings.pen_mask(drawings.strokes(7), 450, 0.4, 12)
+    )
+    table = Image.new("RGB", (900, 900), (90, 90, 90))
+    sheet = sheet.rotate(degrees, expand=True, fillcolor=(90, 90, 90))
+    table.paste(sheet, ((900 - sheet.width) // 2, (900 - sheet.height) // 2))
+    with pytest.raises(DigitError, match="filled shape"):
+        prepare(table)
+
+
+@pytest.mark.parametrize("digit", [0, 2, 3, 4, 5, 6, 7, 8, 9])  # a cropped 1 may be a single colour
+@pytest.mark.parametrize("pen", [8, 16])
+def test_digit_that_touches_all_edges(model, digit, pen):
+    mask = drawings.pen_mask(drawings.strokes(digit), 300, 0.6, pen)
+    image = drawings.write(Image.new("RGB", (300, 300), "white"), mask).crop(mask.getbbox())
+    assert predicted_digit(model, image) == digit
 
 
 def test_digit_on_a_long_strip_is_refused():

@@ -22,7 +22,7 @@ function findInk(ink) {
   const drawing = crop({ width: WORKING_SIDE, height: WORKING_SIDE, values: new Float32Array(ink) }, 1);
   const contrast = withoutPaper(map(drawing, (value) => 1 - Math.fround((255 - value) / 255)));
   if (maximum(contrast.values) < Math.fround(MIN_CONTRAST)) {
-    throw new NoInkError("no ink found: the image is empty or of a single colour");
+    throw new NoInkError("no ink found: the image is empty, of a single colour or too pale");
   }
   const threshold = otsu(contrast.values, ink.length);
   let mask = map(contrast, (value) => value > threshold);
@@ -169,8 +169,8 @@ function checkSingleDigit(mask) {
   if (width > MAX_ASPECT * height) {
     throw new DigitError("the ink is wider than a digit: crop the image to a single digit");
   }
-  if (sum(mask.values) > MAX_FILLED * width * height && shorter > 0.5 * longer) {
-    throw new DigitError("the ink is a filled box: crop the image to the digit inside it");
+  if ((sum(mask.values) > MAX_FILLED * width * height && shorter > 0.5 * longer) || isSolid(mask)) {
+    throw new DigitError("the ink is a filled shape: crop the image to the digit inside it");
   }
   const besides = separateParts(mask).filter((part) => part.height > 0.6 * height);
   const isLarge = (part) => part.height > 0.4 * width && part.width > 0.3 * height; // in the transposed image
@@ -178,6 +178,22 @@ function checkSingleDigit(mask) {
   if (besides.length > 1 || (height > 1.8 * width && stacked.length > 1)) {
     throw new DigitError("several digits found: crop the image to one of them");
   }
+}
+
+/**
+ * True for ink without gaps, whatever its tilt. Its area, relative to the product of its standard deviations along its
+ * two axes, is 12 for any rectangle and 4 π for any ellipse, and less for what has gaps.
+ */
+function isSolid({ width, values }) {
+  const places = [...values.keys()].filter((place) => values[place]);
+  const coordinates = [places.map((place) => place % width), places.map((place) => Math.floor(place / width))];
+  const means = coordinates.map((numbers) => sum(numbers) / places.length);
+  const covariance = (a, b) => (
+    sum(places.map((_, i) => (coordinates[a][i] - means[a]) * (coordinates[b][i] - means[b]))) / places.length);
+  const [xx, yy, xy] = [covariance(0, 0) + 1 / 12, covariance(1, 1) + 1 / 12, covariance(0, 1)];
+  const spread = Math.hypot((xx - yy) / 2, xy);
+  const [short, long] = [Math.sqrt((xx + yy) / 2 - spread), Math.sqrt((xx + yy) / 2 + spread)];
+  return short > MIN_ROUND * long && places.length > MAX_SOLIDITY * short * long;
 }
 
 /** The bounding box of each part of the mask that empty columns separate from the others. */
