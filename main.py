@@ -10,6 +10,7 @@ For distillation see python -m experiments.sweep --teacher.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -88,6 +89,14 @@ def main(arguments: list[str] | None = None) -> int:
     except (DataError, CheckpointError, DivergenceError, OSError) as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before or after the training, which ends by itself
+        if holds_run(options.output):
+            print(f"Interrupted. To continue: python main.py --resume {shlex.quote(str(options.output))}")
+        else:
+            print("Interrupted before the first epoch: nothing is saved.")
+            with contextlib.suppress(OSError):  # e.g. other files are in it
+                options.output.rmdir()
+        return INTERRUPTED
 
 
 def holds_run(folder: Path) -> bool:

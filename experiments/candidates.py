@@ -66,6 +66,8 @@ def find_variant(network: str | Source | Callable[[], nn.Module]) -> Variant:
     """
     if isinstance(network, str) and network in KNOWN:
         return KNOWN[network]
+    if isinstance(network, str) and ":" in network and ".py" not in network:
+        raise NetworkError(f"write a network of a file as FILE.py:NAME, not {network!r}")
     if isinstance(network, str) and ".py" not in network:
         try:
             line = str(networks.parse(network))
@@ -73,6 +75,7 @@ def find_variant(network: str | Source | Callable[[], nn.Module]) -> Variant:
             raise NetworkError(f"{error}; it is no variant either ({', '.join(KNOWN)})") from error
         return Variant(line, line, FINAL)
     if not isinstance(network, Source):  # one that is passed on to a worker was checked before
+        place = f"{network.rpartition(':')[0]}: " if isinstance(network, str) else ""
         network = from_file(network) if isinstance(network, str) else from_object(network)
-        check_network(network.build, network.function)
+        check_network(network.build, place + network.function)
     return Variant(network.name, network, FINAL)

@@ -14,7 +14,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.ledger import select
 from experiments.local_runner import RERUN
@@ -29,6 +29,9 @@ from training.command_line import (
     run_command,
 )
 from training.files import OWN_LEDGER, RUNS, check_folder
+
+if TYPE_CHECKING:
+    from experiments.variants import Variant
 
 # Modules that import torch or pandas, which takes seconds, are imported inside functions, so that --help is fast.
 
@@ -77,8 +80,8 @@ def compare(
     base = changed_recipe(variants[1].recipe, changes)
     recipes = [recipe.as_dict() for recipe in (changed_recipe(base, own_changes), base)]
     sides = list(zip(variants, recipes, strict=True))
-    if variants[0].name == variants[1].name and recipes[0] == recipes[1]:
-        raise ValueError(f"{variants[0].name} is compared with itself")
+    if variants[0].network == variants[1].network and recipes[0] == recipes[1]:
+        raise ValueError(itself(*variants))
     words = changes_in_words(*recipes)
     notes = (f", {words}" if words else "", "")  # what tells two recipes of one network apart
     shared = {"split": "validation", "sample": sample, "device": device, "precision": precision}
@@ -93,8 +96,16 @@ def compare(
     own, others = (select(trials, variant=each.name, recipe=recipe) for each, recipe in sides)
     own = [trial | {"variant": trial["variant"] + notes[0]} for trial in own]
     accuracies = {trials[0]["variant"]: [trial["accuracy"] for trial in trials] for trials in (own, others)}
-    figure = plot_seeds(accuracies, None, "Accuracy of each seed (dots) and mean over n seeds (lines)")
+    split = "sample validation" if sample else "validation"
+    figure = plot_seeds(accuracies, None, "Accuracy of each seed (dots) and mean over n seeds (lines)", split)
     return Comparison(network_table([own, others]), verdict(own, others), figure)
+
+
+def itself(own: Variant, other: Variant) -> str:
+    """Why two variants of one network are not compared."""
+    if own.name == other.name:
+        return f"{own.name} is compared with itself"
+    return f"{own.name} and {other.name} are the same network, and the recipe of {other.name} would train both"
 
 
 def verdict(own: list[dict], others: list[dict]) -> str:
@@ -139,12 +150,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     options.changes = recipe_changes(options)
     try:
         pick_device(options.device)
-        names = {find_variant(each).name for each in (options.network, options.other)}
+        variants = [find_variant(each) for each in (options.network, options.other)]
         planned_recipe(options.other, options.changes)
     except ValueError as error:
         parser.error(str(error))
-    if len(names) == 1:
-        parser.error(f"{names.pop()} is compared with itself")
+    if variants[0].network == variants[1].network:
+        parser.error(itself(*variants))
     return options
 
 

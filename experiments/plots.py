@@ -287,7 +287,8 @@ def plot_search(groups, title=None):
         axes.plot(part["parameters"], part["loss"], "o", color=colour, markersize=5, label=label)
     longest = points[points["epochs"] == points["epochs"].max()]
     front = longest[longest["loss"] < longest["loss"].cummin().shift(fill_value=np.inf)]
-    axes.plot(front["parameters"], front["loss"], "-", color=INK, linewidth=1, label="lowest loss up to this size")
+    style = {"color": INK, "linewidth": 1, "drawstyle": "steps-post"}
+    axes.plot(front["parameters"], front["loss"], "-", label="lowest loss up to this size", **style)
     best = longest.loc[longest["loss"].idxmin()]
     side = "right" if best["parameters"] > points["parameters"].mean() else "left"
     axes.annotate(best["name"], (best["parameters"], best["loss"]), (0, -7), ha=side, va="top", **OFFSET)

@@ -121,7 +121,8 @@ def search(
             print(RERUN)
         tried += (ranked := sorted(complete, key=mean_loss))
         networks = [group[0]["variant"] for group in ranked[: max(FINALISTS, each.networks // KEPT)]]
-    title = f"{trials} networks below {below:,} parameters: best validation loss {mean_loss(ranked[0]):.4f}"
+    on = " on the sample" if sample else ""
+    title = f"{trials} networks below {below:,} parameters{on}: best validation loss {mean_loss(ranked[0]):.4f}"
     table = network_table(ranked)
     if vary_rate:
         table["Learning rate"] = [group[0]["recipe"]["learning_rate"] for group in ranked]

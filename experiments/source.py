@@ -88,7 +88,8 @@ def from_object(network: Callable[[], nn.Module]) -> Source:
     try:
         text = textwrap.dedent(_class_in_a_cell(network) or inspect.getsource(network))
     except (OSError, TypeError) as error:
-        hint = "write it in a cell or a file" + ", with a method of its own" * inspect.isclass(network)
+        is_bare = inspect.isclass(network) and not any(map(inspect.isfunction, vars(network).values()))
+        hint = "write it in a cell or a file" + ", with a method of its own" * is_bare
         raise NetworkError(f"the code of {name or network!r} is not available: {hint}") from error
     if not name.isidentifier():
         raise NetworkError(f"a network must be a class or function with a name, not {name or type(network).__name__}")

@@ -13,6 +13,7 @@ import os
 import statistics
 import sys
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 from experiments.ledger import of_precision, read_ledger, read_precision, select, trial_key
@@ -76,7 +77,7 @@ def sweep(
     fixed = {"split": split, "changes": changes, "sample": sample, "device": device, "precision": precision}
     if weights is not None:
         fixed["weights"] = weights
-    if isinstance(variants, str):
+    if not isinstance(variants, list | tuple):
         raise ValueError(f"variants must be a list, e.g. ['s5'], not {variants!r}")
     found = list({variant.name: variant for variant in map(find_variant, variants)}.values())
     ledger = ledger or (LEDGER if all(variant.name in KNOWN for variant in found) else OWN_LEDGER)
@@ -146,7 +147,10 @@ def run_missing(
         print("\n".join(f"  {trial_name(trial)}" for trial in todo))
     if dry_run or todo:
         work = [(variant_name(trial), planned_recipe(trial["variant"], trial["changes"]).epochs) for trial in todo]
-        print(estimate(work, select(recorded, data=source), at_once if ray is None else workers))
+        known = [trial for trial in of_precision(recorded, precision) if trial["data"] == source]
+        if ray is None:  # a cluster may have devices of any kind
+            known = [trial for trial in known if trial["device"].startswith(pick_device(device).type)]
+        print(estimate(work, known, at_once if ray is None else workers))
     if dry_run or not todo:
         return 0, keys
     if folder is not None:
@@ -224,7 +228,7 @@ def grouped(trials: list[dict]) -> list[dict]:
 
 
 def estimate(work: list[tuple[str, int]], trials: list[dict], workers: int | None) -> str:
-    """Describe the expected duration of (variant, epochs) pairs, from the recorded trials' seconds per epoch.
+    """Describe the expected duration of (variant, epochs) pairs, from the seconds per epoch of comparable trials.
 
     `workers` is the number of trials at a time, None if it depends on the cluster.
     """
@@ -240,13 +244,19 @@ def estimate(work: list[tuple[str, int]], trials: list[dict], workers: int | Non
             continue
         minutes += statistics.median(known) * epochs[name] / 60
     if unknown == epochs.keys():
-        return f"no estimate: the ledger has no trial of {', '.join(sorted(unknown))}"
-    without = f", not counting {', '.join(sorted(unknown))}, of which the ledger has no trial" if unknown else ""
+        return f"no estimate of the time: no comparable trial of {_few(unknown)} is recorded"
+    without = f", not counting {_few(unknown)}: no comparable trial is recorded" if unknown else ""
     expected = minutes / (workers or 1)
     duration = "less than a minute" if expected < 1 else f"about {plural(round(expected), 'minute')}"
     if workers is None:
         return f"{duration} of work, shared by the cluster's workers{without}"
     return f"{duration} with {workers} at a time{without}"
+
+
+def _few(names: Collection[str]) -> str:
+    """Up to three of the names, in words."""
+    first = ", ".join(sorted(names)[:3])
+    return f"{first} and {len(names) - 3} more" if len(names) > 3 else first
 
 
 def summary(keys: list[tuple], ledger: str | Path, precision: str = "auto") -> str:
@@ -275,7 +285,7 @@ def default_workers(device: str) -> int:
 
 def distinct(seeds: list[int]) -> list[int]:
     """Each seed once. Raises ValueError for what is no list of seeds."""
-    if isinstance(seeds, int | str):
+    if not isinstance(seeds, list | tuple | set | range):
         raise ValueError(f"seeds must be a list of whole numbers, e.g. [100, 101], not {seeds!r}")
     return list(dict.fromkeys(seeds))
 

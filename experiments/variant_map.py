@@ -21,7 +21,7 @@ VERDICTS = {  # of `compared_variants`: colour, marker and meaning; better and w
 ROW, INDENT = 0.31, 0.055  # inches; fraction of the tree's width
 CHANGE_LIMITS = (-80, 320)  # percent, the change's axis contains them
 CHANGE_TICKS = (-70, -50, -30, 0, 40, 100)  # percent
-WIDE_CHANGE_TICKS = (-99, -90, -50, 0, 100, 900, 9900)  # where an interval is beyond these limits
+WIDE_CHANGE_TICKS = (-99.9, -99, -90, 0, 900, 9900, 99900)  # where an interval is beyond these limits
 
 
 def map_table(trials: list[dict]) -> pd.DataFrame:
@@ -122,8 +122,12 @@ def _change_axis(axes, shown) -> None:
     # Beyond the usual limits there is room for an end of a bar and a part of its label; the rest is in the margin.
     axes.set_xlim(left - 0.3 * (left < low), right + 0.5 * (right > high))
     ticks = [tick for tick in ticks if left <= _place(tick) <= right]
-    axes.set_xticks([_place(tick) for tick in ticks], [f"{tick:+}%" if tick else "0" for tick in ticks])
+    axes.set_xticks([_place(tick) for tick in ticks], [f"{tick:+,}%" if tick else "0" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _percent(change: float) -> str:
+    return f"{change:+.2f}" if change < -99 else f"{change:+,.0f}"  # not -100, which would be no errors at all
 
 
 def _place(change: float) -> float:
@@ -159,8 +163,8 @@ def _draw_change(axes, place: int, row) -> None:
     if is_known:
         axes.plot(places[:2], [place, place], "-", color=colour, linewidth=2)
     axes.plot(places[2], place, linestyle="none", marker=marker, color=colour, markersize=6)
-    text = f"{row.errors:+.0f}%"
-    text += f" ({row.errors_low:+.0f} to {row.errors_high:+.0f})" if is_known else ""
+    text = f"{_percent(row.errors)}%"
+    text += f" ({_percent(row.errors_low)} to {_percent(row.errors_high)})" if is_known else ""
     is_right = row.errors > 0  # on the side where the line at 0 is not in the way
     end = places[is_right] if is_known else places[2]
     style = {"va": "center", "ha": "left" if is_right else "right", "fontsize": 8.5, "color": colour}

@@ -9,7 +9,7 @@ from torch import nn
 from analysis.inspection import count_parameters
 from experiments.candidates import CLAIMS, KNOWN
 from helpers import build
-from training.checkpoint import load_weights
+from training.checkpoint import CheckpointError, load_weights
 from training.files import TRAINED
 
 
@@ -32,4 +32,7 @@ def load_trained(name: str = "s5", weights: str | Path | None = None) -> nn.Modu
     """
     if name not in ("s5", *CLAIMS):
         raise ValueError(f"there is no trained network {name!r}; there are {', '.join(trained_networks())}")
-    return load_weights(build(KNOWN[name].build), weights or weights_file(name)).eval()
+    try:
+        return load_weights(build(KNOWN[name].build), weights or weights_file(name)).eval()
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; read as weights of {name!r}, of {', '.join(trained_networks())}") from error

@@ -110,6 +110,8 @@ def fails(**_) -> dict:
         (["conv 4 q gap"], 'compare: in "conv 4 q gap", word 3'),
         (["missing.py:MyNet"], "missing.py cannot be read: No such file"),
         (["s5"], "s5 is compared with itself"),
+        (["original", "s5"], "original and s5 are the same network, and the recipe of s5 would train both"),
+        (["mine:MyNet"], "write a network of a file as FILE.py:NAME, not 'mine:MyNet'"),
         (["conv 4 gap", "CONV  4 GAP"], "conv 4 gap is compared with itself"),
         (["conv 4 gap", "--epochs", "0"], "epochs must be"),
         (["conv 4 gap", "--seeds", "x"], "seeds must be like"),

@@ -310,6 +310,20 @@ def test_divergence_gives_one_line(here, capsys):
     assert not Path("run2/weights.safetensors").exists()
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_ctrl_c_before_the_first_epoch_leaves_no_empty_folder(here, monkeypatch, capsys, kept):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(helpers, "fit", interrupted)
+    if kept:
+        Path("run3").mkdir()
+        Path("run3/notes.txt").touch()
+    assert main.main(["--smoke", "--output", "run3"]) == 130
+    assert "Interrupted before the first epoch: nothing is saved." in capsys.readouterr().out
+    assert Path("run3").exists() == kept
+
+
 def test_ctrl_c_saves_complete_epochs_and_prints_how_to_resume(here, interruptible, monkeypatch, capsys):
     whole = [*COMMAND, "--smoke", "--epochs", "3", "--batch-size", "100", "--output", "my run"]
     process = subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

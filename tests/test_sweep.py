@@ -168,7 +168,22 @@ def test_a_bad_option_is_refused_before_anything_is_run(options, tmp_path, monke
     assert not path.exists()
 
 
-@pytest.mark.parametrize(("variants", "seeds"), [("s5", [0]), (["s5"], 100), (["s5"], "100-102")])
+def test_an_estimate_names_few_networks():
+    work = [(f"conv {width} gap", 1) for width in range(1, 8)]
+    assert sweep.estimate(work, [], 2).endswith("conv 1 gap, conv 2 gap, conv 3 gap and 4 more is recorded")
+
+
+@pytest.mark.parametrize("other", [{"precision": "bfloat16"}, {"device": "cuda: NVIDIA H100"}])
+def test_the_duration_is_not_estimated_from_another_precision_or_device(other, tmp_path, capsys):
+    path = tmp_path / "ledger.jsonl"
+    ledger.append_trial(make_trial(seconds=20.0, **other), path)
+    sweep.sweep(["s5"], [1], sample=True, device="cpu", precision="float32", ledger=path, dry_run=True)
+    assert "no comparable trial of s5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("variants", "seeds"), [("s5", [0]), (dict, [0]), (["s5"], 100), (["s5"], "100-102"), (["s5"], None)]
+)
 def test_variants_and_seeds_are_lists(variants, seeds, tmp_path):
     with pytest.raises(ValueError, match="must be a list"):
         sweep.sweep(variants, seeds, sample=True, ledger=tmp_path / "ledger.jsonl")
@@ -185,7 +200,7 @@ def test_dry_run_lists_the_missing_trials_and_runs_nothing(tmp_path, capsys):
     header, *trials, duration = capsys.readouterr().out.splitlines()
     assert header == "4 trials, sample validation: 1 already in ledger.jsonl, 3 to run"
     workers = min(3, os.cpu_count() if not hasattr(os, "sched_getaffinity") else len(os.sched_getaffinity(0)))
-    expected = f"less than a minute with {workers} at a time, not counting original, of which the ledger has no trial"
+    expected = f"less than a minute with {workers} at a time, not counting original: no comparable trial is recorded"
     assert duration == expected
     assert [trial.strip() for trial in trials] == ["s5, seed 0", "original, seed 0", "original, seed 1"]
     assert path.read_bytes() == before
@@ -206,7 +221,7 @@ def test_the_duration_is_estimated_from_recorded_trials_of_the_variant():
     assert sweep.estimate([("s5", 20)] * 10, trials, 2) == "about 20 minutes with 2 at a time"
     assert sweep.estimate([("s5", 10)] * 10, trials, None).startswith("about 20 minutes of work, shared by")
     assert sweep.estimate([], trials, 2) == "nothing to run"
-    assert sweep.estimate([("s5", 20)], [], 2) == "no estimate: the ledger has no trial of s5"
+    assert sweep.estimate([("s5", 20)], [], 2) == "no estimate of the time: no comparable trial of s5 is recorded"
     assert "not counting sgd" in sweep.estimate([("s5", 20), ("sgd", 20)], trials, 2)
 
 
@@ -235,7 +250,7 @@ def test_the_time_on_mnist_is_not_estimated_from_the_sample(tmp_path, capsys):
     sweep.sweep(["s5"], [1], sample=True, device="cpu", ledger=path, dry_run=True)
     assert "less than a minute" in capsys.readouterr().out
     sweep.sweep(["s5"], [1], device="cpu", ledger=path, dry_run=True)
-    assert "no estimate: the ledger has no trial of s5" in capsys.readouterr().out
+    assert "no comparable trial of s5 is recorded" in capsys.readouterr().out
 
 
 # --- How they are run -------------------------------------------------------------------------------------------------

@@ -180,6 +180,7 @@ def _check(recipe: Recipe, name: str, is_good: Callable[[float], bool], what: st
     value = getattr(recipe, name)
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if not is_number or not is_good(value):
+        what = "a finite number" if isinstance(value, float) and math.isinf(value) else what
         raise ValueError(f"{name} must be {what}, not {short(value)}")
 
 
