@@ -147,7 +147,7 @@ def run_missing(
         print("\n".join(f"  {trial_name(trial)}" for trial in todo))
     if dry_run or todo:
         work = [(variant_name(trial), planned_recipe(trial["variant"], trial["changes"]).epochs) for trial in todo]
-        known = [trial for trial in of_precision(recorded, precision) if trial["data"] == source]
+        known = select(of_precision(recorded, precision), data=source)
         if ray is None:  # a cluster may have devices of any kind
             known = [trial for trial in known if trial["device"].startswith(pick_device(device).type)]
         print(estimate(work, known, at_once if ray is None else workers))

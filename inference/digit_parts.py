@@ -17,6 +17,7 @@ MAX_FILLED = 0.75  # share of its bounding box that a digit fills; more is a fil
 MAX_SOLIDITY, MIN_ROUND = 11.25, 0.6  # … as are, tilted too, shapes about as long as wide and more solid than digits
 MIN_HEIGHT = 8  # pixels: the longer side of the ink, if the image is larger than one of MNIST; less is often misread
 MIN_PART = 0.03  # size of a separate part, relative to the largest; smaller ones are dirt
+SEVERAL = "several digits found: crop the image to one of them"
 
 
 class DigitError(ValueError):
@@ -44,7 +45,7 @@ def inside_of_frame(mask: np.ndarray) -> np.ndarray:
     is_digit = is_inside & (heights >= least * height) & (sizes >= MIN_PART * sizes[frame])
     if is_digit.any() and (is_box or 0.8 * height < width < 1.25 * height):
         if (heights[is_other & ~is_inside] > 0.6 * heights[is_digit].max()).any():
-            raise DigitError("several digits found: crop the image to one of them")
+            raise DigitError(SEVERAL)
         return inside_of_frame(mask & filled & (labels != frame + 1))
     if is_thin_box:
         raise DigitError("a frame without a separate digit inside: crop the image to the digit")
@@ -75,7 +76,7 @@ def check_single_digit(mask: np.ndarray) -> None:
     if height > 1.8 * width:
         stacked = [part for part in _parts(mask.T) if part[0] > 0.4 * width and part[1] > 0.3 * height]
     if len(side_by_side) > 1 or len(stacked) > 1:
-        raise DigitError("several digits found: crop the image to one of them")
+        raise DigitError(SEVERAL)
 
 
 def _is_solid(mask: np.ndarray) -> bool:

@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
             try:
                 write_prepared(image, options.prepared, number, source)
             except OSError as error:
-                print(f"predict: cannot write to {options.prepared}: {error.strerror}", file=sys.stderr)
+                print(f"predict: cannot write to {options.prepared}: {error.strerror or error}", file=sys.stderr)
                 return 1
     print(json.dumps(results, indent=1) if options.json else table(results))
     failed = [result for result in results if "error" in result]

@@ -20,10 +20,10 @@ from scipy import ndimage
 from torch import Tensor
 
 from inference.digit_parts import SIDE, DigitError, check_single_digit, inside_of_frame, without_specks
-from inference.ruled_paper import without_rules
+from inference.ruled_paper import border, without_rules
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # others are not opened: EPS, for example, runs a program
-MOVING = ("GIF", "PNG", "TIFF", "WEBP")  # may have several images; in a JPEG a second one is a detail of the first
+SERIES = ("GIF", "PNG", "TIFF", "WEBP")  # may have several images; in a JPEG a second one is a detail of the first
 BOX = 20  # pixels: side of the box that the digit is scaled to, in the result of SIDE
 WORKING_SIDE = 256  # pixels: images are reduced to this before the ink is searched for
 MAX_BYTES, MAX_PIXELS = 50_000_000, 100_000_000  # larger files and images are refused
@@ -64,7 +64,7 @@ def read_image(source: str | Path | bytes) -> Image.Image:
             image = Image.open(io.BytesIO(source), formats=FORMATS)
         if not image.width or not image.height:
             raise DigitError("the image has no pixels")
-        if image.format in MOVING and getattr(image, "n_frames", 1) > 1:
+        if image.format in SERIES and getattr(image, "n_frames", 1) > 1:
             raise DigitError(f"the file has {image.n_frames} images: save one of them alone")
         if image.width * image.height > MAX_PIXELS:
             raise DigitError(f"the image has {image.width:,} × {image.height:,} pixels: too many to open safely")
@@ -209,8 +209,7 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
 
     Strokes thinner than MNIST's are widened; the result then has a margin. Raises DigitError as `prepare` does.
     """
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    darkness = 1 - grey if np.median(border) > 0.5 * (grey.min() + grey.max()) else grey
+    darkness = 1 - grey if np.median(border(grey)) > 0.5 * (grey.min() + grey.max()) else grey
     contrast = without_rules(np.clip(darkness - _paper(darkness), 0, None))
     if contrast is None:
         raise DigitError("lines of ruled paper cannot be separated from the digit: use blank paper or a darker pen")
@@ -261,8 +260,7 @@ def _padded(darkness: np.ndarray, width: int) -> np.ndarray:
 
     Else, in a photo with shadows, with its edge. A stroke along the edge would become a broad one, and seem paper.
     """
-    edge = np.concatenate([darkness[0], darkness[-1], darkness[:, 0], darkness[:, -1]]) - darkness.min()
-    relative = edge / max(np.ptp(darkness), 1e-9)
+    relative = (border(darkness) - darkness.min()) / max(np.ptp(darkness), 1e-9)
     is_paper, is_ink = relative < 0.15, relative > 0.75
     if is_paper.mean() > 0.2 and is_ink.any() and (is_paper | is_ink).mean() > 0.9:
         return np.pad(darkness, width, constant_values=darkness.min())
@@ -316,7 +314,7 @@ def _without_dark_corners(contrast: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
     corners = np.setdiff1d(labels[[0, 0, -1, -1], [0, -1, 0, -1]], [0])
-    at_edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    at_edge = np.unique(border(labels))
     inside = mask & ~np.isin(labels, at_edge)
     if not inside.any():
         return contrast

@@ -37,6 +37,11 @@ class Rule:
     contrast: np.ndarray  # (W,)
 
 
+def border(image: np.ndarray) -> np.ndarray:
+    """The outermost pixels of an image (H, W), its corners twice."""
+    return np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+
+
 def without_rules(contrast: np.ndarray) -> np.ndarray | None:
     """The contrast of ink with the paper, (H, W) from 0 to 1, without the rules of the paper.
 
@@ -45,9 +50,8 @@ def without_rules(contrast: np.ndarray) -> np.ndarray | None:
     height, width = contrast.shape
     if min(height, width) < MIN_SIDE:
         return contrast
-    frame = np.concatenate([contrast[0], contrast[-1], contrast[:, 0], contrast[:, -1]])
     level = max(MIN_RULE, MIN_SHARE * contrast.max())
-    if frame.max() < level:
+    if border(contrast).max() < level:
         return contrast  # no line reaches the edge of the image
     across, down = find_rules(contrast, level), find_rules(contrast.T, level)
     if not across and not down:
