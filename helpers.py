@@ -7,7 +7,6 @@ augmented and normalised on the device, a whole batch at a time → `Net` → lo
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
 from training.augmentation import augment, normalize
 from training.checkpoint import TrainingState, save_checkpoint
 from training.checks import check_training
 from training.cpu import keep_freed_memory, threads_for_idle_cores
 from training.device import autocast, compile_model, eval_batch_size, pick_device, pick_precision, use_channels_last
+from training.graphs import record
 from training.mnist import MnistData, check_images, check_labelled
+from training.progress import batch_bar, epoch_line
 from training.recipe import Recipe, check_seed
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (inputs, logits, labels) → mean loss; inputs for distillation
@@ -107,13 +107,11 @@ def train(
     model.train()
     forward = model if forward is None else forward
     loss = cross_entropy(recipe) if loss is None else loss
-    loss_sum = torch.zeros((), device=images.device)
-    correct = torch.zeros((), device=images.device, dtype=torch.long)
+    loss_sum, correct = torch.zeros(2, device=images.device)
     seen = 0
-    order = torch.randperm(len(images), generator=generator, device=images.device)
-    hidden = not progress or "TQDM_DISABLE" in os.environ  # disable=False would ignore TQDM_DISABLE
-    bar = tqdm(order.split(recipe.batch_size), leave=False, disable=hidden)
-    for number, batch in enumerate(bar):
+
+    @record(forward, loss, optimizer, generator)
+    def step(batch: Tensor) -> None:
         inputs, targets = augment(images[batch], recipe, generator), labels[batch]
         with autocast(images.device, precision):
             logits = forward(inputs).float()
@@ -121,14 +119,19 @@ def train(
         optimizer.zero_grad()
         batch_loss.backward()
         optimizer.step()
+        loss_sum.add_(batch_loss.detach() * len(batch))
+        correct.add_((logits.argmax(1) == targets).sum())
+
+    order = torch.randperm(len(images), generator=generator, device=images.device)
+    bar = batch_bar(order.split(recipe.batch_size), progress)
+    for number, batch in enumerate(bar):
+        step(batch)
         if scheduler is not None:
             scheduler.step()
         if average is not None:
             average.update_parameters(model)
 
         seen += len(batch)
-        loss_sum += batch_loss.detach() * len(batch)
-        correct += (logits.argmax(1) == targets).sum()
         if number % 50 == 0:  # not every batch: reading a number makes a GPU wait
             _check_finite(loss_sum)
             bar.set_description(f"Train Loss={loss_sum / seen:.4f} Accuracy={100 * correct / seen:.2f}")
@@ -147,8 +150,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, i
     check_labelled(images, labels)
     model.eval()
     use_channels_last(model)
-    loss_sum = torch.zeros((), device=images.device)
-    correct = torch.zeros((), device=images.device, dtype=torch.long)
+    loss_sum, correct = torch.zeros(2, device=images.device)
     batch_size = eval_batch_size(images.device)
     for batch, targets in zip(images.split(batch_size), labels.split(batch_size), strict=True):
         logits = model(normalize(batch))
@@ -256,18 +258,6 @@ def fit(
         if state.average is not None:
             model.load_state_dict(state.average.module.state_dict())
     return state.history
-
-
-def epoch_line(epoch: dict, epochs: int, data: MnistData) -> str:
-    """One line of the training log: an entry of `fit`'s history as text."""
-    split = data.split if data.source == "mnist" else f"{data.source} {data.split}"
-    trained = f"train loss {epoch['train_loss']:.4f} accuracy {epoch['train_accuracy']:.2f}%"
-    evaluated = f"{split} not evaluated"
-    if epoch["eval_loss"] is not None:
-        accuracy = f"{epoch['eval_correct']}/{len(data.eval_labels)} ({epoch['eval_accuracy']:.2f}%)"
-        evaluated = f"{split} loss {epoch['eval_loss']:.4f} accuracy {accuracy}"
-    rate = f"lr {epoch['learning_rate']:.5f}"
-    return f"Epoch {epoch['epoch']:>2}/{epochs}  {rate}  {trained}  {evaluated}  {epoch['seconds']:.1f} s"
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ from IPython.display import Markdown, display
 from analysis.style import Picture
 
 BAR = 20  # characters
+SECONDS_BETWEEN = 2  # drawings of a live figure
 
 
 class Table:
@@ -49,20 +50,26 @@ class Folded:
 
 
 class LiveFigure:
-    """For `fit(progress=...)`: a figure that is drawn again after every epoch, with a bar in its title."""
+    """For `fit(progress=...)`: a figure that is drawn again after every epoch, with a bar in its title.
+
+    Not after epochs that follow within `SECONDS_BETWEEN`: on a GPU, drawing would take as long as training.
+    """
 
     def __init__(self, name: str, epochs: int, draw: Callable[[list[dict], str], Picture]):
         """`draw` makes the figure of a history and a title; `epochs` is the length of the whole run."""
         self.name, self.epochs, self.draw = name, epochs, draw
-        self.start = time.monotonic()
+        self.start = self.drawn = time.monotonic()
         self.handle = display(Markdown(f"*{name}: the first of {epochs} epochs …*"), display_id=True)
 
     def __call__(self, history: list[dict]) -> None:
         """Show the epochs so far; the title of the last one is the figure's own. Nothing outside a notebook."""
         if self.handle is None:
             return
-        done = len(history)
-        minutes, seconds = divmod(round((time.monotonic() - self.start) / done * (self.epochs - done)), 60)
+        done, now = len(history), time.monotonic()
+        if done < self.epochs and now - self.drawn < SECONDS_BETWEEN:
+            return
+        self.drawn = now
+        minutes, seconds = divmod(round((now - self.start) / done * (self.epochs - done)), 60)
         filled = round(BAR * done / self.epochs)
         bar = "█" * filled + "░" * (BAR - filled)
         left = f"{self.name}  {bar}  {done} of {self.epochs} epochs, {minutes}:{seconds:02} to go"

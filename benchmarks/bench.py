@@ -91,7 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{part} …", flush=True)
             measured = measure(part, options, records)
             if measured and not options.smoke:  # without a GPU, its part measures nothing
-                about = environment(torch.device(options.device if part in ACCURACY_TARGETS else "cpu"))
+                device = options.device if part in ACCURACY_TARGETS else "cuda" if part == "gpu" else "cpu"
+                about = environment(torch.device(device))
                 results = records.setdefault(machine(about), {})  # other machines' records stay as they are
                 update(results, part, {"environment": about, **measured})
                 with atomic_path(options.output) as temporary:

@@ -35,6 +35,7 @@ from training.device import eval_batch_size
 from training.recipe import Recipe
 
 VECTORIZED_SEEDS = 32  # trained at once on a GPU
+AT_ONCE = f"each of {VECTORIZED_SEEDS} seeds at once"
 
 
 def worker_counts(smoke: bool) -> list[int]:
@@ -232,29 +233,20 @@ def _onnx_session(model: torch.nn.Module) -> dict[str, Callable]:
 
 
 def gpu(repeats: int, smoke: bool) -> dict:
-    """Training `Net` on a GPU, plain, compiled, and many seeds at once; empty without a CUDA device."""
+    """An epoch of `Net` on a GPU: with and without a recorded step, and of many seeds at once; empty without CUDA."""
     if not torch.cuda.is_available():
         print("    not measured: torch finds no CUDA device")
         return {}
-    data, recipe = load(smoke), Recipe(epochs=1) if smoke else Recipe()
-    options = {"device": "cuda", "progress": False, "eval_every": recipe.epochs}
+    data, recipe = load(smoke).to(torch.device("cuda")), Recipe(epochs=1)
 
     def one(compile: bool) -> float:
-        model = build(Net, 0)
-        return seconds_of(lambda: fit(model, data, recipe, compile=compile, **options))
+        return fit(build(Net, 0), data, recipe, device="cuda", compile=compile, progress=False)[0]["seconds"]
 
-    def vectorized() -> float:
-        seeds = list(range(VECTORIZED_SEEDS))
-        return seconds_of(lambda: fit_vectorized(Net, data, recipe, seeds, "cuda")) / VECTORIZED_SEEDS
+    def many() -> float:
+        _, (history, *_) = fit_vectorized(Net, data, recipe, list(range(VECTORIZED_SEEDS)), "cuda")
+        return history[0]["seconds"]
 
-    functions = {
-        "one seed": partial(one, False),
-        "one seed, compiled": partial(one, True),
-        f"each of {VECTORIZED_SEEDS} seeds": vectorized,
-    }
+    functions = {"recorded": partial(one, True), "not recorded": partial(one, False), AT_ONCE: many}
     for function in functions.values():
-        function()  # compile and warm up
-    return {
-        "device": torch.cuda.get_device_name(),
-        f"seconds of {recipe.epochs} epochs": measure_interleaved(functions, repeats),
-    }
+        function()  # warm up
+    return {"seconds": measure_interleaved(functions, repeats)}

@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis.statistics import CLAIMED_ACCURACY, interval_text, mean_text, p_mean_above
 from experiments.candidates import KNOWN
-from experiments.ledger import in_usual_precision, select
+from experiments.ledger import in_usual_precision, minutes_on_a_cpu, select
 from training.command_line import plural
 
 BUDGETS = (500, 1_000, 2_000, 5_000, 8_000, 20_000)  # a network has fewer parameters than its budget
@@ -106,7 +106,6 @@ def claims_table(trials: list[dict]) -> pd.DataFrame:
     for goal in GOALS:
         if not (found := find_claims(goal, trials)):
             continue
-        minutes = pd.Series([trial["seconds"] / 60 for trial in found]).median()
         rows.append(
             {
                 "Network": f"`{goal.variant}`: {goal.network}",
@@ -114,7 +113,7 @@ def claims_table(trials: list[dict]) -> pd.DataFrame:
                 "Test accuracy": f"{mean_text([trial['accuracy'] for trial in found], 2)}%",
                 "Seeds": len(found),
                 "Epochs": found[0]["epochs"],
-                "Minutes": f"{minutes:.0f}",
+                "Minutes": f"{minutes_on_a_cpu(found):.0f}",
             }
         )
     return pd.DataFrame(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gc
 import json
+import math
 import os
 import statistics
 import warnings
@@ -158,6 +159,12 @@ def append_line(line: bytes, path: Path) -> None:
 def select(trials: Iterable[dict], **conditions) -> list[dict]:
     """The trials that match all conditions, e.g. `select(trials, variant="s5", split="test")`."""
     return [trial for trial in trials if all(trial[key] == value for key, value in conditions.items())]
+
+
+def minutes_on_a_cpu(trials: list[dict]) -> float:
+    """The median duration of those of `trials` that a CPU trained, in minutes; NaN if there is none."""
+    minutes = [trial["seconds"] / 60 for trial in trials if trial["device"].startswith("cpu")]
+    return statistics.median(minutes) if minutes else math.nan
 
 
 def mean_loss(trials: list[dict]) -> float:

@@ -79,6 +79,7 @@ def sections(trials: list[dict], folder: Path = ROOT) -> dict[str, str]:
         "precision": to_markdown(precision_table(trials)),
         "machines": speed_tables.describe_machines(speed),
         "speed": to_markdown(speed_tables.speed_table(speed)),
+        "gpu": to_markdown(speed_tables.gpu_table(speed)),
         "accuracy-runs": to_markdown(speed_tables.accuracy_runs_table(speed)),
         "profile": to_markdown(speed_tables.profile_table(speed)),
         "throughput": speed_tables.describe_throughput(speed),

@@ -124,9 +124,10 @@ def _bars(points) -> np.ndarray:
 def plot_training_time(points, title=None):
     """Mean test accuracy against the minutes of training, a labelled point per network.
 
-    points: DataFrame with name, parameters, minutes, seeds, mean, low and high (percent; NaN for a single seed).
-    Raises ValueError if there are none.
+    points: DataFrame with name, parameters, minutes (NaN: left out), seeds, mean, low and high (percent; NaN for a
+    single seed). Raises ValueError if there are none.
     """
+    points = points[points["minutes"].notna()]
     if points.empty:
         raise ValueError("nothing to plot: no points")
     figure = Picture(figsize=(WIDTH, 4.2), layout="constrained")

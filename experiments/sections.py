@@ -13,7 +13,7 @@ from analysis.drawing import plot_network
 from analysis.notebook import Folded, LiveFigure, Table, epoch_table
 from analysis.statistics import mean_text
 from analysis.style import Picture
-from experiments.ledger import select
+from experiments.ledger import minutes_on_a_cpu, select
 from experiments.tables import comparison_table, seeds_in_words, trained
 from experiments.trial import planned_recipe
 from experiments.variant_map import place_in_words
@@ -59,8 +59,7 @@ class Sections:
         """Its place on the map, the time of a run, its network, and what is long, folded."""
         model = build(VARIANTS[name].build, self.seed)
         trials = select(self.recorded, variant=name)
-        minutes = pd.Series([trial["seconds"] / 60 for trial in trials]).median()
-        length = f"recorded runs: {trials[0]['epochs']} epochs in {minutes:.1f} minutes (median)"
+        length = f"recorded runs: {trials[0]['epochs']} epochs in {minutes_on_a_cpu(trials):.1f} minutes (median)"
         display(Markdown(f"{place_in_words(name)} · {length}"))
         network = VARIANTS[name].network
         line = network if isinstance(network, str) else network.name

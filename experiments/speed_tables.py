@@ -71,6 +71,7 @@ def best_baseline(epoch: dict) -> tuple[str, dict]:
 def speed_table(records: dict[str, dict]) -> pd.DataFrame:
     """One row per measurement, with its goal and a column for each machine; – where it is not measured."""
     columns = {name: dict(_measurements(record)) for name, record in records.items()}
+    columns = {name: column for name, column in columns.items() if column}
     names = sorted(dict.fromkeys(name for column in columns.values() for name in column), key=_row_order)
     table = {"Measurement": names, "Goal": [SPEED_GOALS.get(name, "") for name in names]}
     return pd.DataFrame(
@@ -140,6 +141,15 @@ def _accuracy_rows(part: str, record: dict) -> Iterator[tuple[str, str]]:
             compared = BASELINE_EPOCHS * best_baseline(record["epoch"])[1]["median"]
             text += f", {compared / run[key]['median']:.1f}× as fast as {BASELINE_EPOCHS} epochs of the baseline"
         yield f"Mean {part}: {name}", text
+
+
+def gpu_table(records: dict[str, dict]) -> pd.DataFrame:
+    """Seconds of an epoch of `Net`, a row per GPU."""
+    return pd.DataFrame(
+        {"GPU": part["environment"]["device"].partition(": ")[2]}
+        | {f"Epoch of `Net`, {name}": format_seconds(timing) for name, timing in part["seconds"].items()}
+        for part in (record["gpu"] for record in records.values() if "gpu" in record)
+    )
 
 
 def accuracy_runs(record: dict, part: str) -> list[dict]:

@@ -23,7 +23,7 @@ from analysis.statistics import (
 from experiments.candidates import MILD
 from experiments.evidence import PRECISIONS
 from experiments.goals import BUDGETS, GOALS, find_claims
-from experiments.ledger import in_usual_precision, mean_loss, read_ledger, select
+from experiments.ledger import in_usual_precision, mean_loss, minutes_on_a_cpu, read_ledger, select
 from experiments.variants import FINAL, SGD, VARIANTS, changes_in_words
 
 IMAGES = 10_000  # in either evaluation split of the full MNIST
@@ -346,7 +346,7 @@ def frontier_points(trials: list[dict]) -> pd.DataFrame:
     """Size and training time against accuracy, a row per variant and split.
 
     Columns: name, split, parameters, deskewed (whether the first layer deskews the images, which no parameter counts),
-    minutes (of training, the median), seeds, mean, low, high (95%).
+    minutes (of training on a CPU, the median), seeds, mean, low, high (95%).
     """
     columns, rows = ["name", "split", "parameters", "deskewed", "minutes", "seeds", "mean", "low", "high"], []
     if not trials:
@@ -355,6 +355,6 @@ def frontier_points(trials: list[dict]) -> pd.DataFrame:
         low, high = mean_interval(list(group["accuracy"]))
         size = {"name": name, "split": split, "parameters": group["parameters"].iloc[0]}
         size |= {"deskewed": "deskew" in group["network"].iloc[0]}
-        size |= {"minutes": group["seconds"].median() / 60, "seeds": len(group)}
+        size |= {"minutes": minutes_on_a_cpu(group.to_dict("records")), "seeds": len(group)}
         rows.append(size | {"mean": group["accuracy"].mean(), "low": low, "high": high})
     return pd.DataFrame(rows, columns=columns)

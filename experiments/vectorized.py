@@ -11,6 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,9 @@ from torch.func import functional_call, stack_module_state, vmap
 from helpers import DivergenceError, build
 from training.augmentation import augment_by, draw, normalize
 from training.device import autocast, eval_batch_size, pick_device, pick_precision
+from training.graphs import RecordedStep, can_record, takes_tensor_rates
 from training.mnist import MnistData
-from training.optimizers import make_optimizer, make_scheduler, moving_average
+from training.optimizers import MovingAverage, make_optimizer, make_scheduler
 from training.recipe import Recipe
 
 
@@ -43,7 +45,11 @@ class Stack(nn.Module):
         every = models[0].named_parameters(remove_duplicate=False)
         # Layers may share a tensor: its other names.
         self.aliases = {alias: names[parameter] for alias, parameter in every if alias != names[parameter]}
-        self.skeleton = (copy.deepcopy(models[0]).to("meta"),)  # a tuple keeps it from being registered as a submodule
+        skeleton = copy.deepcopy(models[0]).to("meta")
+        for layer in skeleton.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):  # on CUDA vmap takes no bfloat16 beside its float32
+                layer.register_forward_pre_hook(lambda layer, inputs: tuple(each.float() for each in inputs))
+        self.skeleton = (skeleton,)  # a tuple keeps it from being registered as a submodule
 
     def state(self) -> dict[str, Tensor]:
         """The stacked tensors, by their names in a single network."""
@@ -100,7 +106,7 @@ def fit_vectorized(
     optimizer = make_optimizer(stack.parameters(), recipe, stacked=True)
     per_batch = recipe.schedule_every == "batch"
     scheduler = make_scheduler(optimizer, recipe, len(data.train_images))
-    average = moving_average(stack, recipe.ema_decay) if recipe.ema_decay else None
+    average = MovingAverage(stack, recipe.ema_decay) if recipe.ema_decay else None
     evaluated = stack if average is None else average.module
 
     histories: list[list[dict]] = [[] for _ in seeds]
@@ -111,21 +117,15 @@ def fit_vectorized(
         correct = torch.zeros(len(seeds), device=device, dtype=torch.long)
         count = len(data.train_images)
         orders = torch.stack([torch.randperm(count, generator=each, device=device) for each in generators])
+        step = partial(_step, stack, data, recipe.in_epoch(epoch), optimizer, generators, precision, loss_sum, correct)
+        if can_record(models[0]) and device.type == "cuda" and takes_tensor_rates(optimizer):
+            step = RecordedStep(step, optimizer, generators)
         for batch in orders.split(recipe.batch_size, dim=1):
-            targets = data.train_labels[batch]
-            inputs = _augment_each(data.train_images[batch], recipe.in_epoch(epoch), generators)
-            with autocast(device, precision):
-                logits = stack(inputs).float()
-            losses = _losses(logits, targets, recipe.label_smoothing)
-            optimizer.zero_grad()
-            losses.sum().backward()  # a network's gradients depend on its own loss only
-            optimizer.step()
+            step(batch)
             if per_batch:
                 scheduler.step()
             if average is not None:
                 average.update_parameters(stack)
-            loss_sum += losses.detach() * batch.shape[1]
-            correct += (logits.argmax(2) == targets).sum(1)
         if not loss_sum.isfinite().all():
             diverged = [seed for seed, loss in zip(seeds, loss_sum.tolist(), strict=True) if not math.isfinite(loss)]
             raise DivergenceError(f"the loss stopped being finite in epoch {epoch} for the seeds {diverged}")
@@ -144,6 +144,30 @@ def fit_vectorized(
             history.append(line | {"seconds": seconds})
     evaluated.write_to(models)
     return models, histories
+
+
+def _step(
+    stack: Stack,
+    data: MnistData,
+    recipe: Recipe,
+    optimizer: torch.optim.Optimizer,
+    generators: list[torch.Generator],
+    precision: str,
+    loss_sum: Tensor,
+    correct: Tensor,
+    batch: Tensor,
+) -> None:
+    """Train each network on its row of `batch`, int64 (S, N); add to its entries of `loss_sum` and `correct`, (S,)."""
+    targets = data.train_labels[batch]
+    inputs = _augment_each(data.train_images[batch], recipe, generators)
+    with autocast(batch.device, precision):
+        logits = stack(inputs).float()
+    losses = _losses(logits, targets, recipe.label_smoothing)
+    optimizer.zero_grad()
+    losses.sum().backward()  # a network's gradients depend on its own loss only
+    optimizer.step()
+    loss_sum += losses.detach() * batch.shape[1]
+    correct += (logits.argmax(2) == targets).sum(1)
 
 
 def _augment_each(images: Tensor, recipe: Recipe, generators: list[torch.Generator]) -> Tensor:

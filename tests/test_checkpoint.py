@@ -114,7 +114,7 @@ def test_a_resumed_run_has_the_threads_of_its_start(small, tmp_path, monkeypatch
         started = load_checkpoint(path)["threads"]
         torch.set_num_threads(1)
         options = {"checkpoint": path, "resume": True, "progress": lambda _: used.append(torch.get_num_threads())}
-        helpers.fit(helpers.build(), small, recipe, **options)
+        helpers.fit(helpers.build(), small, recipe, device="cpu", **options)
         assert used == [started]
         assert torch.get_num_threads() == 1, "set back"
 

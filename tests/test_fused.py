@@ -279,6 +279,7 @@ def uncompiled(monkeypatch, tmp_path):
 
 
 def test_without_a_compiler_the_error_names_what_is_missing(uncompiled, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
     assert not can_compile()
     model = helpers.build()
@@ -355,8 +356,8 @@ def test_without_any_folder_to_write_nothing_is_compiled_and_training_goes_on(un
 
 
 @needs_compiler
-def test_only_the_cpu_compiles_without_being_asked():
+def test_the_cpu_and_cuda_compile_without_being_asked():
     model = helpers.build()
-    assert device.compile_model(model, torch.device("cpu"), None) is not model
-    assert device.compile_model(model, torch.device("cuda"), None) is model
-    assert device.compile_model(model, torch.device("cpu"), False) is model
+    for name, expected in (("cpu", True), ("cuda", True), ("mps", False)):
+        assert (device.compile_model(model, torch.device(name), None) is not model) == expected
+        assert device.compile_model(model, torch.device(name), False) is model

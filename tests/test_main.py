@@ -24,6 +24,7 @@ import training.mnist
 from tests.utils import ROOT
 from training import files
 from training.checkpoint import load_checkpoint, load_weights
+from training.device import pick_device
 from training.mnist import load_sample
 from training.recipe import Recipe
 
@@ -186,8 +187,9 @@ def test_saved_files_agree_with_each_other(finished):
     assert record["result"] in printed
     assert len(record["history"]) == 2
 
-    data = load_sample()
-    model = load_weights(helpers.Net(), run / "weights.safetensors")
+    device = pick_device()
+    data = load_sample().to(device)
+    model = load_weights(helpers.Net(), run / "weights.safetensors").to(device)
     _, correct = helpers.evaluate(model, data.eval_images, data.eval_labels)
     assert correct == record["history"][-1]["eval_correct"]
     stored = load_checkpoint(run / "checkpoint.pt")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import helpers
-from training.optimizers import Muon, make_optimizer, moving_average, orthogonal
+from training.optimizers import MovingAverage, Muon, make_optimizer, orthogonal
 from training.recipe import Recipe
 
 
@@ -93,7 +93,7 @@ def test_a_convolution_that_starts_at_zero_is_trained():
 def test_the_average_takes_whole_numbers_as_they_are():
     model = nn.Linear(2, 2)
     model.register_buffer("index", torch.arange(10))
-    average = moving_average(model, 0.995)
+    average = MovingAverage(model, 0.995)
     for _ in range(50):
         average.update_parameters(model)
     assert torch.equal(average.module.index, torch.arange(10))

@@ -191,7 +191,8 @@ def test_wrong_choice_of_runs_is_refused(recorded, small):
         Sections(small, recorded, "all")
 
 
-def test_live_figure_counts_down(shown):
+def test_live_figure_counts_down(shown, monkeypatch):
+    monkeypatch.setattr(notebook, "SECONDS_BETWEEN", 0)
     titles = []
     live = LiveFigure("sgd", 4, lambda history, title: titles.append(title) or title)
     for done in range(1, 5):
@@ -199,6 +200,14 @@ def test_live_figure_counts_down(shown):
     assert titles[1].startswith(f"sgd  {'█' * 10}{'░' * 10}  2 of 4 epochs, 0:0")
     assert titles[3] == ""
     assert shown == [""]
+
+
+def test_live_figure_leaves_out_epochs_that_follow_at_once(shown):
+    drawn = []
+    live = LiveFigure("sgd", 4, lambda history, title: drawn.append(len(history)))
+    for done in range(1, 5):
+        live([{}] * done)
+    assert drawn == [4]
 
 
 def test_live_figure_outside_a_notebook_draws_nothing(capsys):

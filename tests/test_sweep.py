@@ -196,7 +196,7 @@ def test_dry_run_lists_the_missing_trials_and_runs_nothing(tmp_path, capsys):
     path = ledger_with_seed_1(tmp_path)
     before = path.read_bytes()
     command = ["--variants", "s5,original,s5", "--seeds", "0-1", "--epochs", "2", "--sample", "--ledger", str(path)]
-    assert sweep.main([*command, "--dry-run"]) == 0
+    assert sweep.main([*command, "--device", "cpu", "--dry-run"]) == 0
     header, *trials, duration = capsys.readouterr().out.splitlines()
     assert header == "4 trials, sample validation: 1 already in ledger.jsonl, 3 to run"
     workers = min(3, os.cpu_count() if not hasattr(os, "sched_getaffinity") else len(os.sched_getaffinity(0)))

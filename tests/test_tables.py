@@ -32,6 +32,7 @@ def trial(seed, accuracy, variant="s5", split="test", data="mnist", **changes):
         "curve": [{"eval_loss": 0.02}],
         "mistakes": {},
         "seconds": 300.0,
+        "device": "cpu: x86_64, 1 thread",
         "time": "2026-11-21T00:00:00+00:00",
         "data": data,
     } | changes
@@ -135,6 +136,14 @@ def test_frontier_points():
     assert tested.low < 99.4 < tested.high
     assert (validated.split, validated.seeds) == ("validation", 1)
     assert validated.low != validated.low  # NaN: one seed has no interval
+
+
+def test_minutes_are_those_of_a_cpu():
+    trials = [*several("s5", 99.3, 99.5), trial(2, 99.4, seconds=9.0, device="cuda: NVIDIA H100")]
+    (row,) = tables.frontier_points(trials).itertuples(index=False)
+    assert (row.seeds, row.minutes) == (3, 5)
+    (row,) = tables.frontier_points(trials[2:]).itertuples(index=False)
+    assert row.minutes != row.minutes  # NaN
 
 
 def test_peers_say_how_they_were_made():

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from training.files import atomic_path
 from training.mnist import MnistData
-from training.optimizers import make_optimizer, make_scheduler, moving_average
+from training.optimizers import MovingAverage, make_optimizer, make_scheduler
 from training.recipe import Recipe, check_seed, recipe_difference
 from training.stored_state import StateError, check_equal, check_record
 
@@ -65,7 +65,7 @@ class TrainingState:
             model=model,
             optimizer=optimizer,
             scheduler=make_scheduler(optimizer, recipe, len(data.train_images)),
-            average=moving_average(model, recipe.ema_decay) if recipe.ema_decay else None,
+            average=MovingAverage(model, recipe.ema_decay) if recipe.ema_decay else None,
             generator=torch.Generator(device).manual_seed(seed),
             steps_per_epoch=recipe.steps_per_epoch(len(data.train_images)),
         )

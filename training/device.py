@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from training.command_line import PRECISIONS
 from training.fused import fuse
+from training.graphs import Recordable, can_record
 from training.kernels import can_compile
 
 MIN_GAIN = 1.2  # by which bfloat16 must be faster to be used where only a measurement tells
@@ -54,10 +55,15 @@ def pick_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device)[0] >= 8
+        native = _has_fast_tensor_cores(device)
     else:
         native = device.type == "cpu" and _cpu_multiplies_bfloat16()
     return "bfloat16" if native else "float32"
+
+
+def _has_fast_tensor_cores(device: torch.device) -> bool:
+    """True for a CUDA card from Ampere on: its tensor cores multiply bfloat16, and TF32, as float32 is multiplied."""
+    return torch.cuda.get_device_capability(device)[0] >= 8
 
 
 @cache
@@ -98,22 +104,26 @@ def eval_batch_size(device: torch.device) -> int:
 def compile_model(model: nn.Module, device: torch.device, compile: bool | None = True) -> Callable[[Tensor], Tensor]:
     """The model compiled for training, equal up to rounding; it shares its weights with `model`.
 
-    On a CPU some of its layers are fused (`fused.py`), which takes two seconds the first time. On CUDA it is recorded
-    as CUDA graphs, which removes Python's overhead but takes long the first time. `compile` None: only on a CPU, if
-    there is a compiler; False: returns `model`. Raises CompileError if it is True and there is no compiler.
+    On a CPU some of its layers are fused (`fused.py`), which takes two seconds the first time. On CUDA it is marked, so
+    that the whole training step is recorded (`graphs.py`). `compile` None: on a CPU if there is a compiler, on CUDA if
+    all layers are torch's or this project's; False: returns `model`. Raises CompileError if it is True and there is no
+    compiler.
     """
     if compile is None:
-        compile = device.type == "cpu" and can_compile()
+        compile = can_compile() if device.type == "cpu" else device.type == "cuda" and can_record(model)
     if not compile:
         return model
     if device.type == "cpu":
         return fuse(model)
-    return torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else "default")
+    return Recordable(model) if device.type == "cuda" else torch.compile(model)
 
 
 def use_channels_last(model: nn.Module) -> None:
-    """Lay out a model's convolutions channels last, in place, if it is on a CPU, where that is faster."""
+    """Lay out a model's convolutions channels last, in place, on devices where that is faster."""
     with torch.inference_mode(False):  # weights made in inference mode could not be trained
-        for parameter in model.parameters():
-            if parameter.dim() == 4 and parameter.is_cpu:
+        for parameter in (each for each in model.parameters() if each.dim() == 4):
+            if parameter.is_cpu:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            # Not contiguous() here: it leaves the strides of a single channel as they are, and cuDNN goes by them.
+            elif parameter.is_cuda and parameter.stride(1) != 1 and _has_fast_tensor_cores(parameter.device):
+                parameter.data = parameter.data.clone(memory_format=torch.channels_last)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from training.recipe import Recipe
 
@@ -17,13 +18,17 @@ TINY = 1e-7  # instead of a division by zero, where a layer is dead
 
 def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe, stacked: bool = False) -> torch.optim.Optimizer:
     """The recipe's optimiser over all of a model's parameters; `stacked`: of several networks (see `Muon`)."""
+    parameters = list(parameters)
     settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "muon":
         return Muon(parameters, sgd_lr=recipe.sgd_learning_rate, momentum=recipe.momentum, stacked=stacked, **settings)
+    if recipe.optimizer == "adadelta":  # has no fused form
+        return torch.optim.Adadelta(parameters, **settings)
+    settings["fused"] = parameters[0].is_cuda or None  # a step can then be recorded (graphs.py); None: torch chooses
     if recipe.optimizer == "sgd":
         momentum = {"momentum": recipe.momentum, "nesterov": recipe.nesterov and recipe.momentum > 0}
         return torch.optim.SGD(parameters, **settings, **momentum)
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adadelta": torch.optim.Adadelta}
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     return kinds[recipe.optimizer](parameters, **settings)
 
 
@@ -33,21 +38,34 @@ def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, images: int
     return LambdaLR(optimizer, lambda step: recipe.learning_rate_factor(step, steps_per_epoch))
 
 
-def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of weights and BatchNorm statistics, to be updated after every batch.
+class MovingAverage(AveragedModel):
+    """An exponential moving average of a model's weights and BatchNorm statistics, to be updated after every batch.
 
     The decay grows up to `decay`. A constant one would keep half-random weights in the average for the first epochs.
     """
 
-    def update(averaged: list[Tensor], current: list[Tensor], count_on_device: Tensor) -> None:
-        if not averaged[0].is_floating_point():  # an average of whole numbers makes no sense
-            torch._foreach_copy_(averaged, current)
-            return
-        count = int(average.n_averaged)  # on the CPU; reading `count_on_device` would make a GPU wait
-        get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averaged, current, count_on_device)
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
 
-    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
-    return average
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards the model's tensors; the first time it takes their values."""
+        count = int(self.n_averaged)  # on the CPU, as torch's own update is not: it makes a GPU wait for a copy of it
+        weight = 1 - min(self.decay, (1 + count) / (10 + count)) if count else 1.0
+        (averaged, averaged_counts), (current, counts) = _floats_and_counts(self.module), _floats_and_counts(model)
+        torch._foreach_lerp_(averaged, current, weight)
+        if counts:
+            torch._foreach_copy_(averaged_counts, counts)  # an average of whole numbers makes no sense
+        self.n_averaged += 1
+
+
+def _floats_and_counts(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """A model's parameters and buffers: those of floating-point numbers, and the others."""
+    parts: tuple[list[Tensor], list[Tensor]] = [], []
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        parts[not tensor.is_floating_point()].append(tensor.detach())
+    return parts
 
 
 class Muon(torch.optim.Optimizer):
@@ -102,6 +120,8 @@ class Muon(torch.optim.Optimizer):
             updates = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
             if group["orthogonal"]:
                 _turn(parameters, updates, group["lr"])
+            elif isinstance(group["lr"], Tensor):  # in a recorded step (see graphs.py)
+                torch._foreach_sub_(parameters, torch._foreach_mul(updates, group["lr"]))
             else:
                 torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
