@@ -25,7 +25,7 @@ from experiments.pages import shown_trial
 from experiments.tables import COLLAPSED, current_trials
 from experiments.variants import FINAL, ORIGINAL
 from helpers import Net
-from training.files import EXPORT, ROOT
+from training.files import EXPORT, ROOT, SPEED
 from training.mnist import MnistData, load_sample
 
 NUMBER = re.compile(r"(?<![\w.,])(?<!\w-)\d[\d,]*(?:\.\d+)?(?!\w)")
@@ -80,6 +80,17 @@ def _exported(network: str, form: str) -> Numbers:
         rows = json.loads(EXPORT.read_text(encoding="utf-8"))["rows"]
         found = [row for row in rows if (row["network"], row["format"]) == (network, form)]
         return {text for row in found for text in (f"{row['accuracy']:.2f}", f"{row['bytes'] / 1000:.1f}")}
+
+    return numbers
+
+
+def _recorded_epoch(gpu: str) -> Numbers:
+    """The median seconds of an epoch of `Net` with a recorded step on a GPU, from results/speed.json."""
+
+    def numbers(trials: list[dict]) -> set[str]:
+        parts = [record["gpu"] for record in json.loads(SPEED.read_text(encoding="utf-8")).values() if "gpu" in record]
+        found = [part for part in parts if part["environment"]["device"].endswith(f" {gpu}")]
+        return {f"{part['seconds']['recorded']['median']:.2f}" for part in found}
 
     return numbers
 
@@ -157,6 +168,7 @@ STATEMENTS: dict[str, Numbers] = {
     r"[Bb]elow ([\d,]+) parameters": always(*BUDGETS),
     r"assignment (\d+) of": _of_the_project(r'^name = "\w+-mnist-s(\d+)"'),
     r"([\d.]+)% on the test set": always(f"{CLAIMED_ACCURACY:g}"),
+    r"On an H200 an epoch of takes ([\d.]+) s": _recorded_epoch("H200"),
     r"first reports ([\d.]+)%": always(f"{CLAIMED_ACCURACY:g}"),
     r"one reached it, after (\d+)\b": _first_epochs_at_the_claim,
     r"within (\d+) epochs": always(FINAL.epochs),

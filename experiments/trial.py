@@ -88,7 +88,7 @@ def run_trials(
     if threads:
         torch.set_num_threads(threads)
     known, recipe = find_variant(variant), planned_recipe(variant, changes)
-    data = split_of(split, data or load_data(sample))
+    data = split_of(split, data or load_data(sample)).to(pick_device(device))
     origin = _origin(device, precision)
     start = time.perf_counter()
     models, histories = fit_vectorized(known.build, data, recipe, seeds, device, precision=origin["precision"])

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import functional_call, vmap
 
 from helpers import DivergenceError, build
 from training.augmentation import augment_by, draw, normalize
@@ -35,12 +35,15 @@ class Stack(nn.Module):
 
     def __init__(self, models: list[nn.Module]):
         super().__init__()
-        parameters, buffers = stack_module_state(models)
-        for name, tensor in parameters.items():
-            self.register_parameter(_flat(name), nn.Parameter(tensor.detach(), tensor.requires_grad))
-        for name, tensor in buffers.items():
-            self.register_buffer(_flat(name), tensor)
-        self.names = [*parameters, *buffers]
+        # Not by torch's stack_module_state: code of one's own is run for every network, and its class is then another.
+        states = [dict(model.named_parameters()) | dict(model.named_buffers()) for model in models]
+        for name, first in states[0].items():
+            tensor = torch.stack([state[name].detach() for state in states])
+            if isinstance(first, nn.Parameter):
+                self.register_parameter(_flat(name), nn.Parameter(tensor, first.requires_grad))
+            else:
+                self.register_buffer(_flat(name), tensor)
+        self.names = list(states[0])
         names = {parameter: name for name, parameter in models[0].named_parameters()}
         every = models[0].named_parameters(remove_duplicate=False)
         # Layers may share a tensor: its other names.
