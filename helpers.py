@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from training.augmentation import augment, normalize
 from training.checkpoint import TrainingState, save_checkpoint
-from training.checks import check_training
+from training.checks import check_architecture, check_model, check_training
 from training.cpu import keep_freed_memory, threads_for_idle_cores
 from training.device import autocast, compile_model, eval_batch_size, pick_device, pick_precision, use_channels_last
 from training.graphs import record
@@ -77,7 +77,8 @@ class Net(nn.Module):
 
 
 def build(architecture: Callable[[], nn.Module] = Net, seed: int = 0) -> nn.Module:
-    """A new network whose initial weights depend on `seed` alone. Raises ValueError for a bad seed."""
+    """A new network whose initial weights depend on `seed` alone. Raises ValueError for a bad argument."""
+    check_architecture(architecture)
     check_seed(seed)
     torch.manual_seed(seed)
     return architecture()
@@ -147,6 +148,7 @@ def cross_entropy(recipe: Recipe) -> Loss:
 @torch.inference_mode()
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, int]:
     """Mean cross-entropy per image and number of correct predictions, for data as in `MnistData`, else ValueError."""
+    check_model(model)
     check_labelled(images, labels)
     model.eval()
     use_channels_last(model)
@@ -266,6 +268,7 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
 
     `inference.predict.read("photo.jpg")[None]` is one such image. Raises ValueError for anything else.
     """
+    check_model(model)
     check_images(images, hint="; inference.predict.read makes one from a file")
     model.eval()
     use_channels_last(model)  # loaded weights then give the trained model's predictions bit for bit

@@ -93,9 +93,10 @@ def search(
     from experiments.candidates import MILD
     from experiments.plots import plot_search
     from experiments.tables import by_variant, network_table
+    from experiments.trial import checked_changes
 
     check_search(below, trials, seed, epochs)
-    recipe = MILD.as_dict() | (changes or {})
+    recipe = MILD.as_dict() | checked_changes(changes)
     shared = {"split": "validation", "sample": sample, "device": device, "precision": precision}
     networks = draw_networks(below, trials, seed)
     rates = draw_rates(networks, seed) if vary_rate else {}

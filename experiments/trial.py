@@ -23,7 +23,7 @@ from training.cpu import threads_for_idle_cores
 from training.device import pick_device, pick_precision
 from training.mnist import MnistData, load_mnist, load_sample, validation_split
 from training.provenance import provenance
-from training.recipe import Recipe
+from training.recipe import Recipe, short
 
 MAX_NAME = 200  # characters of a variant in a file's name; file systems take 255 in all
 
@@ -174,11 +174,19 @@ def planned_recipe(variant: str | Source, changes: dict | None = None) -> Recipe
     return changed_recipe(find_variant(variant).recipe, changes)
 
 
+def checked_changes(changes: dict | None) -> dict:
+    """`changes`, {} for None. Raises ValueError unless it is a dict of fields of a recipe."""
+    if not isinstance(changes, dict | None):
+        raise ValueError(f'changes must be a dict, e.g. {{"epochs": 5}}, not {short(changes)}')
+    names = Recipe().as_dict()
+    if unknown := [str(name) for name in changes or {} if name not in names]:
+        raise ValueError(f"a recipe has no {', '.join(sorted(unknown))}; it has {', '.join(names)}")
+    return changes or {}
+
+
 def changed_recipe(recipe: Recipe, changes: dict | None = None) -> Recipe:
     """The recipe with `changes`. Raises ValueError for an unknown field, a bad value or a bad teacher."""
-    if unknown := sorted((changes or {}).keys() - recipe.as_dict().keys()):
-        raise ValueError(f"a recipe has no {', '.join(unknown)}; it has {', '.join(recipe.as_dict())}")
-    recipe = recipe.changed(**(changes or {}))
+    recipe = recipe.changed(**checked_changes(changes))
     if recipe.teacher and recipe.teacher not in KNOWN:
         raise ValueError(f"teacher must be a variant, {', '.join(KNOWN)}, not {recipe.teacher!r}")
     return recipe

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from training.command_line import Parser, path, run_command
 from training.files import atomic_path
+from training.recipe import short
 
 # Torch and scipy take seconds to load, so what needs them is imported inside functions: --help responds at once.
 
@@ -62,6 +63,8 @@ def read(source: str | Path):
     """
     from inference.preprocessing import DigitError, prepare, read_image
 
+    if not isinstance(source, str | os.PathLike):
+        raise DigitError(f"the name of an image file must be a text or a path, not {short(source)}")
     if source == "-":
         return prepare(read_image(sys.stdin.buffer.read()))
     if os.path.isdir(source):

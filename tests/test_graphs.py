@@ -1,5 +1,6 @@
 """Recorded training steps: what may be recorded, and on a GPU that a recorded step does what the step does."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from experiments.source import Source
 from experiments.variants import VARIANTS
 from tests.utils import SHORT, assert_same_weights, fit
 from training.graphs import Recordable, RecordedStep, can_record, is_own, record, takes_tensor_rates
+from training.kernels import CompileError
 from training.optimizers import make_optimizer
 from training.recipe import Recipe
 
@@ -78,6 +80,72 @@ def test_without_a_mark_or_for_a_loss_of_ones_own_the_step_stays_as_it_is():
     assert record(Recordable(model), loss, adam, generator)(step) is step
 
 
+# --- Recording, with a graph that runs nothing ------------------------------------------------------------------------
+
+
+class Graph:
+    """Counts what is asked of a CUDA graph."""
+
+    def __init__(self):
+        self.generators, self.replays = [], 0
+
+    def register_generator_state(self, generator):
+        self.generators.append(generator)
+
+    def replay(self):
+        self.replays += 1
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The graphs that are made, in place of CUDA's."""
+    made = []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: made.append(Graph()) or made[-1])
+    monkeypatch.setattr(torch.cuda, "graph", nullcontext)
+    return made
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_is_run_twice_then_recorded_and_replayed(graphs, name):
+    model = nn.Linear(3, 2)
+    optimizer = make_optimizer(model.parameters(), replace(SHORT, optimizer=name, learning_rate=0.5))
+    rate = optimizer.param_groups[0]["lr"]
+    settings = [{**group} for group in optimizer.param_groups]
+    ran = []
+
+    def step(batch):
+        ran.append((len(batch), type(optimizer.param_groups[0]["lr"])))
+        optimizer.zero_grad()
+        model(torch.ones(len(batch), 3)).sum().backward()
+
+    generator = torch.Generator()
+    recorded = RecordedStep(step, optimizer, [generator])
+    for number, size in enumerate([4, 4, 4, 4, 3, 4]):
+        optimizer.param_groups[0]["lr"] = rate / (1 + number)
+        recorded(torch.arange(size))
+    assert ran == [(4, float), (4, float), (4, torch.Tensor), (3, float)]
+    (graph,) = graphs
+    assert (graph.generators, graph.replays) == ([generator], 3)
+    assert recorded.rates[0] == pytest.approx(rate / 6), "of the last replay"
+    optimizer.param_groups[0]["lr"] = rate
+    assert optimizer.param_groups == settings
+
+
+def test_a_step_that_cannot_be_recorded_is_an_error_that_says_what_to_do(graphs):
+    model = nn.Linear(3, 2)
+    optimizer = make_optimizer(model.parameters(), SHORT)
+
+    def step(batch):
+        if graphs:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nDevice-side assertions …")
+
+    recorded = RecordedStep(step, optimizer, [])
+    with pytest.raises(CompileError, match=r"\(CUDA error: .* is capturing\); use compile=False$"):
+        for _ in range(3):
+            recorded(torch.arange(4))
+    assert type(optimizer.param_groups[0]["lr"]) is float
+
+
 # --- On a GPU ---------------------------------------------------------------------------------------------------------
 
 
@@ -136,3 +204,17 @@ def test_other_networks_are_recorded_too(small, name):
     model, history = fit(small, recipe.for_smoke(), architecture=KNOWN[name].build, device="cuda")
     assert history[-1]["train_loss"] < 2.6
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+@needs_cuda
+def test_a_network_of_ones_own_is_recorded_when_asked_for_unless_it_cannot_be(small):
+    class Reading(helpers.Net):
+        def forward(self, images):
+            return super().forward(images) * float(images.mean() > -9)
+
+    Reading.__module__ = "__main__"
+    fit(small, SHORT, architecture=Reading, device="cuda")
+    network, _ = fit(small, SHORT, architecture=Counting, device="cuda", compile=True)
+    assert network.calls < SHORT.epochs * SHORT.steps_per_epoch(len(small.train_images))
+    with pytest.raises(CompileError, match="cannot be recorded as a CUDA graph"):
+        fit(small, SHORT, architecture=Reading, device="cuda", compile=True)

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save
 
 from inference import predict
+from inference.digit_parts import DigitError
 from inference.trained import trained_networks
 from tests.utils import ROOT, draw_digit, to_bytes
 from training.files import WEIGHTS
@@ -41,6 +42,12 @@ def test_json(folder, capsys):
     assert sum(result["probabilities"]) == pytest.approx(1, abs=1e-4)
     assert result["probabilities"][7] == max(result["probabilities"])
     assert len(result["prepared"]) == len(result["prepared"][0]) == 28
+
+
+@pytest.mark.parametrize("name", [5, None, b"photo.jpg"])
+def test_what_is_no_name_of_a_file_is_refused(name):
+    with pytest.raises(DigitError, match="the name of an image file must be a text or a path, not "):
+        predict.read(name)
 
 
 def test_bad_images_are_reported_and_the_others_are_read(folder, capsys):

@@ -457,6 +457,24 @@ def test_evaluate_rejects_other_inputs(small):
             helpers.evaluate(helpers.build(), *wrong)
 
 
+@pytest.mark.parametrize("model", [Net, None, "Net"])
+def test_predict_and_evaluate_take_networks_only(model, small):
+    message = "^model must be a network, not the class|^model must be of the type Module"
+    with pytest.raises(ValueError, match=message):
+        helpers.predict(model, small.eval_images)
+    with pytest.raises(ValueError, match=message):
+        helpers.evaluate(model, small.eval_images, small.eval_labels)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [(Net(), r", not a network: write Net, not Net\(\)"), ("Net", "network, not 'Net'"), (5, "network, not 5")],
+)
+def test_build_takes_a_class_or_function(architecture, message):
+    with pytest.raises(ValueError, match=f"^architecture must be a class or function.*{message}$"):
+        helpers.build(architecture)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -469,6 +487,7 @@ def test_evaluate_rejects_other_inputs(small):
         ({"model": nn.Flatten()}, "the model has no parameters to train"),
         ({"model": Net().requires_grad_(False)}, "the model has no parameters to train"),
         ({"model": nn.Sequential(nn.Flatten(), nn.LazyLinear(10))}, "the model has lazy layers"),
+        ({"loss": 5}, "loss must be a function of inputs, logits and labels, not 5"),
     ],
 )
 def test_fit_names_what_cannot_be_trained(arguments, message, small):

@@ -96,6 +96,7 @@ def test_changes_replace_fields_of_the_recipe(small):
     ("changes", "message"),
     [
         ({"horses": 3}, "a recipe has no horses; it has epochs, "),
+        (5, r'changes must be a dict, e\.g\. \{"epochs": 5\}, not 5'),
         ({"nesterov": "maybe"}, "nesterov must be true or false, not 'maybe'"),
         ({"teacher": "nobody"}, "teacher must be a variant, .*s5.*, not 'nobody'"),
     ],

@@ -9,18 +9,36 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from training.mnist import MnistData
-from training.recipe import Recipe
+from training.recipe import Recipe, short
 
 CLASSES = 10
 
 
-def check_training(model: nn.Module, data: MnistData, recipe: Recipe, loss: Callable | None = None) -> None:
-    """Raise ValueError unless these can be used for training: the arguments of `helpers.fit`."""
+def check_architecture(architecture: Callable[[], nn.Module]) -> None:
+    """Raise ValueError unless this is a class or function, of which a network can be built."""
+    if isinstance(architecture, nn.Module):
+        name = type(architecture).__name__
+        raise ValueError(f"architecture must be a class or function, not a network: write {name}, not {name}()")
+    if not callable(architecture):
+        raise ValueError(f"architecture must be a class or function that returns a network, not {short(architecture)}")
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise ValueError unless this is a network."""
     if isinstance(model, type):
         raise ValueError(f"model must be a network, not the class {model.__name__}: write {model.__name__}()")
-    for name, value, kind in (("model", model, nn.Module), ("data", data, MnistData), ("recipe", recipe, Recipe)):
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be of the type Module, not {type(model).__name__}")
+
+
+def check_training(model: nn.Module, data: MnistData, recipe: Recipe, loss: Callable | None = None) -> None:
+    """Raise ValueError unless these can be used for training: the arguments of `helpers.fit`."""
+    check_model(model)
+    for name, value, kind in (("data", data, MnistData), ("recipe", recipe, Recipe)):
         if not isinstance(value, kind):
             raise ValueError(f"{name} must be of the type {kind.__name__}, not {type(value).__name__}")
+    if loss is not None and not callable(loss):
+        raise ValueError(f"loss must be a function of inputs, logits and labels, not {short(loss)}")
     if recipe.teacher and loss is None:
         raise ValueError(f"to learn from {recipe.teacher!r}, pass loss=distillation_loss(teacher, recipe)")
     if fault := parameters_fault(model):

@@ -106,8 +106,9 @@ def compile_model(model: nn.Module, device: torch.device, compile: bool | None =
 
     On a CPU some of its layers are fused (`fused.py`), which takes two seconds the first time. On CUDA it is marked, so
     that the whole training step is recorded (`graphs.py`). `compile` None: on a CPU if there is a compiler, on CUDA if
-    all layers are torch's or this project's; False: returns `model`. Raises CompileError if it is True and there is no
-    compiler.
+    all layers are torch's or this project's; True: always, also a network of one's own, whose forward pass must then do
+    nothing in Python that matters after the first batches; False: returns `model`. Raises CompileError if it is True
+    and there is no compiler.
     """
     if compile is None:
         compile = can_compile() if device.type == "cpu" else device.type == "cuda" and can_record(model)

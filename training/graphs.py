@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from training.kernels import CompileError
 from training.optimizers import Muon
 
 Step = Callable[[Tensor], None]  # of image numbers: trains on one batch
@@ -67,6 +68,7 @@ class RecordedStep:
 
     `step(batch)` trains on one batch of image numbers, int64 on the GPU; all that it leaves behind must be in tensors
     that it changes in place. Batches of another shape than the first are trained as they would be without recording.
+    Raises CompileError if the step does what cannot be recorded, such as reading a number from the GPU.
     """
 
     def __init__(
@@ -104,8 +106,12 @@ class RecordedStep:
         graph = torch.cuda.CUDAGraph()
         for generator in self.generators:
             graph.register_generator_state(generator)
-        with self._settings_to_record(), torch.cuda.graph(graph):
-            self.step(self.batch)
+        try:
+            with self._settings_to_record(), torch.cuda.graph(graph):
+                self.step(self.batch)
+        except RuntimeError as error:  # e.g. of a network of one's own that reads a number from the GPU
+            problem = f"the training step cannot be recorded as a CUDA graph ({str(error).splitlines()[0]})"
+            raise CompileError(f"{problem}; use compile=False") from error
         self.graph = graph
 
     @contextmanager
