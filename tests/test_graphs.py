@@ -131,19 +131,79 @@ def test_a_step_is_run_twice_then_recorded_and_replayed(graphs, name):
     assert optimizer.param_groups == settings
 
 
-def test_a_step_that_cannot_be_recorded_is_an_error_that_says_what_to_do(graphs):
-    model = nn.Linear(3, 2)
-    optimizer = make_optimizer(model.parameters(), SHORT)
+class Generator:
+    """A CUDA generator: its state is replaced by a copy after a recording that failed."""
+
+    def __init__(self):
+        self.state = "recording"
+
+    def clone_state(self):
+        return "new"
+
+    def graphsafe_set_state(self, state):
+        self.state = state
+
+
+@pytest.fixture
+def unrecordable(graphs, monkeypatch):
+    """A step that fails while it is recorded, its optimiser and a list of its batches' lengths."""
+    optimizer, lengths = make_optimizer(nn.Linear(3, 2).parameters(), SHORT), []
 
     def step(batch):
-        if graphs:
+        if type(optimizer.param_groups[0]["lr"]) is not float:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nDevice-side assertions …")
+        lengths.append(len(batch))
 
-    recorded = RecordedStep(step, optimizer, [])
-    with pytest.raises(CompileError, match=r"\(CUDA error: .* is capturing\); use compile=False$"):
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+    return step, optimizer, lengths
+
+
+def test_a_step_that_cannot_be_recorded_is_trained_as_it_is_with_a_warning(unrecordable, monkeypatch):
+    step, optimizer, lengths = unrecordable
+    of_the_step, of_the_device = Generator(), Generator()
+    monkeypatch.setattr(torch.cuda, "default_generators", {None: of_the_device})
+    monkeypatch.setattr(Graph, "register_generator_state", lambda *_: None)
+    recorded = RecordedStep(step, optimizer, [of_the_step])
+
+    def train():
+        for size in (4, 4, 4, 4, 3):
+            recorded(torch.arange(size))
+
+    expected = r"cannot be recorded as a CUDA graph \(CUDA error: .* is capturing\)\. Training is slower\.$"
+    with pytest.warns(UserWarning, match=expected) as warned:
+        train()
+    assert len(warned) == 1
+    assert lengths == [4, 4, 4, 4, 3]
+    assert (of_the_step.state, of_the_device.state) == ("new", "new")
+    assert type(optimizer.param_groups[0]["lr"]) is float
+
+
+def test_it_is_an_error_if_recording_is_required(unrecordable):
+    step, optimizer, lengths = unrecordable
+    recorded = RecordedStep(step, optimizer, [], required=True)
+    with pytest.raises(CompileError, match=r"cannot be recorded as a CUDA graph \(CUDA error: .* is capturing\)\.$"):
         for _ in range(3):
             recorded(torch.arange(4))
+    assert lengths == [4, 4]
     assert type(optimizer.param_groups[0]["lr"]) is float
+
+
+def test_a_step_that_waits_for_the_gpu_is_found_before_it_is_recorded(graphs, monkeypatch):
+    optimizer, modes = make_optimizer(nn.Linear(3, 2).parameters(), SHORT), ["default"]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[0])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def step(batch):
+        if modes[-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    recorded = RecordedStep(step, optimizer, [], required=True)
+    recorded(torch.arange(4))
+    with pytest.raises(CompileError, match=r"\(called a synchronizing CUDA operation\)\.$"):
+        recorded(torch.arange(4))
+    assert modes == ["default", "error", "default"]
+    assert not graphs
 
 
 # --- On a GPU ---------------------------------------------------------------------------------------------------------

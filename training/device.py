@@ -108,15 +108,16 @@ def compile_model(model: nn.Module, device: torch.device, compile: bool | None =
     that the whole training step is recorded (`graphs.py`). `compile` None: on a CPU if there is a compiler, on CUDA if
     all layers are torch's or this project's; True: always, also a network of one's own, whose forward pass must then do
     nothing in Python that matters after the first batches; False: returns `model`. Raises CompileError if it is True
-    and there is no compiler.
+    and there is no compiler; `train` does if a step cannot be recorded.
     """
+    required = compile is True
     if compile is None:
         compile = can_compile() if device.type == "cpu" else device.type == "cuda" and can_record(model)
     if not compile:
         return model
     if device.type == "cpu":
         return fuse(model)
-    return Recordable(model) if device.type == "cuda" else torch.compile(model)
+    return Recordable(model, required) if device.type == "cuda" else torch.compile(model)
 
 
 def use_channels_last(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ torch's layers and this project's is recorded.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -24,10 +25,13 @@ OWN = ("torch", "helpers", "training", "experiments")  # packages whose layers a
 
 
 class Recordable:
-    """A model whose training step `train` is to record; called, it is the model."""
+    """A model whose training step `train` is to record; called, it is the model.
 
-    def __init__(self, model: nn.Module):
-        self.model = model
+    `required`: if that fails, it is an error. Otherwise the step is trained as it is, with a warning.
+    """
+
+    def __init__(self, model: nn.Module, required: bool = False):
+        self.model, self.required = model, required
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.model(images)
@@ -59,7 +63,7 @@ def record(
 ) -> Callable[[Step], Step]:
     """Decorates a training step: it is recorded if `forward` is marked for it and the loss and optimiser allow it."""
     if isinstance(forward, Recordable) and is_own(loss) and takes_tensor_rates(optimizer):
-        return lambda step: RecordedStep(step, optimizer, [generator])
+        return lambda step: RecordedStep(step, optimizer, [generator], forward.required)
     return lambda step: step
 
 
@@ -67,8 +71,8 @@ class RecordedStep:
     """A training step that is replayed from its third call on.
 
     `step(batch)` trains on one batch of image numbers, int64 on the GPU; all that it leaves behind must be in tensors
-    that it changes in place. Batches of another shape than the first are trained as they would be without recording.
-    Raises CompileError if the step does what cannot be recorded, such as reading a number from the GPU.
+    that it changes in place. Batches of another shape than the first are trained as they would be without recording,
+    and all of them, with a warning, if the step cannot be recorded; with `required`, that raises CompileError.
     """
 
     def __init__(
@@ -76,8 +80,9 @@ class RecordedStep:
         step: Step,
         optimizer: torch.optim.Optimizer,
         generators: Iterable[torch.Generator],
+        required: bool = False,
     ):
-        self.step, self.optimizer, self.generators = step, optimizer, generators
+        self.step, self.optimizer, self.generators, self.required = step, optimizer, list(generators), required
         self.calls = 0
         self.batch: Tensor | None = None  # what the recorded step reads
         self.rates: list[Tensor] = []
@@ -87,19 +92,19 @@ class RecordedStep:
         """Train on one batch."""
         if self.batch is None:
             self.batch = batch.clone()
-        if batch.shape != self.batch.shape:
+        if batch.shape == self.batch.shape:
+            self.batch.copy_(batch)
+            self.calls += 1
+            if self.calls == WARM_UPS + 1:
+                self._record()
+        if batch.shape == self.batch.shape and self.graph is not None:
+            for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
+                rate.fill_(group["lr"])
+            self.graph.replay()
+        elif self.required and self.calls == WARM_UPS:
+            self._step_without_waiting(batch)
+        else:
             self.step(batch)
-            return
-        self.batch.copy_(batch)
-        self.calls += 1
-        if self.calls <= WARM_UPS:
-            self.step(self.batch)
-            return
-        if self.graph is None:
-            self._record()
-        for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
-            rate.fill_(group["lr"])
-        self.graph.replay()
 
     def _record(self) -> None:
         self.rates = [torch.zeros((), device=self.batch.device) for _ in self.optimizer.param_groups]
@@ -109,10 +114,25 @@ class RecordedStep:
         try:
             with self._settings_to_record(), torch.cuda.graph(graph):
                 self.step(self.batch)
-        except RuntimeError as error:  # e.g. of a network of one's own that reads a number from the GPU
-            problem = f"the training step cannot be recorded as a CUDA graph ({str(error).splitlines()[0]})"
-            raise CompileError(f"{problem}; use compile=False") from error
-        self.graph = graph
+        except Exception as error:
+            if self.required:
+                raise _not_recorded(error) from error
+            warnings.warn(f"{_not_recorded(error)} Training is slower.", stacklevel=2)
+            for generator in (*self.generators, torch.cuda.default_generators[self.batch.device.index]):
+                generator.graphsafe_set_state(generator.clone_state())  # the old one waits for the graph's end
+        else:
+            self.graph = graph
+
+    def _step_without_waiting(self, batch: Tensor) -> None:
+        """The step, which raises CompileError if it waits for the GPU: an error while recording would spoil more."""
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            self.step(batch)
+        except RuntimeError as error:
+            raise _not_recorded(error) from error
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
 
     @contextmanager
     def _settings_to_record(self) -> Iterator[None]:
@@ -129,3 +149,8 @@ class RecordedStep:
         finally:
             for group, settings in zip(groups, before, strict=True):
                 group |= settings
+
+
+def _not_recorded(error: Exception) -> CompileError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return CompileError(f"The training step cannot be recorded as a CUDA graph ({reason}).")
