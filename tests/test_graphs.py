@@ -101,7 +101,8 @@ def graphs(monkeypatch):
     """The graphs that are made, in place of CUDA's."""
     made = []
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: made.append(Graph()) or made[-1])
-    monkeypatch.setattr(torch.cuda, "graph", nullcontext)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: "a stream")
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: nullcontext())
     return made
 
 
@@ -255,6 +256,12 @@ def test_a_network_and_a_loss_that_count_their_calls_are_called_for_every_batch(
     assert network.calls >= batches
     fit(small, SHORT, device="cuda", loss=loss)
     assert len(calls) == batches
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="requires two CUDA devices")
+def test_a_second_gpu_trains_the_same_network(small):
+    (first, _), (second, _) = (fit(small, SHORT, device=device) for device in ("cuda:0", "cuda:1"))
+    assert_same_weights(first.cpu(), second.cpu())
 
 
 @needs_cuda

@@ -96,7 +96,8 @@ class RecordedStep:
             self.batch.copy_(batch)
             self.calls += 1
             if self.calls == WARM_UPS + 1:
-                self._record()
+                with torch.cuda.device_of(batch):
+                    self._record()
         if batch.shape == self.batch.shape and self.graph is not None:
             for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
                 rate.fill_(group["lr"])
@@ -112,7 +113,8 @@ class RecordedStep:
         for generator in self.generators:
             graph.register_generator_state(generator)
         try:
-            with self._settings_to_record(), torch.cuda.graph(graph):
+            # torch's own stream would be of the first GPU that recorded: what another one does would not be recorded.
+            with self._settings_to_record(), torch.cuda.graph(graph, stream=torch.cuda.Stream()):
                 self.step(self.batch)
         except Exception as error:
             if self.required:
