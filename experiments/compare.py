@@ -33,6 +33,8 @@ from training.files import OWN_LEDGER, RUNS, check_folder
 if TYPE_CHECKING:
     from experiments.variants import Variant
 
+WELL_TRAINED = 90  # percent; below it, most networks have not been trained for long enough to be judged
+
 # Modules that import torch or pandas, which takes seconds, are imported inside functions, so that --help is fast.
 
 
@@ -120,10 +122,13 @@ def verdict(own: list[dict], others: list[dict]) -> str:
         equal = f"from each of {n} seeds, so the noise between seeds is unknown. Use more seeds."
         return f"{name} against {other}: {points}, {alone if n == 1 else equal}"
     interval = f"95% interval {difference['low']:+.3f} to {difference['high']:+.3f}, paired over {n} seeds"
+    note = ""
+    if max(trial["accuracy"] for trial in [*own, *others]) < WELL_TRAINED:
+        note = f" Neither gets {WELL_TRAINED}% right: trained for longer, they may differ in another way."
     if difference["low"] <= 0 <= difference["high"]:
-        return f"No difference beyond the noise between {name} and {other}: {points} ({interval})."
+        return f"No difference beyond the noise between {name} and {other}: {points} ({interval}).{note}"
     better = "better" if difference["mean"] > 0 else "worse"
-    return f"{name} is {better} than {other}: {points} ({interval})."
+    return f"{name} is {better} than {other}: {points} ({interval}).{note}"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

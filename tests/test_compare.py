@@ -92,6 +92,15 @@ def test_the_noise_is_named(stood_in):
     assert "from one seed, which decides nothing" in result.verdict
 
 
+@pytest.mark.parametrize(("accuracy", "is_short"), [(60.0, True), (89.9, True), (90.0, False)])
+def test_a_verdict_on_hardly_trained_networks_says_so(accuracy, is_short):
+    own = [make_trial(seed, variant="s5", accuracy=accuracy) for seed in range(3)]
+    others = [make_trial(seed, variant="wide", accuracy=accuracy - 9 - seed / 9) for seed in range(3)]
+    verdict = compare.verdict(own, others)
+    assert verdict.startswith("s5 is better than wide")
+    assert verdict.endswith(" Neither gets 90% right: trained for longer, they may differ in another way.") == is_short
+
+
 def test_a_failed_trial_is_an_error(stood_in, monkeypatch, capsys):
     monkeypatch.setattr("experiments.trial.run_trial", fails)
     monkeypatch.setattr(compare, "OWN_LEDGER", stood_in)

@@ -206,6 +206,15 @@ def test_dry_run_lists_the_missing_trials_and_runs_nothing(tmp_path, capsys):
     assert path.read_bytes() == before
 
 
+def test_a_command_warns_in_one_line(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    path.write_text('{"variant": "s5"\n')
+    command = [sys.executable, "-m", "experiments.sweep", "--sample", "--dry-run", "--variants", "s5", "--ledger", path]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0
+    assert re.fullmatch(r"warning: ledger\.jsonl, line 1 is torn or no JSON \(.*\): left out\n", process.stderr)
+
+
 @pytest.mark.parametrize("other", ["--epochs 3", "--split test", "--seeds 2", "--momentum 0.8"])
 def test_another_recipe_split_or_seed_is_another_trial(tmp_path, capsys, other):
     path = ledger_with_seed_1(tmp_path)

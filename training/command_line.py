@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from training.recipe import CHOICES, Recipe
 
@@ -58,6 +60,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         # On Windows a redirected stream may not encode └ and –; a file's name may contain bytes that are no text.
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    warnings.formatwarning = partial(_format_warning, warnings.formatwarning)
     try:
         code = main()
         sys.stdout.flush()
@@ -67,6 +70,11 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is written at the exit
         code = 1
     sys.exit(code)
+
+
+def _format_warning(usual: Callable[..., str], message: Warning | str, category: type[Warning], *place: Any) -> str:
+    """A warning for users in a line, without the place in the code; any other in the `usual` way."""
+    return f"warning: {message}\n" if issubclass(category, UserWarning) else usual(message, category, *place)
 
 
 def plural(number: int, noun: str) -> str:
