@@ -111,7 +111,7 @@ def train(
     loss_sum, correct = torch.zeros(2, device=images.device)
     seen = 0
 
-    @record(forward, loss, optimizer, generator)
+    @record(forward, loss, optimizer, [generator])
     def step(batch: Tensor) -> None:
         inputs, targets = augment(images[batch], recipe, generator), labels[batch]
         with autocast(images.device, precision):

@@ -48,8 +48,8 @@ BUSY = "while True: pass"  # a program that uses a whole core
 
 
 def warm_up(model: torch.nn.Module, data: MnistData, recipe: Recipe, **options) -> None:
-    """Train two batches with random labels, so that compiling, or reading compiled code from disk, is done."""
-    few = data.subset(2 * recipe.batch_size, 100)
+    """Train three batches with random labels, so that compiling, reading compiled code, or recording is done."""
+    few = data.subset(3 * recipe.batch_size, 100)
     random_labels = torch.randint(10, few.train_labels.shape, generator=torch.Generator().manual_seed(0))
     few = replace(few, train_labels=random_labels)
     fit(model, few, replace(recipe, epochs=1), progress=False, **options)

@@ -113,7 +113,7 @@ def claims_table(trials: list[dict]) -> pd.DataFrame:
                 "Test accuracy": f"{mean_text([trial['accuracy'] for trial in found], 2)}%",
                 "Seeds": len(found),
                 "Epochs": found[0]["epochs"],
-                "Minutes": f"{minutes_on_a_cpu(found):.0f}",
+                "Minutes": "–" if math.isnan(minutes := minutes_on_a_cpu(found)) else f"{minutes:.0f}",
             }
         )
     return pd.DataFrame(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -59,7 +60,9 @@ class Sections:
         """Its place on the map, the time of a run, its network, and what is long, folded."""
         model = build(VARIANTS[name].build, self.seed)
         trials = select(self.recorded, variant=name)
-        length = f"recorded runs: {trials[0]['epochs']} epochs in {minutes_on_a_cpu(trials):.1f} minutes (median)"
+        minutes = minutes_on_a_cpu(trials)
+        took = "" if math.isnan(minutes) else f" in {minutes:.1f} minutes (median)"
+        length = f"recorded runs: {trials[0]['epochs']} epochs{took}"
         display(Markdown(f"{place_in_words(name)} · {length}"))
         network = VARIANTS[name].network
         line = network if isinstance(network, str) else network.name

@@ -21,7 +21,7 @@ from torch.func import functional_call, vmap
 from helpers import DivergenceError, build
 from training.augmentation import augment_by, draw, normalize
 from training.device import autocast, eval_batch_size, pick_device, pick_precision
-from training.graphs import RecordedStep, can_record, takes_tensor_rates
+from training.graphs import Recordable, can_record, record
 from training.mnist import MnistData
 from training.optimizers import MovingAverage, make_optimizer, make_scheduler
 from training.recipe import Recipe
@@ -112,6 +112,7 @@ def fit_vectorized(
     average = MovingAverage(stack, recipe.ema_decay) if recipe.ema_decay else None
     evaluated = stack if average is None else average.module
 
+    forward = Recordable(stack) if device.type == "cuda" and can_record(models[0]) else stack
     histories: list[list[dict]] = [[] for _ in seeds]
     for epoch in range(1, recipe.epochs + 1):
         start = time.perf_counter()
@@ -121,8 +122,7 @@ def fit_vectorized(
         count = len(data.train_images)
         orders = torch.stack([torch.randperm(count, generator=each, device=device) for each in generators])
         step = partial(_step, stack, data, recipe.in_epoch(epoch), optimizer, generators, precision, loss_sum, correct)
-        if can_record(models[0]) and device.type == "cuda" and takes_tensor_rates(optimizer):
-            step = RecordedStep(step, optimizer, generators)
+        step = record(forward, _losses, optimizer, generators)(step)
         for batch in orders.split(recipe.batch_size, dim=1):
             step(batch)
             if per_batch:

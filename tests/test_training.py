@@ -425,7 +425,8 @@ def test_bfloat16_is_used_in_training_passes_only(small):
     class Recorder(Net):
         def forward(self, images):
             outputs = self.conv1(images)
-            dtypes.append((images.dtype, outputs.dtype) if self.training else outputs.dtype)
+            if len(images) > 2:  # not those on which the network is tried
+                dtypes.append((images.dtype, outputs.dtype) if self.training else outputs.dtype)
             return super().forward(images)
 
     model, history = fit(small, precision="bfloat16", architecture=Recorder)
@@ -494,6 +495,28 @@ def test_fit_names_what_cannot_be_trained(arguments, message, small):
     given = {"model": helpers.build(), "data": small, "recipe": SHORT} | arguments
     with pytest.raises(ValueError, match=message):
         helpers.fit(**given, device="cpu", progress=False)
+
+
+class Viewing(nn.Module):
+    """As in many tutorials: `view` works for the usual memory layout only."""
+
+    def __init__(self, is_fused):
+        super().__init__()
+        layers = [nn.BatchNorm2d(8), nn.ReLU()] if is_fused else [nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)]
+        self.features = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), *layers)
+        self.classify = nn.Linear(8 * 28 * 28, 10)
+
+    def forward(self, images):
+        features = self.features(images)
+        return self.classify(features.view(features.size(0), -1))
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_a_network_that_relies_on_the_usual_memory_layout_is_trained(small, is_fused, device):
+    model, history = fit(small, SHORT, architecture=lambda: Viewing(is_fused), device=device)
+    correct = helpers.predict(model, small.eval_images).argmax(1) == small.eval_labels
+    assert int(correct.sum()) == history[-1]["eval_correct"]
 
 
 def test_the_check_before_training_leaves_the_model_and_the_random_state(small):

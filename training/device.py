@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 import time
 from collections.abc import Callable
 from functools import cache
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
+from training.checks import has_own_layers, runs
 from training.command_line import PRECISIONS
 from training.fused import fuse
 from training.graphs import Recordable, can_record
@@ -104,28 +107,54 @@ def eval_batch_size(device: torch.device) -> int:
 def compile_model(model: nn.Module, device: torch.device, compile: bool | None = True) -> Callable[[Tensor], Tensor]:
     """The model compiled for training, equal up to rounding; it shares its weights with `model`.
 
-    On a CPU some of its layers are fused (`fused.py`), which takes two seconds the first time. On CUDA it is marked, so
-    that the whole training step is recorded (`graphs.py`). `compile` None: on a CPU if there is a compiler, on CUDA if
-    all layers are torch's or this project's; True: always, also a network of one's own, whose forward pass must then do
-    nothing in Python that matters after the first batches; False: returns `model`. Raises CompileError if it is True
-    and there is no compiler; `train` does if a step cannot be recorded.
+    On a CPU some of its layers are fused (`fused.py`), which takes two seconds the first time. On CUDA it is marked as
+    `Recordable`: the whole training step is recorded (`graphs.py`). `compile` None: on a CPU if there is a compiler, on
+    CUDA if all layers are torch's or this project's; False: returns `model`; True: always, on CUDA also a network of
+    one's own: what its forward pass does in Python, it then does for the first batches only. Raises CompileError if
+    `compile` is True and there is no compiler.
     """
-    required = compile is True
     if compile is None:
         compile = can_compile() if device.type == "cpu" else device.type == "cuda" and can_record(model)
     if not compile:
         return model
     if device.type == "cpu":
-        return fuse(model)
-    return Recordable(model, required) if device.type == "cuda" else torch.compile(model)
+        fused = fuse(model)
+        # The kernels' results are laid out channels last, which a network of one's own may not expect.
+        return fused if has_own_layers(model) or runs(fuse(copy.deepcopy(model).train()), device) else model
+    return Recordable(model) if device.type == "cuda" else torch.compile(model)
 
 
 def use_channels_last(model: nn.Module) -> None:
-    """Lay out a model's convolutions channels last, in place, on devices where that is faster."""
+    """Lay out a model's convolutions channels last, in place, on devices where that is faster.
+
+    Not if the model then fails: `images.view(len(images), -1)` after a convolution works for the usual layout only.
+    """
     with torch.inference_mode(False):  # weights made in inference mode could not be trained
-        for parameter in (each for each in model.parameters() if each.dim() == 4):
-            if parameter.is_cpu:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-            # Not contiguous() here: it leaves the strides of a single channel as they are, and cuDNN goes by them.
-            elif parameter.is_cuda and parameter.stride(1) != 1 and _has_fast_tensor_cores(parameter.device):
-                parameter.data = parameter.data.clone(memory_format=torch.channels_last)
+        if model in _CONTIGUOUS or not any(map(_is_to_be_laid_out, model.parameters())):
+            return
+        if not has_own_layers(model):
+            trial = copy.deepcopy(model).eval()
+            _lay_out(trial)
+            if not runs(trial, next(model.parameters()).device):
+                _CONTIGUOUS.add(model)
+                return
+        _lay_out(model)
+
+
+_CONTIGUOUS: WeakSet[nn.Module] = WeakSet()  # networks that fail channels last
+
+
+def _lay_out(model: nn.Module) -> None:
+    for parameter in filter(_is_to_be_laid_out, model.parameters()):
+        parameter.data = parameter.data.clone(memory_format=torch.channels_last)
+
+
+def _is_to_be_laid_out(parameter: nn.Parameter) -> bool:
+    if parameter.dim() != 4:
+        return False
+    if parameter.is_cpu:
+        return not parameter.is_contiguous(memory_format=torch.channels_last)
+    # cuDNN goes by the strides, also where a weight has one input channel and is contiguous in both layouts. While a
+    # weight is trained it stays as it is: fused optimisers need the same strides of everything.
+    is_usual = parameter.is_cuda and parameter.stride(1) != 1 and parameter.grad is None
+    return is_usual and _has_fast_tensor_cores(parameter.device)

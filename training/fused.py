@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from training.checks import has_hooks
 from training.kernels import DTYPES, NormRelu, load_kernels
 
 
@@ -60,20 +61,14 @@ def _fused_layers(layers: list[nn.Module]) -> list[nn.Module]:
     fused: list[nn.Module] = []
     while layers:
         norm, relu, pool = [*layers, None, None][:3]
-        if type(norm) is nn.BatchNorm2d and type(relu) is nn.ReLU and not _has_hooks(norm, relu):
-            pools = _is_2x2_max_pooling(pool) and not _has_hooks(pool)
+        if type(norm) is nn.BatchNorm2d and type(relu) is nn.ReLU and not has_hooks(norm, relu):
+            pools = _is_2x2_max_pooling(pool) and not has_hooks(pool)
             fused.append(FusedNorm(norm, pools))
             layers = layers[3 if pools else 2 :]
         else:
             fused.append(norm)
             layers = layers[1:]
     return fused
-
-
-def _has_hooks(*modules: nn.Module) -> bool:
-    """True if someone listens to a module's calls, which a fused layer would not make."""
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name) for module in modules for name in names)
 
 
 def _is_2x2_max_pooling(layer: nn.Module | None) -> bool:

@@ -1,9 +1,9 @@
 """CUDA graphs: a training step recorded once and replayed, so that a GPU need not wait for Python.
 
 A step of so small a network is hundreds of operations of a few microseconds each, less than Python takes to start one.
-A replay starts all of them at once. It repeats what the GPU did, with the same memory, and nothing that Python did: a
-network or loss that counts its calls, or draws numbers outside of torch, would do so once. So only what is made of
-torch's layers and this project's is recorded.
+A replay starts all of them at once. It repeats what the GPU did, in the same memory, and nothing that Python did: a
+network or loss that counts its calls, or draws numbers outside of torch, would do so in the first batches only. So what
+is recorded without being asked for is made of torch's layers and this project's.
 """
 
 from __future__ import annotations
@@ -11,78 +11,80 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from training.kernels import CompileError
+from training.checks import has_hooks, has_own_layers, is_own
 from training.optimizers import Muon
 
 Step = Callable[[Tensor], None]  # of image numbers: trains on one batch
 
 WARM_UPS = 2  # steps before the recording: in them optimisers and cuDNN allocate what they keep
-OWN = ("torch", "helpers", "training", "experiments")  # packages whose layers and losses keep no state in Python
 
 
 class Recordable:
-    """A model whose training step `train` is to record; called, it is the model.
+    """A model on a GPU whose training steps are to be recorded; called, it is the model.
 
-    `required`: if that fails, it is an error. Otherwise the step is trained as it is, with a warning.
+    `failed` becomes True if a step could not be recorded, so that it is not tried again.
     """
 
-    def __init__(self, model: nn.Module, required: bool = False):
-        self.model, self.required = model, required
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.failed = False
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.model(images)
 
 
 def can_record(model: nn.Module) -> bool:
-    """True if a replay does all that the model's forward pass does: layers of torch and this project, without hooks."""
-    return all(
-        is_own(type(module)) and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
-        for module in model.modules()
-    )
-
-
-def takes_tensor_rates(optimizer: torch.optim.Optimizer) -> bool:
-    """True if the optimiser takes a learning rate that is a tensor on the GPU, as a recorded step needs."""
-    return isinstance(optimizer, Muon | torch.optim.Adadelta) or bool(optimizer.defaults.get("fused"))
-
-
-def is_own(thing: object) -> bool:
-    """True for a class or function of torch or this project."""
-    return (getattr(thing, "__module__", None) or "").partition(".")[0] in OWN
+    """True if all layers are torch's or this project's, and nobody listens to them."""
+    return has_own_layers(model) and not has_hooks(*model.modules())
 
 
 def record(
     forward: Callable[[Tensor], Tensor],
     loss: Callable[..., Tensor],
     optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
+    generators: Iterable[torch.Generator],
 ) -> Callable[[Step], Step]:
-    """Decorates a training step: it is recorded if `forward` is marked for it and the loss and optimiser allow it."""
-    if isinstance(forward, Recordable) and is_own(loss) and takes_tensor_rates(optimizer):
-        return lambda step: RecordedStep(step, optimizer, [generator], forward.required)
+    """Decorates a training step: it is recorded if `forward` is `Recordable` and loss and optimiser allow it.
+
+    A loss of one's own, or with a network of one's own, such as a teacher, does not: it may do something in Python.
+    """
+    if isinstance(forward, Recordable) and not forward.failed and _is_own_loss(loss) and _takes_tensors(optimizer):
+        return lambda step: RecordedStep(step, forward, optimizer, generators)
     return lambda step: step
+
+
+def _is_own_loss(loss: Callable[..., Tensor]) -> bool:
+    used = [cell.cell_contents for cell in getattr(loss, "__closure__", None) or ()]
+    return is_own(loss) and all(can_record(each) for each in used if isinstance(each, nn.Module))
+
+
+def _takes_tensors(optimizer: torch.optim.Optimizer) -> bool:
+    """True if the learning rate may be a tensor on the GPU: a replay would repeat a plain number."""
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    return fused or isinstance(optimizer, Muon | torch.optim.Adadelta)
 
 
 class RecordedStep:
     """A training step that is replayed from its third call on.
 
     `step(batch)` trains on one batch of image numbers, int64 on the GPU; all that it leaves behind must be in tensors
-    that it changes in place. Batches of another shape than the first are trained as they would be without recording,
-    and all of them, with a warning, if the step cannot be recorded; with `required`, that raises CompileError.
+    that it changes in place. Batches of another shape than the first are trained by `step` itself. If the step cannot
+    be recorded, there is a warning, and all batches are.
     """
 
     def __init__(
         self,
         step: Step,
+        forward: Recordable,
         optimizer: torch.optim.Optimizer,
         generators: Iterable[torch.Generator],
-        required: bool = False,
     ):
-        self.step, self.optimizer, self.generators, self.required = step, optimizer, list(generators), required
+        self.step, self.forward, self.optimizer, self.generators = step, forward, optimizer, list(generators)
         self.calls = 0
         self.batch: Tensor | None = None  # what the recorded step reads
         self.rates: list[Tensor] = []
@@ -90,22 +92,44 @@ class RecordedStep:
 
     def __call__(self, batch: Tensor) -> None:
         """Train on one batch."""
-        if self.batch is None:
-            self.batch = batch.clone()
-        if batch.shape == self.batch.shape:
+        self.batch = batch.clone() if self.batch is None else self.batch
+        is_usual = batch.shape == self.batch.shape
+        self.calls += is_usual
+        if is_usual and self.calls == WARM_UPS and not self.forward.failed:
+            self._try(batch)
+            return
+        if is_usual and self.calls == WARM_UPS + 1 and not self.forward.failed:
+            # After an error torch would stay on the stream of the recording.
+            with torch.cuda.device_of(batch), torch.cuda.stream(torch.cuda.current_stream()):
+                self._record()
+        if is_usual and self.graph is not None:
             self.batch.copy_(batch)
-            self.calls += 1
-            if self.calls == WARM_UPS + 1:
-                with torch.cuda.device_of(batch):
-                    self._record()
-        if batch.shape == self.batch.shape and self.graph is not None:
             for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
                 rate.fill_(group["lr"])
             self.graph.replay()
-        elif self.required and self.calls == WARM_UPS:
-            self._step_without_waiting(batch)
         else:
             self.step(batch)
+
+    def _try(self, batch: Tensor) -> None:
+        """Run the step; it has failed if it waits for the GPU, e.g. to read a number.
+
+        While it is recorded, that would be an error which leaves torch's memory and generators in disorder.
+        """
+        before = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                self.step(batch)
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        for each in caught:
+            if "called a synchronizing CUDA operation" in str(each.message):
+                self.forward.failed = True
+            elif "prototype feature" not in str(each.message):  # the mode itself
+                warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+        if self.forward.failed:
+            _warn("it waits for the GPU")
 
     def _record(self) -> None:
         self.rates = [torch.zeros((), device=self.batch.device) for _ in self.optimizer.param_groups]
@@ -113,28 +137,15 @@ class RecordedStep:
         for generator in self.generators:
             graph.register_generator_state(generator)
         try:
-            # torch's own stream would be of the first GPU that recorded: what another one does would not be recorded.
-            with self._settings_to_record(), torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+            with self._settings_to_record(), torch.cuda.graph(graph, stream=_stream(self.batch.device)):
                 self.step(self.batch)
         except Exception as error:
-            if self.required:
-                raise _not_recorded(error) from error
-            warnings.warn(f"{_not_recorded(error)} Training is slower.", stacklevel=2)
+            self.forward.failed = True
             for generator in (*self.generators, torch.cuda.default_generators[self.batch.device.index]):
-                generator.graphsafe_set_state(generator.clone_state())  # the old one waits for the graph's end
+                generator.graphsafe_set_state(generator.clone_state())  # the old state is still marked as recording
+            _warn(str(_cause(error)).partition("\n")[0])
         else:
             self.graph = graph
-
-    def _step_without_waiting(self, batch: Tensor) -> None:
-        """The step, which raises CompileError if it waits for the GPU: an error while recording would spoil more."""
-        before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            self.step(batch)
-        except RuntimeError as error:
-            raise _not_recorded(error) from error
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
 
     @contextmanager
     def _settings_to_record(self) -> Iterator[None]:
@@ -153,6 +164,16 @@ class RecordedStep:
                 group |= settings
 
 
-def _not_recorded(error: Exception) -> CompileError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return CompileError(f"The training step cannot be recorded as a CUDA graph ({reason}).")
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that steps are recorded on, one per GPU: cuBLAS keeps memory for every stream that was ever used."""
+    return torch.cuda.Stream(device)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The first of a chain of errors: those after it come from ending the recording."""
+    return error if error.__context__ is None else _cause(error.__context__)
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(f"a training step cannot be recorded as a CUDA graph ({reason}): training is slower", stacklevel=2)

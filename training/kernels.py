@@ -30,7 +30,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 class CompileError(RuntimeError):
-    """What was to be compiled, or recorded on a GPU, cannot be; the message says why."""
+    """The kernels cannot be compiled here; the message says why."""
 
 
 class Shape(ctypes.Structure):
