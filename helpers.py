@@ -102,8 +102,8 @@ def train(
     """Train one epoch; return the mean loss per image and the accuracy in percent, both measured during training.
 
     `images` are uint8 (N, 28, 28), `labels` int64 (N,). `scheduler` and `average` are updated after every batch;
-    `forward` is the compiled model, if there is one; `loss` replaces the recipe's cross-entropy. Raises
-    DivergenceError when the loss is not finite.
+    `forward` is what `training.device.compile_model` makes of the model; `loss` replaces the recipe's cross-entropy.
+    Raises DivergenceError when the loss is not finite.
     """
     model.train()
     forward = model if forward is None else forward

@@ -189,6 +189,7 @@ def test_a_step_that_cannot_be_recorded_is_trained_as_it_is_with_one_warning(gra
     assert type(optimizer.param_groups[0]["lr"]) is float
 
 
+@pytest.mark.filterwarnings("ignore:something else")
 def test_a_step_that_waits_for_the_gpu_is_found_before_it_is_recorded(graphs, monkeypatch):
     optimizer, forward = make_optimizer(nn.Linear(3, 2).parameters(), SHORT), Recordable(helpers.Net())
     modes, lengths = ["default"], []
