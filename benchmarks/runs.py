@@ -35,7 +35,6 @@ from training.device import eval_batch_size
 from training.recipe import Recipe
 
 VECTORIZED_SEEDS = 32  # trained at once on a GPU
-AT_ONCE = f"each of {VECTORIZED_SEEDS} seeds at once"
 
 
 def worker_counts(smoke: bool) -> list[int]:
@@ -246,7 +245,11 @@ def gpu(repeats: int, smoke: bool) -> dict:
         _, (history, *_) = fit_vectorized(Net, data, recipe, list(range(VECTORIZED_SEEDS)), "cuda")
         return history[0]["seconds"]
 
-    functions = {"recorded": partial(one, True), "not recorded": partial(one, False), AT_ONCE: many}
+    functions = {
+        "recorded": partial(one, True),
+        "not recorded": partial(one, False),
+        f"each of {VECTORIZED_SEEDS} seeds at once": many,
+    }
     for function in functions.values():
         function()  # warm up
     return {"seconds": measure_interleaved(functions, repeats)}

@@ -22,10 +22,11 @@ from experiments.evidence import IMAGES, TRAINED_ON
 from experiments.goals import BUDGETS, GOALS, SIGNIFICANCE, find_claims
 from experiments.ledger import select
 from experiments.pages import shown_trial
+from experiments.speed_tables import read_measurements
 from experiments.tables import COLLAPSED, current_trials
 from experiments.variants import FINAL, ORIGINAL
 from helpers import Net
-from training.files import EXPORT, ROOT, SPEED
+from training.files import EXPORT, ROOT
 from training.mnist import MnistData, load_sample
 
 NUMBER = re.compile(r"(?<![\w.,])(?<!\w-)\d[\d,]*(?:\.\d+)?(?!\w)")
@@ -88,7 +89,7 @@ def _recorded_epoch(gpu: str) -> Numbers:
     """The median seconds of an epoch of `Net` with a recorded step on a GPU, from results/speed.json."""
 
     def numbers(trials: list[dict]) -> set[str]:
-        parts = [record["gpu"] for record in json.loads(SPEED.read_text(encoding="utf-8")).values() if "gpu" in record]
+        parts = [record["gpu"] for record in read_measurements().values() if "gpu" in record]
         found = [part for part in parts if part["environment"]["device"].endswith(f" {gpu}")]
         return {f"{part['seconds']['recorded']['median']:.2f}" for part in found}
 

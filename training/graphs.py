@@ -93,16 +93,18 @@ class RecordedStep:
     def __call__(self, batch: Tensor) -> None:
         """Train on one batch."""
         self.batch = batch.clone() if self.batch is None else self.batch
-        is_usual = batch.shape == self.batch.shape
-        self.calls += is_usual
-        if is_usual and self.calls == WARM_UPS and not self.forward.failed:
+        if self.forward.failed or batch.shape != self.batch.shape:
+            self.step(batch)
+            return
+        self.calls += 1
+        if self.calls == WARM_UPS:
             self._try(batch)
             return
-        if is_usual and self.calls == WARM_UPS + 1 and not self.forward.failed:
+        if self.calls == WARM_UPS + 1:
             # After an error torch would stay on the stream of the recording.
             with torch.cuda.device_of(batch), torch.cuda.stream(torch.cuda.current_stream()):
                 self._record()
-        if is_usual and self.graph is not None:
+        if self.graph is not None:
             self.batch.copy_(batch)
             for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
                 rate.fill_(group["lr"])
