@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import training  # noqa: F401  before torch: see there
+import s5.training  # noqa: F401  before torch: see there
 
 # isort: split
 import torch
@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from training.augmentation import augment, normalize
-from training.checkpoint import TrainingState, save_checkpoint
-from training.checks import check_architecture, check_model, check_training
-from training.cpu import keep_freed_memory, threads_for_idle_cores
-from training.device import autocast, compile_model, eval_batch_size, pick_device, pick_precision, use_channels_last
-from training.graphs import record
-from training.mnist import MnistData, check_images, check_labelled
-from training.progress import batch_bar, epoch_line
-from training.recipe import Recipe, check_seed
+from s5.training.augmentation import augment, normalize
+from s5.training.checkpoint import TrainingState, save_checkpoint
+from s5.training.checks import check_architecture, check_model, check_training
+from s5.training.cpu import keep_freed_memory, threads_for_idle_cores
+from s5.training.cuda_graphs import record
+from s5.training.device import autocast, compile_model, eval_batch_size, pick_device, pick_precision, use_channels_last
+from s5.training.mnist import MnistData, check_images, check_labelled
+from s5.training.progress import batch_bar, epoch_line
+from s5.training.recipe import Recipe, check_seed
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (inputs, logits, labels) → mean loss; inputs for distillation
 
@@ -102,7 +102,7 @@ def train(
     """Train one epoch; return the mean loss per image and the accuracy in percent, both measured during training.
 
     `images` are uint8 (N, 28, 28), `labels` int64 (N,). `scheduler` and `average` are updated after every batch;
-    `forward` is what `training.device.compile_model` makes of the model; `loss` replaces the recipe's cross-entropy.
+    `forward` is what `s5.training.device.compile_model` makes of the model; `loss` replaces the recipe's cross-entropy.
     Raises DivergenceError when the loss is not finite.
     """
     model.train()
@@ -184,8 +184,8 @@ def fit(
     `data.eval_images`, test or validation, every `eval_every` epochs and after the last; otherwise None. Afterwards
     the model holds the weights that were evaluated last: the moving average if the recipe has one.
 
-    `compile` and `precision`: see `training.device`. `loss`: instead of the recipe's cross-entropy, e.g.
-    `experiments.distillation.distillation_loss`. `checkpoint`: a path; the whole state is saved there after every
+    `compile` and `precision`: see `s5.training.device`. `loss`: instead of the recipe's cross-entropy, e.g.
+    `s5.experiments.distillation.distillation_loss`. `checkpoint`: a path; the whole state is saved there after every
     epoch, and `resume` continues from it, with as many threads and bit for bit the same results on the same machine.
     Ctrl-C ends the run at the last complete epoch. `progress`: True prints each epoch; a function gets the history.
 
@@ -266,10 +266,10 @@ def fit(
 def predict(model: nn.Module, images: Tensor) -> Tensor:
     """Class probabilities, float32 (N, 10) on the CPU, for uint8 images (N, 28, 28), white on black as in MNIST.
 
-    `inference.predict.read("photo.jpg")[None]` is one such image. Raises ValueError for anything else.
+    `s5.inference.predict.read("photo.jpg")[None]` is one such image. Raises ValueError for anything else.
     """
     check_model(model)
-    check_images(images, hint="; inference.predict.read makes one from a file")
+    check_images(images, hint="; s5.inference.predict.read makes one from a file")
     model.eval()
     use_channels_last(model)  # loaded weights then give the trained model's predictions bit for bit
     device = next(model.parameters()).device

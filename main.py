@@ -4,7 +4,7 @@ python main.py                      20 epochs, results in a new folder under run
 python main.py --smoke              two epochs on a small sample, to see that everything works
 python main.py --resume runs/NAME   continue an interrupted run
 
-For distillation see python -m experiments.sweep --teacher.
+For distillation see python -m s5.experiments.sweep --teacher.
 """
 
 from __future__ import annotations
@@ -18,14 +18,22 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from training.command_line import INTERRUPTED, PRECISIONS, Parser, add_recipe_options, path, recipe_changes, run_command
-from training.files import atomic_path, check_folder, hold_folder, remove_temporaries
-from training.recipe import Recipe, check_seed
+from s5.training.command_line import (
+    INTERRUPTED,
+    PRECISIONS,
+    Parser,
+    add_recipe_options,
+    path,
+    recipe_changes,
+    run_command,
+)
+from s5.training.files import atomic_path, check_folder, hold_folder, remove_temporaries
+from s5.training.recipe import Recipe, check_seed
 
 # Torch takes seconds to load, so what needs it is imported inside functions: --help and option errors are immediate.
 
 CHECKPOINT, RESULTS = "checkpoint.pt", ("weights.safetensors", "history.json", "curves.png")
-DISTILLATION = ("teacher", "teachers", "teacher_weight", "temperature")  # experiments.sweep trains teachers
+DISTILLATION = ("teacher", "teachers", "teacher_weight", "temperature")  # s5.experiments.sweep trains teachers
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -59,7 +67,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         check_seed(options.seed or 0)
         options.recipe = (defaults.for_smoke() if options.smoke else defaults).changed(**recipe_changes(options))
         if options.device != "auto":
-            from training.device import pick_device
+            from s5.training.device import pick_device
 
             pick_device(options.device)
     except ValueError as error:
@@ -72,8 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
 
     from helpers import DivergenceError
-    from training.checkpoint import CheckpointError
-    from training.mnist import DataError, load_mnist, load_sample
+    from s5.training.checkpoint import CheckpointError
+    from s5.training.mnist import DataError, load_mnist, load_sample
 
     try:
         prepare_output(options)
@@ -106,8 +114,8 @@ def holds_run(folder: Path) -> bool:
 
 def restore_options(options: argparse.Namespace) -> None:
     """Take from the checkpoint what the command line does not set; `fit` refuses what differs from it."""
-    from training.checkpoint import CheckpointError, load_checkpoint
-    from training.device import pick_device, pick_precision
+    from s5.training.checkpoint import CheckpointError, load_checkpoint
+    from s5.training.device import pick_device, pick_precision
 
     stored = load_checkpoint(options.resume / CHECKPOINT)
     try:
@@ -135,12 +143,12 @@ def prepare_output(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace, data) -> int:
     """Train, print and save; return the exit code."""
-    from analysis import inspection, plots
-    from analysis.statistics import describe_result
-    from analysis.style import save_figure
     from helpers import build, fit
-    from training.checkpoint import save_weights
-    from training.device import pick_device, pick_precision
+    from s5.analysis import inspection, plots
+    from s5.analysis.statistics import describe_result
+    from s5.analysis.style import save_figure
+    from s5.training.checkpoint import save_weights
+    from s5.training.device import pick_device, pick_precision
 
     recipe, seed, output = options.recipe, options.seed, options.output
     model = build(seed=seed)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.mnist import load_sample
+from s5.training.mnist import load_sample
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,11 @@ import sys
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from analysis.style import save_picture
-from experiments.audit import shown_page
-from inference.page import PAGE
+from s5.analysis.style import save_picture
+from s5.deployment.page import PAGE
+from s5.reports.audit import shown_page
+from s5.training.files import ROOT
 from tests.test_page_in_browser import ARGUMENTS, CHROMIUM, draw
-from training.files import ROOT
 
 SIDE = 1120  # pixels
 COLOURS = 128

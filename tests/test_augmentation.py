@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from training.augmentation import (
+from s5.training.augmentation import (
     KNOTS,
     MEAN,
     STD,
@@ -17,7 +17,7 @@ from training.augmentation import (
     normalize,
     warp,
 )
-from training.recipe import NO_AUGMENTATION, Recipe
+from s5.training.recipe import NO_AUGMENTATION, Recipe
 
 ELASTIC = Recipe(**NO_AUGMENTATION | {"elastic": 2.0})
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from benchmarks import bench, epochs, runs, timing
-from experiments.candidates import KNOWN
-from experiments.measurements import machine_faults
+from s5.benchmarks import bench, epochs, runs, timing
+from s5.experiments.claims import KNOWN
+from s5.reports.measurements import machine_faults
 
 
 def test_functions_are_measured_in_turns(capsys):

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.networks import parse
-from inference.c_code import (
+from s5.deployment.c_code import (
     WARNINGS,
     CompiledNetwork,
     CompilerError,
@@ -20,11 +19,12 @@ from inference.c_code import (
     identifier,
     write_c,
 )
-from inference.integer import IntegerNetwork
-from inference.quantization import quantize
-from inference.trained import load_trained, trained_networks
-from training.augmentation import normalize
-from training.mnist import load_mnist
+from s5.deployment.integer import IntegerNetwork
+from s5.deployment.quantization import quantize
+from s5.inference.trained import load_trained, trained_networks
+from s5.networks.grammar import parse
+from s5.training.augmentation import normalize
+from s5.training.mnist import load_mnist
 
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C compiler (cc, gcc or clang)")
 SANITIZERS = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from experiments.ledger import read_ledger
-from inference import cards
-from inference.trained import trained_networks
-from training import mnist
+from s5.experiments.ledger import read_ledger
+from s5.inference.trained import trained_networks
+from s5.reports import cards
+from s5.training import mnist
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def test_committed_cards_are_what_the_code_writes():
     contents = cards.cards()
     assert [path.stem for path in contents] == trained_networks()
     for path, text in contents.items():
-        assert path.read_text("utf-8") == text, f"run python -m inference.cards: {path.name} is outdated"
+        assert path.read_text("utf-8") == text, f"run python -m s5.reports.cards: {path.name} is outdated"
     assert {path for path in cards.TRAINED.glob("*.md")} == set(contents), "a card without weights"
 
 

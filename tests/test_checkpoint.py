@@ -18,8 +18,7 @@ from torch import nn
 
 import helpers
 from helpers import Net
-from tests.utils import SHORT, assert_same_weights, devices, fit, without_seconds
-from training.checkpoint import (
+from s5.training.checkpoint import (
     CheckpointError,
     TrainingState,
     load_checkpoint,
@@ -27,8 +26,9 @@ from training.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from training.cpu import use_threads
-from training.device import pick_precision
+from s5.training.cpu import use_threads
+from s5.training.device import pick_precision
+from tests.utils import SHORT, assert_same_weights, devices, fit, without_seconds
 
 
 class WithDropout(nn.Module):

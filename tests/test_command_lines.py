@@ -1,4 +1,4 @@
-"""Every command line's help and errors, and the options that they share (`training/command_line.py`)."""
+"""Every command line's help and errors, and the options that they share (`s5/training/command_line.py`)."""
 
 import argparse
 import json
@@ -10,9 +10,9 @@ from dataclasses import fields, replace
 
 import pytest
 
+from s5.training.command_line import Parser, add_recipe_options, output_file, path, recipe_changes
+from s5.training.recipe import CHOICES, Recipe
 from tests.utils import ROOT
-from training.command_line import Parser, add_recipe_options, output_file, path, recipe_changes
-from training.recipe import CHOICES, Recipe
 
 RECIPE_OPTIONS = {"--" + field.name.replace("_", "-") for field in fields(Recipe)}
 DISTILLATION = {"--teacher", "--teachers", "--teacher-weight", "--temperature"}
@@ -28,7 +28,7 @@ OPTIONS = {
         "--resume",
         *(RECIPE_OPTIONS - DISTILLATION),
     },
-    "experiments.sweep": {
+    "s5.experiments.sweep": {
         *SWEEP,
         "--precision",
         "--workers",
@@ -38,22 +38,22 @@ OPTIONS = {
         "--limit",
         *RECIPE_OPTIONS,
     },
-    "experiments.compare": {
+    "s5.experiments.compare": {
         *{"NETWORK", "OTHER", "--seeds", "--sample", "--device", "--precision", "--workers", "--figure"},
         *RECIPE_OPTIONS,
     },
-    "experiments.search": {
+    "s5.experiments.search": {
         *{"--below", "--trials", "--seed", "--epochs", "--vary-rate", "--sample", "--dry-run", "--figure"},
         *{"--device", "--precision", "--workers", "--ray"},
     },
-    "experiments.report": {"--check", "--figures", "--logits"},
-    "inference.predict": {"IMAGE", "--network", "--json", "--show", "--prepared", "--weights"},
-    "inference.demo": {"--host", "--port", "--network", "--weights"},
-    "inference.export": {
+    "s5.reports.write": {"--check", "--figures", "--logits"},
+    "s5.inference.predict": {"IMAGE", "--network", "--json", "--show", "--prepared", "--weights"},
+    "s5.inference.demo": {"--host", "--port", "--network", "--weights"},
+    "s5.deployment.export": {
         *{"--network", "--c", "--all", "--normalized", "--output", "--weights", "--repeats", "--record", "--smoke"},
     },
-    "benchmarks.faults": {"--rounds", "--output"},
-    "benchmarks.bench": {"--only", "--repeats", "--smoke", "--output", "--seeds", "--first-seed", "--device"},
+    "s5.benchmarks.faults": {"--rounds", "--output"},
+    "s5.benchmarks.bench": {"--only", "--repeats", "--smoke", "--output", "--seeds", "--first-seed", "--device"},
 }
 HELP, BAD_OPTION = "--help", "--no-such-option"
 
@@ -228,7 +228,7 @@ def test_every_option_that_names_a_file_checks_the_name():
 
 def test_a_reader_that_stops_ends_the_command_in_silence():
     """As `| head` does, after its ten lines."""
-    code = "from training.command_line import run_command; run_command(lambda: print(100_000 * 'a line\\n') or 0)"
+    code = "from s5.training.command_line import run_command; run_command(lambda: print(100_000 * 'a line\\n') or 0)"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
     process.stdout.close()
@@ -238,6 +238,6 @@ def test_a_reader_that_stops_ends_the_command_in_silence():
 
 def test_bytes_that_are_no_text_do_not_break_the_output():
     """A file's name may contain them; a plain UTF-8 stream would raise an error instead of printing it."""
-    code = "from training.command_line import run_command; run_command(lambda: print('name \\udcff', flush=True))"
+    code = "from s5.training.command_line import run_command; run_command(lambda: print('name \\udcff', flush=True))"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (process.returncode, process.stdout, process.stderr) == (0, "name \\udcff\n", "")

@@ -3,10 +3,10 @@
 import pandas as pd
 import pytest
 
-from experiments import compare, sweep
-from experiments.ledger import append_trial
+from s5.experiments import compare, sweep
+from s5.experiments.ledger import append_trial
+from s5.training.recipe import Recipe
 from tests.utils import make_trial, read_strictly
-from training.recipe import Recipe
 
 # The worker processes import this file to find `stand_in`, so it must not import torch.
 
@@ -18,7 +18,7 @@ def stand_in(variant: str, seed: int, changes: dict, accuracy: float = 0, precis
     accuracy = accuracy or ACCURACY[variant] + seed % 3 / 100 * (2 if variant == "s5" else 1)
     about = {"variant": variant, "recipe": Recipe(**changes).as_dict(), "data": "mnist"}
     if variant == "below_2k":
-        from experiments.candidates import KNOWN
+        from s5.experiments.claims import KNOWN
 
         about["network"] = KNOWN[variant].network
     return make_trial(seed, accuracy, precision="bfloat16" if precision == "bfloat16" else "float32", **about)
@@ -27,9 +27,9 @@ def stand_in(variant: str, seed: int, changes: dict, accuracy: float = 0, precis
 @pytest.fixture
 def stood_in(monkeypatch, sample, tmp_path):
     """Replaces training; returns the path of the own ledger."""
-    monkeypatch.setattr("experiments.trial.run_trial", stand_in)
-    monkeypatch.setattr("experiments.trial.load_data", lambda _: sample)
-    monkeypatch.setattr("training.device.pick_precision", lambda name, device: "float32" if name == "auto" else name)
+    monkeypatch.setattr("s5.experiments.trial.run_trial", stand_in)
+    monkeypatch.setattr("s5.experiments.trial.load_data", lambda _: sample)
+    monkeypatch.setattr("s5.training.device.pick_precision", lambda name, device: "float32" if name == "auto" else name)
     monkeypatch.setattr(sweep, "LEDGER", tmp_path / "main.jsonl")
     return tmp_path / "own.jsonl"
 
@@ -102,7 +102,7 @@ def test_a_verdict_on_hardly_trained_networks_says_so(accuracy, is_short):
 
 
 def test_a_failed_trial_is_an_error(stood_in, monkeypatch, capsys):
-    monkeypatch.setattr("experiments.trial.run_trial", fails)
+    monkeypatch.setattr("s5.experiments.trial.run_trial", fails)
     monkeypatch.setattr(compare, "OWN_LEDGER", stood_in)
     assert compare.main(["conv 8 / 8 gap", "--seeds", "100", "--device", "cpu"]) == 1
     assert "compare: 2 of 2 trials failed" in capsys.readouterr().err
@@ -156,7 +156,7 @@ def test_the_result_is_printed_even_if_the_figure_cannot_be_saved(tmp_path, monk
     def full(figure, path):
         raise OSError(f"no space left for {path}")
 
-    monkeypatch.setattr("analysis.style.save_figure", full)
+    monkeypatch.setattr("s5.analysis.style.save_figure", full)
     assert compare.main(["conv 8 / 8 gap", "--figure", str(tmp_path / "f.png")]) == 1
     printed = capsys.readouterr()
     assert printed.out.endswith("The verdict.\n")

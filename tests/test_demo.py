@@ -8,8 +8,8 @@ import sys
 import pytest
 from PIL import Image, ImageOps
 
-from inference import demo
-from inference.trained import load_trained
+from s5.inference import demo
+from s5.inference.trained import load_trained
 from tests import drawings
 from tests.utils import ROOT, draw_digit
 
@@ -122,7 +122,7 @@ def test_nothing_is_certain():
 def test_no_photo_is_left_behind(end, tmp_path):
     code = f"""
 import os, pathlib, signal, sys, time
-from inference import demo
+from s5.inference import demo
 
 def launch(*options):
     demo._protect_privacy()

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from experiments.architectures import MAX_SCALE, MIN_SCALE, Deskew, deskew
-from inference.deskew import deskew_bytes, square_root
-from training.augmentation import MEAN, STD, normalize, warp
+from s5.deployment.deskew import deskew_bytes, square_root
+from s5.networks.layers import MAX_SCALE, MIN_SCALE, Deskew, deskew
+from s5.training.augmentation import MEAN, STD, normalize, warp
 
 
 def ink_of(images):

@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
+from s5.training import cpu, device
 from tests.utils import ROOT, wait_for
-from training import cpu, device
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -97,7 +97,7 @@ def test_a_busy_program_is_seen():
 @pytest.mark.parametrize(
     ("variable", "expected"), [("", "5000"), ("OMP_WAIT_POLICY=ACTIVE", "None"), ("GOMP_SPINCOUNT=7", "7")]
 )
-@pytest.mark.parametrize("module", ["training.mnist", "helpers", "analysis.plots", "experiments.trial"])
+@pytest.mark.parametrize("module", ["s5.training.mnist", "helpers", "s5.analysis.plots", "s5.experiments.trial"])
 def test_how_threads_wait_is_set_before_torch_is_loaded(module, variable, expected):
     script = f"""
 import os, sys

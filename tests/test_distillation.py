@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import helpers
-from experiments.candidates import KNOWN
-from experiments.distillation import Ensemble, distillation_loss, load_teacher, soft_divergence
+from s5.experiments.claims import KNOWN
+from s5.experiments.distillation import Ensemble, distillation_loss, load_teacher, soft_divergence
+from s5.training.augmentation import normalize
+from s5.training.recipe import Recipe
 from tests.utils import SHORT, assert_same_weights, fit
-from training.augmentation import normalize
-from training.recipe import Recipe
 
 DISTILLED = replace(SHORT, teacher="budget_1k", teachers=2, teacher_weight=0.7)
 
@@ -49,7 +49,7 @@ def test_an_interrupted_teacher_is_not_stored(small, tmp_path, monkeypatch):
     def interrupted(*arguments, **options):
         return []  # what `fit` returns after Ctrl-C in the first epoch
 
-    monkeypatch.setattr("experiments.distillation.fit", interrupted)
+    monkeypatch.setattr("s5.experiments.distillation.fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load_teacher(DISTILLED, small, "cpu", tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))

@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-from experiments.evidence import KINDS, faults, is_sound, time_fault
-from experiments.ledger import KEYS, read_ledger
-from experiments.measurements import measurement_faults, peer_faults
+from s5.experiments.evidence import KINDS, faults, is_sound, time_fault
+from s5.experiments.ledger import KEYS, read_ledger
+from s5.reports.measurements import measurement_faults, peer_faults
+from s5.training.files import LEDGER
+from s5.training.recipe import Recipe
 from tests.utils import make_trial
-from training.files import LEDGER
-from training.recipe import Recipe
 
 JUNK = [None, math.nan, math.inf, -1, 10**400, "x", "", [], {}, [[]], {"x": {}}]
 RECIPES = [

@@ -11,10 +11,10 @@ matplotlib.use("Agg")
 
 from matplotlib.text import Text
 
-from experiments import plots, tables
-from experiments.goals import BUDGETS
-from experiments.ledger import read_ledger
-from training.files import PEERS
+from s5.experiments.ledger import read_ledger
+from s5.reports import plots, tables
+from s5.reports.goals import BUDGETS
+from s5.training.files import PEERS
 
 NAN = float("nan")
 POINTS = pd.DataFrame(

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.ledger import read_ledger
 from helpers import Net
-from inference import export
-from inference.c_code import find_compiler
-from inference.trained import load_trained, trained_networks
+from s5.deployment import export
+from s5.deployment.c_code import find_compiler
+from s5.experiments.ledger import read_ledger
+from s5.inference.trained import load_trained, trained_networks
+from s5.training import mnist
+from s5.training.augmentation import normalize
+from s5.training.checkpoint import save_weights
 from tests.utils import ROOT
-from training import mnist
-from training.augmentation import normalize
-from training.checkpoint import save_weights
 
 try:
     export.check_packages()
@@ -27,8 +27,8 @@ except export.ExportError as error:
 else:
     import onnx
 
-    from inference import onnx_files
-    from inference.onnx_files import OnnxNetwork, read_metadata, to_int8, to_onnx
+    from s5.deployment import onnx_files
+    from s5.deployment.onnx_files import OnnxNetwork, read_metadata, to_int8, to_onnx
 
 needs_export = pytest.mark.skipif(bool(missing), reason=missing)
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C compiler (cc, gcc or clang)")
@@ -51,7 +51,7 @@ def exported(model, tmp_path_factory):
 def small_sample(sample, monkeypatch):
     """The commands use a part of the sample, which takes seconds to read."""
     small = sample.subset(50, 300)
-    monkeypatch.setattr("training.mnist.load_sample", lambda: small)
+    monkeypatch.setattr("s5.training.mnist.load_sample", lambda: small)
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_command_exports_c(tmp_path, capsys, monkeypatch):
     assert "s5, Net, 18,214 parameters" in header
     assert "images are right" not in header.replace("\n * ", " ")
     full = replace(mnist.load_sample(), source="mnist")
-    monkeypatch.setattr("training.mnist.load_sample", lambda: full)
+    monkeypatch.setattr("s5.training.mnist.load_sample", lambda: full)
     assert export.main(command) == 0
     assert "of 300 images are right" in (tmp_path / "s5.h").read_text().replace("\n * ", " ")
     assert "of the training set" not in capsys.readouterr().out
@@ -157,12 +157,12 @@ def test_command_exports_c(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("compiler", [True, False])
 def test_all_networks_are_recorded(compiler, quick, sample, tmp_path, capsys, monkeypatch):
     if not compiler:
-        monkeypatch.setattr("inference.c_code.find_compiler", lambda: None)
+        monkeypatch.setattr("s5.deployment.c_code.find_compiler", lambda: None)
     elif find_compiler() is None:
         pytest.skip("no C compiler (cc, gcc or clang)")
-    monkeypatch.setattr("inference.trained.trained_networks", lambda: ["s5"])
+    monkeypatch.setattr("s5.inference.trained.trained_networks", lambda: ["s5"])
     monkeypatch.setattr(export, "EXPORT", tmp_path / "export.json")
-    monkeypatch.setattr("training.mnist.load_mnist", lambda allow_sample: sample)
+    monkeypatch.setattr("s5.training.mnist.load_mnist", lambda allow_sample: sample)
     assert export.main(["--record", "--repeats", "3", "--output", str(tmp_path)]) == 0
     assert "Cycles on a chip are not measured" in capsys.readouterr().out
     record = json.loads((tmp_path / "export.json").read_text())
@@ -200,7 +200,7 @@ def test_onnx_file_with_other_logits_is_refused(quick, tmp_path, capsys, monkeyp
 
 @needs_compiler
 def test_c_code_with_other_logits_is_refused(tmp_path, capsys, monkeypatch):
-    from inference.c_code import CompiledNetwork
+    from s5.deployment.c_code import CompiledNetwork
 
     monkeypatch.setattr(CompiledNetwork, "__call__", lambda self, images: torch.zeros(len(images), 10))
     assert export.main(["--c", "s5", "--smoke", "--repeats", "1", "--output", str(tmp_path)]) == 1
@@ -229,7 +229,7 @@ def test_weights_that_are_not_finite_are_refused_before_anything_is_written(
 
 def test_network_that_cannot_be_written_in_c_is_reported(sample, tmp_path, capsys, monkeypatch):
     branches = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(196, 10)).eval()
-    monkeypatch.setattr("inference.trained.load_trained", lambda name, weights: branches)
+    monkeypatch.setattr("s5.inference.trained.load_trained", lambda name, weights: branches)
     assert export.main(["--c", "s5", "--smoke", "--output", str(tmp_path / "files")]) == 1
     assert capsys.readouterr().err == "export: s5: 0 cannot be exported to C in this place\n"
     assert not (tmp_path / "files").exists()
@@ -239,7 +239,7 @@ def test_missing_weights_and_packages_are_reported(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(export, "check_packages", lambda: None)
     assert export.main(["--smoke", "--weights", str(tmp_path / "none.safetensors")]) == 1
     assert "export: cannot read weights" in capsys.readouterr().err
-    monkeypatch.setattr("inference.trained.TRAINED", tmp_path)
+    monkeypatch.setattr("s5.inference.trained.TRAINED", tmp_path)
     assert export.main(["--smoke", "--network", "below_5k"]) == 1
     assert "export: cannot read weights" in capsys.readouterr().err
     monkeypatch.undo()

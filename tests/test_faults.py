@@ -1,4 +1,4 @@
-"""Faults in the middle of a run or a sweep (`benchmarks/fault_checks.py`), each tried once or twice at a random moment.
+"""Faults in the middle of a run or a sweep (`s5/benchmarks/fault_checks.py`), each tried once or twice at a random moment.
 
 Many times: `pytest -m faults`, or MNIST_FAULT_ROUNDS=N for N times each.
 """
@@ -10,8 +10,8 @@ from contextlib import nullcontext
 
 import pytest
 
-from benchmarks import fault_checks, faults
-from benchmarks.fault_checks import FaultError, ImpossibleError
+from s5.benchmarks import fault_checks, faults
+from s5.benchmarks.fault_checks import FaultError, ImpossibleError
 
 pytestmark = [
     pytest.mark.faults,

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
-from analysis.style import DIGEST
-from experiments import audit, pages
-from experiments.ledger import read_ledger
-from experiments.prose import NOT_PROSE, NUMBER
+from s5.analysis.style import DIGEST
+from s5.experiments.ledger import read_ledger
+from s5.reports import audit, pages
+from s5.reports.prose import NOT_PROSE, NUMBER
 from tests.utils import ROOT
 
 PAGES = ("README.md", "RESULTS.md")
@@ -538,7 +538,7 @@ def test_a_forgery_is_found(name, genuine, tmp_path):
 
 
 def test_the_committed_evidence_has_no_problems():
-    assert audit.problems() == [], "see python -m experiments.report --check"
+    assert audit.problems() == [], "see python -m s5.reports.write --check"
 
 
 def test_the_labels_are_checked_if_mnist_is_at_hand():

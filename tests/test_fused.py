@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import helpers
-from experiments.candidates import KNOWN
-from training import device, kernels
-from training.augmentation import normalize
-from training.cpu import use_threads
-from training.fused import FusedNorm, fuse, fusible
-from training.kernels import CompileError, NormRelu, can_compile, load_kernels
+from s5.experiments.claims import KNOWN
+from s5.training import device, kernels
+from s5.training.augmentation import normalize
+from s5.training.cpu import use_threads
+from s5.training.fused import FusedNorm, fuse, fusible
+from s5.training.kernels import CompileError, NormRelu, can_compile, load_kernels
 
 needs_compiler = pytest.mark.skipif(not can_compile(), reason="requires a C++ compiler with OpenMP")
 SHAPE = (5, 2, 8, 6)  # of the images in most tests

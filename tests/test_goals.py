@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from analysis.inspection import count_parameters
-from experiments.candidates import KNOWN
-from experiments.goals import GOALS, claims_table, find_claims, goals_table
-from experiments.ledger import read_ledger
-from experiments.tables import earlier_claims_table
+from s5.analysis.inspection import count_parameters
+from s5.experiments.claims import KNOWN
+from s5.experiments.ledger import read_ledger
+from s5.reports.goals import GOALS, claims_table, find_claims, goals_table
+from s5.reports.tables import earlier_claims_table
 from tests.utils import make_trial
 
 NET = GOALS[0]

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import helpers
-from experiments.candidates import KNOWN
-from experiments.networks import parse
-from inference.graph import GraphError, run, steps_of
+from s5.deployment.layer_graph import GraphError, run, steps_of
+from s5.experiments.claims import KNOWN
+from s5.networks.grammar import parse
 from tests.utils import with_random_statistics
 
 LINES = {str(variant.network): variant for variant in KNOWN.values()}

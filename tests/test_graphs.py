@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 import helpers
-import training.graphs
-from experiments.candidates import KNOWN
-from experiments.distillation import distillation_loss
-from experiments.source import Source
-from experiments.variants import VARIANTS
+import s5.training.cuda_graphs
+from s5.experiments.claims import KNOWN
+from s5.experiments.distillation import distillation_loss
+from s5.experiments.variants import VARIANTS
+from s5.networks.user_code import Source
+from s5.training.cuda_graphs import Recordable, RecordedStep, can_record, record
+from s5.training.optimizers import make_optimizer
+from s5.training.recipe import Recipe
 from tests.utils import SHORT, assert_same_weights, fit
-from training.graphs import Recordable, RecordedStep, can_record, record
-from training.optimizers import make_optimizer
-from training.recipe import Recipe
 
 OPTIMIZERS = {"muon": 0.01, "sgd": 0.02, "adam": 0.001, "adamw": 0.001, "adadelta": 0.5}  # with learning rates
 HOOKS = [
@@ -127,7 +127,7 @@ def graphs(monkeypatch):
     made = []
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: made.append(Graph()) or made[-1])
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: nullcontext())
-    monkeypatch.setattr(training.graphs, "_stream", lambda device: None)
+    monkeypatch.setattr(s5.training.cuda_graphs, "_stream", lambda device: None)
     for name, value in (("current_stream", None), ("get_sync_debug_mode", 0), ("set_sync_debug_mode", None)):
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     return made

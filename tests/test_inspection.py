@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from analysis.inspection import (
+from helpers import Net
+from s5.analysis.inspection import (
     check_model,
     count_layers,
     count_macs,
@@ -16,10 +17,9 @@ from analysis.inspection import (
     receptive_field_table,
     summary,
 )
-from experiments.candidates import CLAIMS, find_variant
-from experiments.networks import parse
-from experiments.variants import VARIANTS
-from helpers import Net
+from s5.experiments.claims import CLAIMS, find_variant
+from s5.experiments.variants import VARIANTS
+from s5.networks.grammar import parse
 
 # The layer table of the original document.
 ORIGINAL_TABLE = [

@@ -13,12 +13,12 @@ from multiprocessing import get_context
 
 import pytest
 
-from experiments import ledger
-from experiments.ledger import KEYS, LedgerWarning, append_trial, read_ledger, select, trial_key
-from experiments.legacy import DEFAULTS, VARIANTS
+from s5.experiments import ledger
+from s5.experiments.ledger import KEYS, LedgerWarning, append_trial, read_ledger, select, trial_key
+from s5.experiments.legacy import DEFAULTS, VARIANTS
+from s5.training.files import LEDGER
+from s5.training.recipe import Recipe
 from tests.utils import make_trial, read_strictly
-from training.files import LEDGER
-from training.recipe import Recipe
 
 CONTEXT = get_context("spawn")  # its processes import this file, and no torch
 
@@ -237,9 +237,9 @@ def test_blank_lines_and_unicode_line_separators_are_read(path):
 
 
 def test_committed_ledger_is_valid():
-    from experiments.candidates import KNOWN  # imports torch
-    from experiments.legacy import NETWORKS
-    from experiments.networks import parse
+    from s5.experiments.claims import KNOWN  # imports torch
+    from s5.experiments.legacy import NETWORKS
+    from s5.networks.grammar import parse
 
     for trial in read_strictly(LEDGER):
         assert trial["data"] == "mnist", "trials on the sample must not be committed"
@@ -346,7 +346,7 @@ def delete(path) -> None:
 
 
 @pytest.mark.parametrize("change", [edit_in_the_middle, edit_and_append, insert, truncate, replace_file, delete])
-@pytest.mark.filterwarnings("ignore::experiments.ledger.LedgerWarning")
+@pytest.mark.filterwarnings("ignore::s5.experiments.ledger.LedgerWarning")
 def test_a_ledger_may_change_between_two_appends(path, change):
     """Seed 5 is no longer in the file and can be appended; all that is in it is not repeated."""
     write_lines(path, range(8))

@@ -20,13 +20,13 @@ from safetensors.torch import load_file
 
 import helpers
 import main
-import training.mnist
+import s5.training.mnist
+from s5.training import files
+from s5.training.checkpoint import load_checkpoint, load_weights
+from s5.training.device import pick_device
+from s5.training.mnist import load_sample
+from s5.training.recipe import Recipe
 from tests.utils import ROOT
-from training import files
-from training.checkpoint import load_checkpoint, load_weights
-from training.device import pick_device
-from training.mnist import load_sample
-from training.recipe import Recipe
 
 COMMAND = [sys.executable, "-u", str(ROOT / "main.py")]
 DEFAULT = Recipe()
@@ -38,7 +38,7 @@ load_sample = cache(load_sample)  # read once for all of these runs
 
 @pytest.fixture(autouse=True)
 def _load_the_sample_once(monkeypatch):
-    monkeypatch.setattr(training.mnist, "load_sample", load_sample)
+    monkeypatch.setattr(s5.training.mnist, "load_sample", load_sample)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -356,7 +356,7 @@ def test_ctrl_c_saves_complete_epochs_and_prints_how_to_resume(here, interruptib
 
 HOLD = """
 import sys
-from training.files import hold_folder
+from s5.training.files import hold_folder
 
 with hold_folder(sys.argv[1]):
     print("held", flush=True)

@@ -24,7 +24,7 @@ import pytest
 import torch
 from torchvision.datasets import MNIST
 
-from training import mnist
+from s5.training import mnist
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = mnist.FILES
 TENSORS = ("train_images", "train_labels", "eval_images", "eval_labels")

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from analysis.inspection import count_macs, count_parameters
-from experiments.ledger import read_ledger
-from experiments.networks import BLOCKS, CONVOLUTIONS, HEADS, OPTIONS, Network, NetworkError, parse
-from experiments.variants import NAMED
 from helpers import Net, build
+from s5.analysis.inspection import count_macs, count_parameters
+from s5.experiments.ledger import read_ledger
+from s5.experiments.variants import NAMED
+from s5.networks.grammar import BLOCKS, CONVOLUTIONS, HEADS, OPTIONS, Network, NetworkError, parse
+from s5.training.checkpoint import load_weights, save_weights
 from tests.utils import assert_same_weights
-from training.checkpoint import load_weights, save_weights
 
 # The initial weights of each network for seed 3, as a sum with weights from -1 to 1 over each tensor. They were summed
 # when each network was still a function: what is recorded of it stays true of its line.

@@ -7,12 +7,12 @@ import nbformat
 import pytest
 from scipy import stats
 
-from analysis.statistics import CLAIMED_ACCURACY, describe_seeds, wilson_interval
-from experiments import tables
-from experiments.ledger import select
-from experiments.pages import shown_trial
-from experiments.sections import result_table
-from experiments.variants import VARIANTS
+from s5.analysis.statistics import CLAIMED_ACCURACY, describe_seeds, wilson_interval
+from s5.experiments.ledger import select
+from s5.experiments.variants import VARIANTS
+from s5.reports import tables
+from s5.reports.pages import shown_trial
+from s5.reports.sections import result_table
 from tests.utils import ROOT, SLUG
 
 NOTEBOOKS = ("ERAv4_MNIST_model_S5.ipynb", "ERAv4_MNIST_model_experiments.ipynb")

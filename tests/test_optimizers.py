@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import helpers
-from training.optimizers import MovingAverage, Muon, make_optimizer, orthogonal
-from training.recipe import Recipe
+from s5.training.optimizers import MovingAverage, Muon, make_optimizer, orthogonal
+from s5.training.recipe import Recipe
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (40, 288), (9, 4), (8, 8)])

@@ -14,16 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from experiments import networks
 from helpers import build
-from inference import packing, page
-from inference.graph import run, steps_of
-from inference.preprocessing import DigitError, prepare
-from inference.trained import load_trained, trained_networks
+from s5.deployment import packing, page
+from s5.deployment.layer_graph import run, steps_of
+from s5.inference.preprocessing import DigitError, prepare
+from s5.inference.trained import load_trained, trained_networks
+from s5.networks import grammar as networks
+from s5.training.augmentation import normalize
+from s5.training.mnist import load_mnist
 from tests.drawings import pen_mask, strokes
 from tests.utils import ROOT, make_trial
-from training.augmentation import normalize
-from training.mnist import load_mnist
 
 NODE = shutil.which("node")
 requires_node = pytest.mark.skipif(NODE is None, reason="requires Node.js")
@@ -56,7 +56,7 @@ def images():
     """The images to evaluate on: the test set of the full MNIST if it is there, else of the sample."""
     if "MNIST_ROOT" in os.environ:
         return load_mnist(allow_sample=False).eval_images
-    from training.mnist import load_sample
+    from s5.training.mnist import load_sample
 
     return load_sample().eval_images
 
@@ -66,7 +66,7 @@ def images():
 
 def test_page_is_up_to_date():
     made = page.build_page(page.recorded_roundings(page.PAGE))
-    assert page.PAGE.read_bytes() == made.encode(), "python -m inference.page"
+    assert page.PAGE.read_bytes() == made.encode(), "python -m s5.deployment.page"
 
 
 def test_page_is_small_and_loads_nothing():
@@ -100,7 +100,7 @@ def test_comments_are_left_out():
 
 
 def test_accuracies_are_those_of_the_ledger():
-    from experiments.candidates import KNOWN
+    from s5.experiments.claims import KNOWN
 
     assert page.describe("s5", [])["accuracy"] == "not claimed"
     recipe = KNOWN["s5"].recipe.as_dict()
@@ -115,12 +115,12 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert page.main(["--check", "--output", str(path)]) == 0
     path.write_bytes(page.PAGE.read_bytes().replace(b"Draw a digit", b"Draw"))
     assert page.main(["--check", "--output", str(path)]) == 1
-    assert "stale: python -m inference.page" in capsys.readouterr().out
+    assert "stale: python -m s5.deployment.page" in capsys.readouterr().out
     for damage in (b"<html>", page.PAGE.read_bytes().replace(b'"packing"', b'"pack"'), b"\xff"):
         (tmp_path / "damaged.html").write_bytes(damage)
         assert page.main(["--check", "--output", str(tmp_path / "damaged.html")]) == 1
         assert "is not a page of this program: write it anew without --check\n" in capsys.readouterr().err
-    monkeypatch.setattr("inference.trained.TRAINED", tmp_path)
+    monkeypatch.setattr("s5.inference.trained.TRAINED", tmp_path)
     assert page.main(["--check", "--output", str(path)]) == 1
     assert "page: there are no trained networks" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
@@ -159,8 +159,8 @@ def test_fitted_rounding_keeps_predictions(sample):
 
 
 def test_finest_rounding_that_fits_is_chosen(sample, monkeypatch):
-    monkeypatch.setattr("training.mnist.load_mnist", lambda allow_sample: sample.subset(100, 100))
-    monkeypatch.setattr("inference.trained.trained_networks", lambda: ["s5"])
+    monkeypatch.setattr("s5.training.mnist.load_mnist", lambda allow_sample: sample.subset(100, 100))
+    monkeypatch.setattr("s5.inference.trained.trained_networks", lambda: ["s5"])
     small = len(page.build_page({"s5": ((5, 3), 1.0)}).encode()) + 200
     for size, expected in ((page.MAX_BYTES, (2, 1)), (small, (5, 3))):
         monkeypatch.setattr(page, "MAX_BYTES", size)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from inference import page as generator
-from inference.preprocessing import prepare
-from inference.trained import trained_networks
+from s5.deployment import page as generator
+from s5.inference.preprocessing import prepare
+from s5.inference.trained import trained_networks
 from tests.drawings import strokes
 
 try:

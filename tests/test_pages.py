@@ -7,18 +7,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from analysis.style import DIGEST, is_drawn_from, save_figure
-from experiments import audit, pages, prose, report
-from experiments.ledger import read_ledger
+from s5.analysis.style import DIGEST, is_drawn_from, save_figure
+from s5.experiments.ledger import read_ledger
+from s5.reports import audit, pages, prose
+from s5.reports import write as report
+from s5.training.files import README, RESULTS_PAGE
 from tests.utils import ROOT, SLUG
-from training.files import README, RESULTS_PAGE
 
 PAGES = {page: page.read_text(encoding="utf-8") for page in (README, RESULTS_PAGE)}
 CI = (ROOT / ".ci" / "run").read_text()
 
 
 def test_tables_are_up_to_date():
-    assert pages.fill(PAGES, pages.sections(read_ledger())) == PAGES, "stale: run python -m experiments.report"
+    assert pages.fill(PAGES, pages.sections(read_ledger())) == PAGES, "stale: run python -m s5.reports.write"
 
 
 def numbers(text: str) -> list[re.Match]:

@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from analysis import plots, style
+from s5.analysis import plots, style
 
 ACCURACIES = [98.02, 98.07, 98.89, 98.29, 99.2, 98.84, 99.33, 99.37, 99.35, 99.4]
 RANDOM = np.random.default_rng(0)

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save
 
-from inference import predict
-from inference.digit_parts import DigitError
-from inference.trained import trained_networks
+from s5.inference import predict
+from s5.inference.digit_parts import DigitError
+from s5.inference.trained import trained_networks
+from s5.training.files import WEIGHTS
 from tests.utils import ROOT, draw_digit, to_bytes
-from training.files import WEIGHTS
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
 import helpers
-from inference import preprocessing
-from inference.preprocessing import MAX_BYTES, DigitError, NoInkError, prepare, read_image
+from s5.inference import preprocessing
+from s5.inference.preprocessing import MAX_BYTES, DigitError, NoInkError, prepare, read_image
+from s5.training.checkpoint import load_weights
+from s5.training.files import WEIGHTS
 from tests import drawings
 from tests.utils import draw_digit, to_bytes
-from training.checkpoint import load_weights
-from training.files import WEIGHTS
 
 
 @pytest.fixture(scope="module")

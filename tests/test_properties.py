@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from experiments.ledger import KEYS, LedgerWarning, read_ledger
-from experiments.networks import BLOCKS, HEADS, OPTIONS, NetworkError, parse
-from inference.preprocessing import DigitError, prepare
+from s5.experiments.ledger import KEYS, LedgerWarning, read_ledger
+from s5.inference.preprocessing import DigitError, prepare
+from s5.networks.grammar import BLOCKS, HEADS, OPTIONS, NetworkError, parse
+from s5.training.recipe import CHOICES, Recipe
 from tests.utils import make_trial
-from training.recipe import CHOICES, Recipe
 
 COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("few", max_examples=60, derandomize=True, **COMMON)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.networks import parse
-from inference.graph import GraphError
-from inference.integer import Requantization, max_pool
-from inference.quantization import choose_range, fixed_point, quantize
-from inference.trained import load_trained, trained_networks
-from training.augmentation import normalize
+from s5.deployment.integer import Requantization, max_pool
+from s5.deployment.layer_graph import GraphError
+from s5.deployment.quantization import choose_range, fixed_point, quantize
+from s5.inference.trained import load_trained, trained_networks
+from s5.networks.grammar import parse
+from s5.training.augmentation import normalize
 
 
 @pytest.fixture(scope="module")

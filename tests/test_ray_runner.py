@@ -14,8 +14,8 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from experiments import ray_runner, sweep
-from experiments.trial import run_trial
+from s5.experiments import ray_runner, sweep
+from s5.experiments.trial import run_trial
 from tests.utils import ROOT, make_trial, read_strictly, wait_for
 
 try:
@@ -114,7 +114,7 @@ def test_trials_at_a_time(nodes, tmp_path, run, workers):
 
 def run_late(**trial) -> dict:
     """A real trial from the worker's copy of the code, after time enough to kill the worker."""
-    from experiments import trial as module
+    from s5.experiments import trial as module
 
     assert "_ray_pkg_" in module.__file__, f"{module.__file__} is not in the worker's copy of the code"
     time.sleep(1)
@@ -155,19 +155,19 @@ def test_killed_workers_and_nodes_change_no_result(nodes, tmp_path, small):
 SCRIPT = """
 import sys, time
 from functools import partial
-import experiments.trial
-from experiments import ray_runner, sweep
+import s5.experiments.trial
+from s5.experiments import ray_runner, sweep
 from tests.utils import make_trial
 
-recipe = experiments.trial.planned_recipe("s5", {"epochs": 1}).as_dict()
+recipe = s5.experiments.trial.planned_recipe("s5", {"epochs": 1}).as_dict()
 line = make_trial(0, recipe=recipe, epochs=1)
 
 def stand_in(seed, **_):
     time.sleep(1000 if seed else 0)
     return line
 
-experiments.trial.run_trial = stand_in
-experiments.trial.load_data = lambda sample: None  # tensors would make the workers import torch
+s5.experiments.trial.run_trial = stand_in
+s5.experiments.trial.load_data = lambda sample: None  # tensors would make the workers import torch
 sweep.run_on_ray = partial(ray_runner.run_on_ray, install=False)
 sys.exit(sweep.main(sys.argv[1:]))
 """
@@ -218,7 +218,7 @@ def test_a_cluster_that_does_not_start_is_one_line(tmp_path, monkeypatch, capsys
         raise ConnectionError("no running cluster") if address == "auto" else error
 
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr("experiments.trial.load_data", lambda sample: small)
+    monkeypatch.setattr("s5.experiments.trial.load_data", lambda sample: small)
     options = ["--variants", "s5", "--seeds", "0", "--sample", "--ledger", str(tmp_path / "ledger.jsonl")]
     assert sweep.main([*options, "--ray", address]) == 1
     printed = capsys.readouterr().err  # after the progress bar
@@ -239,7 +239,7 @@ def test_a_host_that_cannot_be_prepared_is_a_clear_error(monkeypatch):
 
 def test_missing_ray_is_reported_with_how_to_install_it(tmp_path, monkeypatch, capsys, small):
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.setattr("experiments.trial.load_data", lambda sample: small)
+    monkeypatch.setattr("s5.experiments.trial.load_data", lambda sample: small)
     options = ["--variants", "s5", "--seeds", "0", "--sample", "--ledger", str(tmp_path / "ledger.jsonl")]
     assert sweep.main([*options, "--ray", "auto"]) == 1
     assert 'sweep: Ray is not installed: pip install -e ".[sweep]"' in capsys.readouterr().err
@@ -248,7 +248,7 @@ def test_missing_ray_is_reported_with_how_to_install_it(tmp_path, monkeypatch, c
 def test_the_copied_code_is_complete(tmp_path):
     """A process that sees only the copy can import what a trial needs."""
     ray_runner.copy_code(tmp_path)
-    code = "import experiments.ray_runner, experiments.trial as trial; print(trial.__file__)"
+    code = "import s5.experiments.ray_runner, s5.experiments.trial as trial; print(trial.__file__)"
     process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert Path(process.stdout.strip()) == tmp_path / "experiments" / "trial.py"

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import helpers
-from inference import robustness
-from training.checkpoint import load_weights
-from training.files import WEIGHTS
+from s5.inference import robustness
+from s5.training.checkpoint import load_weights
+from s5.training.files import WEIGHTS
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 import helpers
-from inference.preprocessing import DigitError, prepare
-from inference.ruled_paper import without_rules
-from inference.trained import load_trained
+from s5.inference.preprocessing import DigitError, prepare
+from s5.inference.ruled_paper import without_rules
+from s5.inference.trained import load_trained
 from tests import drawings
 
 SIZE = 320

@@ -6,10 +6,10 @@ import statistics
 
 import pytest
 
-from experiments import search
-from experiments.ledger import mean_loss
+from s5.experiments import search
+from s5.experiments.ledger import mean_loss
+from s5.training.recipe import Recipe
 from tests.utils import make_trial, read_strictly
-from training.recipe import Recipe
 
 # The worker processes import this file to find `stand_in`, so it must not import torch.
 
@@ -23,7 +23,7 @@ def stand_in(variant: str, seed: int, changes: dict, **_) -> dict:
 
 @pytest.mark.parametrize("below", [500, 2_000, 20_000])
 def test_networks_are_different_and_within_the_budget(below):
-    from experiments.networks import parse
+    from s5.networks.grammar import parse
 
     lines = search.draw_networks(below, 30, seed=0)
     assert len(set(lines)) == 30
@@ -41,9 +41,9 @@ def test_a_third_goes_on_for_three_times_as_long_and_the_last_from_several_seeds
 
 @pytest.fixture
 def stood_in(monkeypatch, sample):
-    monkeypatch.setattr("experiments.trial.run_trial", stand_in)
-    monkeypatch.setattr("experiments.trial.load_data", lambda _: sample)
-    monkeypatch.setattr("training.device.pick_precision", lambda *_: "float32")  # which the stand-in returns
+    monkeypatch.setattr("s5.experiments.trial.run_trial", stand_in)
+    monkeypatch.setattr("s5.experiments.trial.load_data", lambda _: sample)
+    monkeypatch.setattr("s5.training.device.pick_precision", lambda *_: "float32")  # which the stand-in returns
 
 
 def test_the_best_of_each_round_goes_on_and_a_second_call_trains_nothing(stood_in, tmp_path, capsys):
@@ -112,7 +112,7 @@ def dying_stand_in(variant: str, **trial) -> dict:
 
 
 def test_a_process_that_dies_costs_its_network_only_and_the_output_says_so(stood_in, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("experiments.trial.run_trial", dying_stand_in)
+    monkeypatch.setattr("s5.experiments.trial.run_trial", dying_stand_in)
     drawn = search.draw_networks(2000, 9, seed=0)
     dying = [line for line in drawn if line.startswith("conv")]
     assert 0 < len(dying) < len(drawn)

@@ -3,17 +3,18 @@
 import pandas as pd
 import pytest
 
-from analysis import notebook
-from analysis.drawing import plot_network
-from analysis.notebook import Folded, LiveFigure, Table, epoch_table
-from experiments import networks, sections, tables
-from experiments.ledger import read_ledger, select
-from experiments.sections import Sections, result_table
-from experiments.variant_map import VERDICTS, ancestors, map_table, place_in_words, plot_map
-from experiments.variants import VARIANTS
 from helpers import Net
+from s5.analysis import notebook
+from s5.analysis.drawing import plot_network
+from s5.analysis.notebook import Folded, LiveFigure, Table, epoch_table
+from s5.experiments.ledger import read_ledger, select
+from s5.experiments.variants import VARIANTS
+from s5.networks import grammar as networks
+from s5.reports import sections, tables
+from s5.reports.sections import Sections, result_table
+from s5.reports.variant_map import VERDICTS, ancestors, map_table, place_in_words, plot_map
+from s5.training.mnist import validation_split
 from tests.utils import make_trial
-from training.mnist import validation_split
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.source import NetworkError, Source, check_network, from_file, from_object
+from s5.networks.user_code import NetworkError, Source, check_network, from_file, from_object
 
 CODE = """
 class MyNet(nn.Module):

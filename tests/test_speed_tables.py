@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from benchmarks.timing import summarize
-from experiments import speed_tables
+from s5.benchmarks.timing import summarize
+from s5.reports import speed_tables
 
 
 def timing(*values: float) -> dict:

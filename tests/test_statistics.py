@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from analysis import statistics
+from s5.analysis import statistics
 
 
 def trial(seed, accuracy):

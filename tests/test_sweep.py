@@ -1,4 +1,4 @@
-"""`python -m experiments.sweep`: the command line, which trials are run and how, and resuming after a kill."""
+"""`python -m s5.experiments.sweep`: the command line, which trials are run and how, and resuming after a kill."""
 
 # The worker process of one test imports this file to find `stand_in`, so it must not import torch.
 
@@ -12,14 +12,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments import ledger, local_runner, sweep
+from s5.experiments import ledger, local_runner, sweep
+from s5.training.recipe import Recipe
 from tests.utils import ROOT, make_trial, read_strictly, wait_for
-from training.recipe import Recipe
 
 
 def ledger_with_seed_1(tmp_path: Path) -> Path:
     """A ledger with one trial: s5, two epochs, seed 1."""
-    from experiments.trial import planned_recipe
+    from s5.experiments.trial import planned_recipe
 
     path = tmp_path / "ledger.jsonl"
     ledger.append_trial(make_trial(1, recipe=planned_recipe("s5", {"epochs": 2}).as_dict(), epochs=2), path)
@@ -34,7 +34,7 @@ def test_help_shows_no_defaults_of_the_recipe(capsys):
         sweep.main(["--help"])
     assert exit_.value.code == 0
     output = capsys.readouterr().out
-    assert "python -m experiments.sweep --variants s5,original --seeds 103-105" in output
+    assert "python -m s5.experiments.sweep --variants s5,original --seeds 103-105" in output
     _, recipe_options = output.split("changes to each variant's recipe:")
     assert "--learning-rate" in recipe_options
     assert "default" not in recipe_options, "each variant has its own"
@@ -209,7 +209,17 @@ def test_dry_run_lists_the_missing_trials_and_runs_nothing(tmp_path, capsys):
 def test_a_command_warns_in_one_line(tmp_path):
     path = tmp_path / "ledger.jsonl"
     path.write_text('{"variant": "s5"\n')
-    command = [sys.executable, "-m", "experiments.sweep", "--sample", "--dry-run", "--variants", "s5", "--ledger", path]
+    command = [
+        sys.executable,
+        "-m",
+        "s5.experiments.sweep",
+        "--sample",
+        "--dry-run",
+        "--variants",
+        "s5",
+        "--ledger",
+        path,
+    ]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert process.returncode == 0
     assert re.fullmatch(r"warning: ledger\.jsonl, line 1 is torn or no JSON \(.*\): left out\n", process.stderr)
@@ -267,7 +277,7 @@ def test_the_time_on_mnist_is_not_estimated_from_the_sample(tmp_path, capsys):
 
 def test_one_worker_per_core_by_default(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("training.cpu.cores", lambda: 6)
+    monkeypatch.setattr("s5.training.cpu.cores", lambda: 6)
     monkeypatch.setattr(
         sweep, "run_locally", lambda todo, *rest: calls.append((rest[-1], todo[0]["threads"])) or len(todo)
     )
@@ -277,7 +287,7 @@ def test_one_worker_per_core_by_default(tmp_path, monkeypatch):
 
 
 def test_on_ray_each_trial_has_one_thread(tmp_path, monkeypatch, small):
-    from experiments import trial
+    from s5.experiments import trial
 
     calls = []
 
@@ -304,14 +314,14 @@ def test_a_killed_sweep_resumes(tmp_path, capsys, monkeypatch):
     command = ["--variants", "s5", "--seeds", "0-1", "--epochs", "1", "--sample", "--ledger", str(path)]
     command += ["--workers", "1"]  # with two, both trials may be finished before the kill
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # several threads are slow beside other tests
-    whole = [sys.executable, "-m", "experiments.sweep", *command]
+    whole = [sys.executable, "-m", "s5.experiments.sweep", *command]
     with subprocess.Popen(whole, cwd=ROOT, env=environment) as process:
         wait_for(lambda: path.exists() and path.read_bytes().count(b"\n") == 1)
         process.kill()
     before = path.read_bytes()
     assert read_strictly(path)[0]["mistakes"], "a real trial"
 
-    monkeypatch.setattr("experiments.trial.run_trial", stand_in)
+    monkeypatch.setattr("s5.experiments.trial.run_trial", stand_in)
     assert sweep.main(command) == 0
     assert "2 trials, sample validation: 1 already in ledger.jsonl, 1 to run" in capsys.readouterr().out
     assert path.read_bytes().startswith(before)
@@ -325,14 +335,14 @@ def test_a_killed_sweep_resumes(tmp_path, capsys, monkeypatch):
 
 def saving_stand_in(weights=None, **trial) -> dict:
     """A replacement for `run_trial` that writes the file of weights."""
-    from experiments.trial import weights_path
+    from s5.experiments.trial import weights_path
 
     weights_path(weights, trial["variant"], trial["seed"]).touch()
     return stand_in(**trial)
 
 
 def test_weights_are_saved_in_the_folder_and_those_of_recorded_trials_are_named(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("experiments.trial.run_trial", saving_stand_in)
+    monkeypatch.setattr("s5.experiments.trial.run_trial", saving_stand_in)
     command = ["--variants", "s5", "--epochs", "1", "--sample", "--workers", "1"]
     command += ["--ledger", str(tmp_path / "ledger.jsonl"), "--weights", str(tmp_path / "w")]
     assert sweep.main([*command, "--seeds", "0"]) == 0
@@ -361,9 +371,9 @@ def at_once(variant: str, seeds: list[int], changes: dict, **_) -> list[dict]:
 
 def test_on_a_gpu_seeds_are_trained_at_once_and_one_by_one_where_that_fails(tmp_path, capsys, monkeypatch):
     path = tmp_path / "ledger.jsonl"
-    monkeypatch.setattr("training.device.pick_device", lambda name: SimpleNamespace(type="cuda"))
-    monkeypatch.setattr("experiments.trial.run_trial", stand_in)
-    monkeypatch.setattr("experiments.trial.run_trials", at_once)
+    monkeypatch.setattr("s5.training.device.pick_device", lambda name: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr("s5.experiments.trial.run_trial", stand_in)
+    monkeypatch.setattr("s5.experiments.trial.run_trials", at_once)
     changes = Recipe(epochs=1).as_dict()
     assert sweep.sweep(["s5", "wide"], [0, 1, 2], changes=changes, sample=True, ledger=path) == 0
     recorded = {(trial["variant"], trial["seed"]): trial["accuracy"] for trial in read_strictly(path)}
@@ -373,8 +383,8 @@ def test_on_a_gpu_seeds_are_trained_at_once_and_one_by_one_where_that_fails(tmp_
 
 def test_on_a_gpu_a_trial_in_another_precision_is_not_taken_for_the_one_asked_for(tmp_path, monkeypatch):
     path = tmp_path / "ledger.jsonl"
-    monkeypatch.setattr("training.device.pick_device", lambda name: SimpleNamespace(type="cuda"))
-    monkeypatch.setattr("experiments.trial.run_trial", stand_in)
+    monkeypatch.setattr("s5.training.device.pick_device", lambda name: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr("s5.experiments.trial.run_trial", stand_in)
     recipe = Recipe(epochs=1).as_dict()
     ledger.append_trial(make_trial(0, precision="bfloat16", recipe=recipe), path)
     options = {"changes": recipe, "sample": True, "ledger": path, "precision": "float32"}
@@ -411,7 +421,7 @@ def own_stand_in(variant, seed: int, changes: dict | None, **_) -> dict:
 def test_networks_of_ones_own_are_recorded_in_a_ledger_of_ones_own(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sweep, "OWN_LEDGER", tmp_path / "own.jsonl")
     monkeypatch.setattr(sweep, "LEDGER", tmp_path / "main.jsonl")
-    monkeypatch.setattr("experiments.trial.run_trial", own_stand_in)
+    monkeypatch.setattr("s5.experiments.trial.run_trial", own_stand_in)
     (tmp_path / "mine.py").write_text("def MyNet():\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n")
     command = ["--network", "conv 4  8 GAP", "--network", f"{tmp_path}/mine.py:MyNet", "--seeds", "0", "--sample"]
     assert sweep.main(command) == 0

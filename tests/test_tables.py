@@ -7,13 +7,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.statistics import mcnemar, paired_difference, pooled_difference, wilson_interval
-from experiments import pages, tables
-from experiments.candidates import MILD
-from experiments.legacy import NETWORKS
-from experiments.variants import SGD
-from training.files import PEERS
-from training.recipe import Recipe
+from s5.analysis.statistics import mcnemar, paired_difference, pooled_difference, wilson_interval
+from s5.experiments.claims import MILD
+from s5.experiments.legacy import NETWORKS
+from s5.experiments.variants import SGD
+from s5.reports import pages, tables
+from s5.training.files import PEERS
+from s5.training.recipe import Recipe
 
 
 def trial(seed, accuracy, variant="s5", split="test", data="mnist", **changes):
@@ -174,7 +174,7 @@ def test_fill_replaces_text_between_markers():
 
 
 def test_a_missing_shown_run_names_the_command():
-    with pytest.raises(ValueError, match="python -m experiments.sweep --variants s5 --seeds 0 --split test"):
+    with pytest.raises(ValueError, match="python -m s5.experiments.sweep --variants s5 --seeds 0 --split test"):
         pages.shown_trial([trial(1, 99.9)])
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.nn.functional import nll_loss
 
-from experiments import audit
-from experiments.ledger import read_ledger
 from helpers import evaluate, predict
-from inference.trained import load_trained, trained_networks, weights_file
+from s5.experiments.ledger import read_ledger
+from s5.inference.trained import load_trained, trained_networks, weights_file
+from s5.reports import audit
+from s5.training.augmentation import normalize
+from s5.training.mnist import load_mnist
 from tests.utils import ROOT
-from training.augmentation import normalize
-from training.mnist import load_mnist
 
 NETWORKS = trained_networks()
 

@@ -14,15 +14,15 @@ from torch import nn
 
 import helpers
 from helpers import Net
+from s5.training import checkpoint
+from s5.training.augmentation import MEAN, STD, normalize
+from s5.training.checkpoint import load_checkpoint
+from s5.training.checks import check_training
+from s5.training.device import pick_device
+from s5.training.kernels import can_compile
+from s5.training.mnist import load_mnist
+from s5.training.recipe import NO_AUGMENTATION, Recipe
 from tests.utils import SHORT, assert_same_weights, devices, fit, without_seconds
-from training import checkpoint
-from training.augmentation import MEAN, STD, normalize
-from training.checkpoint import load_checkpoint
-from training.checks import check_training
-from training.device import pick_device
-from training.kernels import can_compile
-from training.mnist import load_mnist
-from training.recipe import NO_AUGMENTATION, Recipe
 
 # --- Model ------------------------------------------------------------------------------------------------------------
 

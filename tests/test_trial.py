@@ -15,15 +15,15 @@ from safetensors import safe_open
 from torch import nn
 
 import helpers
-from experiments import ledger, trial
-from experiments.candidates import find_variant
-from experiments.distillation import Ensemble
-from experiments.evidence import PRECISIONS
-from experiments.source import Source
-from experiments.variants import VARIANTS
+from s5.experiments import ledger, trial
+from s5.experiments.claims import find_variant
+from s5.experiments.distillation import Ensemble
+from s5.experiments.evidence import PRECISIONS
+from s5.experiments.variants import VARIANTS
+from s5.networks.user_code import Source
+from s5.training.checkpoint import load_weights
+from s5.training.mnist import validation_split
 from tests.utils import devices, read_strictly, wait_for
-from training.checkpoint import load_weights
-from training.mnist import validation_split
 
 ONE_EPOCH = {"epochs": 1}
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from analysis.inspection import count_parameters
-from experiments import networks
-from experiments.variants import NAMED, VARIANTS, code, recipe_change
 from helpers import build
+from s5.analysis.inspection import count_parameters
+from s5.experiments.variants import NAMED, VARIANTS, code, recipe_change
+from s5.networks import grammar as networks
 from tests.utils import assert_same_weights
 
 BUDGETS = {"budget_8k": 8_000, "budget_5k": 5_000, "budget_2k": 2_000, "budget_1k": 1_000}

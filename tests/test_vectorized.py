@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import helpers
-from experiments.candidates import KNOWN
-from experiments.variants import VARIANTS
-from experiments.vectorized import Stack, fit_vectorized
+from s5.experiments.claims import KNOWN
+from s5.experiments.variants import VARIANTS
+from s5.experiments.vectorized import Stack, fit_vectorized
+from s5.training.recipe import Recipe
 from tests.utils import assert_same_weights, fit
-from training.recipe import Recipe
 
 SEEDS = [3, 7]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from experiments.evidence import SAMPLE_TRAINED_ON, TRAINED_ON
-from experiments.ledger import LedgerWarning, read_ledger
-from experiments.legacy import NETWORKS
-from training.recipe import Recipe
+from s5.experiments.evidence import SAMPLE_TRAINED_ON, TRAINED_ON
+from s5.experiments.ledger import LedgerWarning, read_ledger
+from s5.experiments.legacy import NETWORKS
+from s5.training.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 SLUG = "Shankarganesh127/TSAI_ERAv4_MNIST_model_S5"  # on GitHub

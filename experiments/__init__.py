@@ -1,1 +1,0 @@
-import training  # noqa: F401  before torch, see there

@@ -1,0 +1,94 @@
+"""What notebooks show: tables without an index, what is long folded, and a figure that grows while a network trains."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Callable
+
+import pandas as pd
+from IPython.display import Markdown, display
+
+from s5.analysis.style import Picture
+
+BAR = 20  # characters
+SECONDS_BETWEEN = 2  # drawings of a live figure
+
+
+class Table:
+    """A DataFrame as a notebook and print show it: no index, no backticks of Markdown, and thousands with commas."""
+
+    def __init__(self, frame: pd.DataFrame):
+        self.frame = frame.map(lambda value: value.replace("`", "") if isinstance(value, str) else value)
+
+    @property
+    def _formatters(self) -> dict[str, Callable[[int], str]]:
+        return {name: "{:,}".format for name in self.frame.select_dtypes("integer")}
+
+    def _repr_html_(self) -> str:
+        return self.frame.to_html(index=False, border=0, formatters=self._formatters)
+
+    def __repr__(self) -> str:
+        return self.frame.to_string(index=False, formatters=self._formatters)
+
+
+class Folded:
+    """Parts, text or DataFrames, that a notebook shows when the title is clicked."""
+
+    def __init__(self, title: str, *parts: str | pd.DataFrame):
+        self.title, self.parts = title, parts
+
+    def _repr_html_(self) -> str:
+        shown = (
+            f"<pre>{html.escape(part)}</pre>" if isinstance(part, str) else Table(part)._repr_html_()
+            for part in self.parts
+        )
+        return f"<details><summary>{html.escape(self.title)}</summary>{''.join(shown)}</details>"
+
+    def __repr__(self) -> str:
+        return f"{self.title}: open in a notebook"
+
+
+class LiveFigure:
+    """For `fit(progress=...)`: a figure that is drawn again after every epoch, with a bar in its title.
+
+    Not after epochs that follow within `SECONDS_BETWEEN`: on a GPU, drawing would take as long as training.
+    """
+
+    def __init__(self, name: str, epochs: int, draw: Callable[[list[dict], str], Picture]):
+        """`draw` makes the figure of a history and a title; `epochs` is the length of the whole run."""
+        self.name, self.epochs, self.draw = name, epochs, draw
+        self.start = self.drawn = time.monotonic()
+        self.handle = display(Markdown(f"*{name}: the first of {epochs} epochs …*"), display_id=True)
+
+    def __call__(self, history: list[dict]) -> None:
+        """Show the epochs so far; the title of the last one is the figure's own. Nothing outside a notebook."""
+        if self.handle is None:
+            return
+        done, now = len(history), time.monotonic()
+        if done < self.epochs and now - self.drawn < SECONDS_BETWEEN:
+            return
+        self.drawn = now
+        minutes, seconds = divmod(round((now - self.start) / done * (self.epochs - done)), 60)
+        filled = round(BAR * done / self.epochs)
+        bar = "█" * filled + "░" * (BAR - filled)
+        left = f"{self.name}  {bar}  {done} of {self.epochs} epochs, {minutes}:{seconds:02} to go"
+        self.handle.update(self.draw(history, left if done < self.epochs else ""))
+
+
+def epoch_table(history: list[dict], split: str = "validation") -> pd.DataFrame:
+    """The epochs of a history, one row each, losses per image and accuracies in percent."""
+    formats = {
+        "Epoch": ("epoch", "d"),
+        "Rate at the end": ("learning_rate", ".5f"),
+        "Train loss": ("train_loss", ".4f"),
+        "Train accuracy": ("train_accuracy", ".2f"),
+        f"{split.capitalize()} loss": ("eval_loss", ".4f"),
+        f"{split.capitalize()} accuracy": ("eval_accuracy", ".2f"),
+        "Seconds": ("seconds", ".1f"),
+    }
+    rows = [
+        {title: "–" if epoch[key] is None else f"{epoch[key]:{form}}" for title, (key, form) in formats.items()}
+        for epoch in history
+    ]
+    return pd.DataFrame(rows)

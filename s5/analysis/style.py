@@ -1,0 +1,216 @@
+"""What all figures share: the style, the `Picture` they return, the accuracy axis and grids of images."""
+
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from cycler import cycler
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from PIL import Image, PngImagePlugin
+
+from s5.training.files import atomic_path
+
+# The colour-blind-safe palette of Okabe and Ito, "Color Universal Design" (2008), jfly.uni-koeln.de/color:
+# blue, vermillion, green, purple, black, orange, sky blue. From the eighth line on, they are repeated dashed.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9"]
+INK, FAINT = "#222222", "#757575"
+
+# Changes to matplotlib's defaults. The background is opaque white, so that dark text is legible in GitHub's light and
+# dark themes.
+STYLE = {
+    **{key: INK for key in ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")},
+    **{"axes.edgecolor": FAINT, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"},
+    **{"axes.grid": True, "axes.axisbelow": True, "grid.color": "#DDDDDD", "grid.linewidth": 0.6},
+    **{"font.size": 9, "axes.titlesize": 12, "figure.titlesize": 12, "lines.markersize": 4},
+    "axes.prop_cycle": cycler(linestyle=["-", "--", ":"]) * cycler(color=COLOURS),
+}
+WIDTH = 9.0  # inches, of every figure
+GAP, CAPTION = 0.08, 0.26  # between the tiles of a grid, and for the caption above each, in tile widths
+ACCURACY_LABEL = "accuracy (%), log scale of the error"
+DIGEST = "Digest"  # the name of a PNG's text that `save_figure` adds
+ACCURACY_TICKS = [0, 50, 80, 90, 95, 97, 98, 99, 99.5, 99.8, 100]
+
+
+@contextlib.contextmanager
+def styled():
+    """STYLE on matplotlib's defaults, as a context manager or decorator; the caller's style is restored afterwards."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+class Picture(Figure):
+    """A figure that a notebook displays as a PNG, with or without pyplot and `%matplotlib inline`.
+
+    Its titles are the text alternative for those who cannot see it.
+    """
+
+    # Drawing and saving need STYLE too: matplotlib creates ticks when it first draws.
+    draw = styled()(Figure.draw)
+    savefig = styled()(Figure.savefig)
+
+    def _repr_mimebundle_(self, **options):
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return {"image/png": buffer.getvalue()}, {"image/png": {"alt": self.text_alternative()}}
+
+    def text_alternative(self):
+        """The figure's title and those of its axes, as one line."""
+        titles = [self.get_suptitle(), *(axes.get_title(place) for axes in self.axes for place in ("left", "center"))]
+        return ". ".join(" ".join(title.split()) for title in titles if title)
+
+
+def save_figure(figure, path, data=None):
+    """Write `figure` to `path` as a PNG, atomically, and return the path. Raises OSError if writing fails.
+
+    data: what the figure is drawn from, anything that JSON can hold. The file keeps its digest, for `is_drawn_from`.
+    """
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+        if data is not None:
+            with Image.open(temporary) as image:
+                image.load()
+            _save_with_digest(image, temporary, data)
+    return Path(path)
+
+
+def save_picture(image, path, data):
+    """`save_figure` for an image of PIL, such as a screenshot."""
+    with atomic_path(path) as temporary:
+        _save_with_digest(image, temporary, data)
+    return Path(path)
+
+
+def _save_with_digest(image, path, data):
+    about = PngImagePlugin.PngInfo()
+    about.add_text(DIGEST, _digest(image, data))
+    image.save(path, format="png", pnginfo=about, dpi=image.info.get("dpi"), optimize=True)
+
+
+def is_drawn_from(path, data):
+    """Whether the PNG at `path` was saved with this `data` and its pixels are unchanged.
+
+    Raises OSError if the file is missing or no image.
+    """
+    with Image.open(path) as image:
+        image.load()
+        return image.info.get(DIGEST) == _digest(image, data)
+
+
+def _digest(image, data):
+    """A SHA-256 of the data and the pixels: a picture that is replaced or changed no longer has it."""
+    pixels = f"{image.size}".encode() + image.convert("RGBA").tobytes()
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode() + pixels).hexdigest()
+
+
+# --- Inputs -----------------------------------------------------------------------------------------------------------
+
+
+def to_array(values):
+    """A NumPy array from a tensor on any device or anything else that NumPy accepts."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.is_floating_point() else values  # NumPy has no bfloat16
+    return np.asarray(values)
+
+
+def checked(**inputs):
+    """Inputs `name=(values, dimensions)` as a list of arrays; ValueError for other dimensions or unequal lengths."""
+    arrays = {name: to_array(values) for name, (values, _) in inputs.items()}
+    for name, array in arrays.items():
+        if array.ndim != inputs[name][1]:
+            raise ValueError(f"{name} must have {inputs[name][1]} dimensions, but its shape is {array.shape}")
+    if len({len(array) for array in arrays.values()}) > 1:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise ValueError(f"lengths differ: {shapes}")
+    return list(arrays.values())
+
+
+# --- Axes -------------------------------------------------------------------------------------------------------------
+
+
+def stretch(accuracy):
+    """The scale of accuracy axes: the logarithm of the error, with 0.1 added so that 100% is finite."""
+    return -np.log10(np.maximum(100.1 - np.asarray(accuracy), 1e-9))
+
+
+def unstretch(height):
+    return 100.1 - 10.0 ** -np.asarray(height)
+
+
+def accuracy_axis(axes, values, axis="y", limits=(98, 99.8)):
+    """Set a scale on which both 60% and 99.4% are legible; it contains `limits` and all `values`, in percent."""
+    low, high = stretch([min(limits[0], *values), max(limits[1], *values)])
+    getattr(axes, f"set_{axis}scale")("function", functions=(stretch, unstretch))
+    getattr(axes, f"set_{axis}ticks")(ACCURACY_TICKS, [f"{tick:g}" for tick in ACCURACY_TICKS])
+    getattr(axes, f"set_{axis}lim")(*unstretch([low - 0.1, high + 0.1]))
+    getattr(axes, f"set_{axis}label")(ACCURACY_LABEL)
+
+
+def draw_threshold(axes, threshold, axis="y"):
+    """A dashed line across `axes` at an accuracy in percent, with its value; nothing for None."""
+    if threshold is None:
+        return
+    line = {"color": INK, "linewidth": 1, "linestyle": (0, (4, 3)), "zorder": 1}
+    (axes.axhline if axis == "y" else axes.axvline)(threshold, **line)
+    transform = axes.get_yaxis_transform() if axis == "y" else axes.get_xaxis_transform()
+    position = (0.01, threshold) if axis == "y" else (threshold, 0.01)
+    axes.annotate(f"{threshold:g}%", position, (2, 2), xycoords=transform, textcoords="offset points")
+
+
+def spread(heights, figure):
+    """Heights of labels, in fractions of the axes, moved apart so that no two lines of text overlap."""
+    gap = 1.5 * STYLE["font.size"] / (72 * 0.75 * figure.get_figheight())  # a line of text, in axes heights
+    upwards = sorted(range(len(heights)), key=lambda index: heights[index])
+    heights = list(heights)
+    for below, index in itertools.pairwise(upwards):
+        heights[index] = max(heights[index], heights[below] + gap)
+    for steps, index in enumerate(reversed(upwards)):  # back down, if that exceeded the top
+        heights[index] = min(heights[index], 1 - steps * gap)
+    return heights
+
+
+# --- Grids of images --------------------------------------------------------------------------------------------------
+
+
+def grid_height(count, columns, captioned=False):
+    """Height, in inches, of `count` tiles in rows of `columns` across the width of a figure."""
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, not {columns}")
+    return math.ceil(count / columns) * (1 + GAP + CAPTION * captioned) * WIDTH / (columns * (1 + GAP))
+
+
+def draw_tiles(axes, tiles, columns, captions=None, cmap="gray", norm=None):
+    """Draw tiles (N, H, W) row by row, all on the same scale of brightness.
+
+    They share one Axes, whose unit is a tile: the layout of hundreds of Axes would take long.
+    """
+    norm, pitch = norm or Normalize(), 1 + GAP + CAPTION * bool(captions)
+    norm.autoscale_None(tiles)
+    for index, tile in enumerate(tiles):
+        x, y = index % columns * (1 + GAP), (index // columns + 1) * pitch - 1
+        axes.imshow(tile, cmap, norm, extent=(x, x + 1, y + 1, y))
+        if captions:
+            axes.text(x + 0.5, y - 0.03, captions[index], ha="center", va="bottom", fontsize=8.5)
+    rows = max(1, math.ceil(len(tiles) / columns))
+    axes.set(xlim=(0, columns * (1 + GAP) - GAP), ylim=(rows * pitch, 0), anchor="NW")
+    axes.set_axis_off()
+
+
+def tile_figure(tiles, columns, title, captions=None, **colours):
+    """A figure with one grid of tiles (N, H, W) and a title."""
+    height = 0.4 + grid_height(len(tiles), columns, bool(captions))
+    figure = Picture(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    draw_tiles(axes, tiles, columns, captions, **colours)
+    axes.set_title(title)
+    return figure

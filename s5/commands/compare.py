@@ -1,0 +1,5 @@
+"""The command `compare`."""
+
+from s5.experiments.compare import main
+
+__all__ = ["main"]

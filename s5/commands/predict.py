@@ -1,0 +1,5 @@
+"""The command `predict`."""
+
+from s5.inference.predict import main
+
+__all__ = ["main"]

@@ -1,0 +1,5 @@
+"""The command `search`."""
+
+from s5.experiments.search import main
+
+__all__ = ["main"]

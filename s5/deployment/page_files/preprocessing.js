@@ -1,0 +1,286 @@
+"use strict";
+// Converts a drawing to an image like those of MNIST. Step by step the same as `s5/inference/preprocessing.py` with
+// `digit_parts.py`, pixel by pixel equal to it for ink on clean paper: so numbers are rounded to float32 (Math.fround)
+// where NumPy does.
+
+/** No single digit was found; the message says why. */
+class DigitError extends Error {}
+
+/** The drawing is empty. */
+class NoInkError extends DigitError {}
+
+/** The image that a network receives, 28 × 28 bytes, of a drawing of WORKING_SIDE × WORKING_SIDE bytes of ink. */
+function prepare(ink) {
+  const small = fitIntoBox(crop(findInk(ink)));
+  const largest = maximum(small.values);
+  small.values = small.values.map((value) => clip(Math.fround(value / largest), 0, 1));
+  return centre(small);
+}
+
+/** The amount of ink per pixel, from 0 to 1. Thin strokes are widened. */
+function findInk(ink) {
+  const drawing = crop({ width: WORKING_SIDE, height: WORKING_SIDE, values: new Float32Array(ink) }, 1);
+  const contrast = withoutPaper(map(drawing, (value) => 1 - Math.fround((255 - value) / 255)));
+  if (maximum(contrast.values) < Math.fround(MIN_CONTRAST)) {
+    throw new NoInkError("no ink found: the image is empty, of a single colour or too pale");
+  }
+  const threshold = otsu(contrast.values, ink.length);
+  let mask = map(contrast, (value) => value > threshold);
+  if (sum(mask.values) / ink.length > MAX_INK || texture(mask) / ink.length > MAX_TEXTURE) {
+    throw new DigitError("ink nearly everywhere: the digit cannot be separated from its background");
+  }
+  mask = withoutSpecks(insideOfFrame(mask));
+  checkSingleDigit(mask);
+  const full = percentile(contrast.values.filter((_, place) => mask.values[place]), 0.75);
+  const range = Math.max(Math.fround(full - threshold / 2), 1e-6);
+  const near = dilate(mask, diamond(2)).values;
+  const soft = (value) => clip(Math.fround(Math.fround(value - threshold / 2) / range), 0, 1);
+  return widen(map(contrast, (value, place) => (near[place] ? soft(value) : 0)), mask);
+}
+
+/** Darkness minus that of the paper: a morphological opening, which removes all that is narrower than a third. */
+function withoutPaper(darkness) {
+  const width = Math.floor(WORKING_SIDE / 3);
+  const eroded = slide(darkness, width, Math.min);
+  if (maximum(eroded.values) === 0) return darkness; // no blot: the usual case
+  const paper = slide(eroded, width, Math.max);
+  const smooth = blur(paper, width / 4).values;
+  return map(darkness, (value, place) => Math.max(0, value - Math.max(paper.values[place], smooth[place])));
+}
+
+/**
+ * The threshold that maximises the variance between the two classes it separates (Otsu, 1979). There are `count` values
+ * in all; those that are not given are 0.
+ */
+function otsu(values, count) {
+  const [bins, largest] = [256, maximum(values)];
+  const step = Math.fround(largest / bins);
+  const edges = Float32Array.from({ length: bins + 1 }, (_, bin) => (bin < bins ? bin * step : largest));
+  const counts = new Float64Array(bins);
+  counts[0] = count - values.length;
+  for (const value of values) {
+    let bin = Math.min(bins - 1, Math.floor((value / largest) * bins));
+    if (value < edges[bin]) bin--;
+    else if (bin < bins - 1 && value >= edges[bin + 1]) bin++;
+    counts[bin]++;
+  }
+  const middles = edges.map((edge, bin) => Math.fround(edge + edges[bin + 1]) / 2);
+  const sums = counts.map((number, bin) => number * middles[bin]);
+  const total = sum(sums);
+  let [below, sumBelow, best, highest] = [0, 0, 0, -1];
+  for (let bin = 0; bin < bins - 1; bin++) {
+    below += counts[bin];
+    sumBelow += sums[bin];
+    const above = count - below;
+    const between = below * above * (sumBelow / below - (total - sumBelow) / above) ** 2;
+    if (between > highest) [best, highest] = [bin, between];
+  }
+  return middles[best];
+}
+
+/** The number of pixels that a median filter of 3 × 3 pixels changes. */
+function texture({ width, values }) {
+  const rows = values.map((value, place) => values[place - 1] + value + values[place + 1]);
+  const isChanged = (value, place) => value !== Number(rows[place - width] + rows[place] + rows[place + width] > 4);
+  return sum(values.map(isChanged));
+}
+
+/**
+ * The ink inside a frame, such as the box of a form or a circle; all ink if there is no frame. A frame is a box or about
+ * as wide as high, and encloses ink of a digit's size that it does not touch. Throws DigitError if there is ink of this
+ * size outside too, and for a box of thin lines without such ink.
+ */
+function insideOfFrame(mask) {
+  const parts = connectedParts(mask).map((places) => ({ places, ...extent(places, mask.width) }));
+  const areas = parts.map((part) => part.width * part.height);
+  const frame = parts[areas.indexOf(Math.max(...areas))];
+  const { width, height } = frame;
+  const [outside] = connectedParts(map(withParts(mask, [frame.places]), (value) => 1 - value), false);
+  const filled = mask.values.length - outside.length;
+  const isBox = filled > MIN_BOX * height * width && Math.min(height, width) > 0.5 * Math.max(height, width);
+  const isThinBox = isBox && frame.places.length < MAX_LINES * height * width;
+  const least = isThinBox ? MIN_INSIDE_BOX : MIN_INSIDE;
+  const around = withParts(mask, [outside]).values;
+  const others = parts.filter((part) => part !== frame);
+  const digits = others.filter((part) => (
+    !around[part.places[0]] && part.height >= least * height && part.places.length >= MIN_PART * frame.places.length));
+  if (digits.length && (isBox || (0.8 * height < width && width < 1.25 * height))) {
+    const highest = Math.max(...digits.map((part) => part.height));
+    if (others.some((part) => around[part.places[0]] && part.height > 0.6 * highest)) {
+      throw new DigitError("several digits found: crop the image to one of them");
+    }
+    const inside = others.filter((part) => !around[part.places[0]]).map((part) => part.places);
+    return insideOfFrame(withParts(mask, inside));
+  }
+  if (isThinBox) {
+    throw new DigitError("a frame without a separate digit inside: crop the image to the digit");
+  }
+  return mask;
+}
+
+/** Width and height of a list of places. */
+function extent(places, width) {
+  const side = (numbers) => maximum(numbers) - numbers.reduce((a, b) => Math.min(a, b)) + 1;
+  const [columns, rows] = [places.map((place) => place % width), places.map((place) => Math.floor(place / width))];
+  return { width: side(columns), height: side(rows) };
+}
+
+/** The mask without parts that are much smaller than the largest: dirt. */
+function withoutSpecks(mask) {
+  const parts = connectedParts(mask);
+  const largest = Math.max(...parts.map((part) => part.length));
+  return withParts(mask, parts.filter((part) => part.length >= MIN_PART * largest));
+}
+
+/** A mask of the size of `mask` that is 1 at the places of these parts. */
+function withParts(mask, parts) {
+  const values = new Float32Array(mask.values.length);
+  for (const part of parts) part.forEach((place) => (values[place] = 1));
+  return { ...mask, values };
+}
+
+/** Lists of the places of pixels that are not 0 and touch each other: at the sides or, with `corners`, there too. */
+function connectedParts({ width, values }, corners = true) {
+  const left = values.slice();
+  const steps = [-1, 1, -width, width];
+  if (corners) steps.push(-width - 1, -width + 1, width - 1, width + 1);
+  const parts = [];
+  for (let start = 0; start < left.length; start++) {
+    if (!left[start]) continue;
+    const part = [start];
+    left[start] = 0;
+    for (let next = 0; next < part.length; next++) {
+      for (const step of steps) {
+        const place = part[next] + step;
+        if (left[place]) part.push(place);
+        left[place] = 0;
+      }
+    }
+    parts.push(part);
+  }
+  return parts;
+}
+
+/** Throws DigitError if the ink is too small, wide or full for a digit, or several parts nearly as large as all. */
+function checkSingleDigit(mask) {
+  const { width, height } = boundingBox(mask);
+  const [shorter, longer] = [Math.min(width, height), Math.max(width, height)];
+  if (longer < MIN_HEIGHT) throw new DigitError("the digit is too small: crop the image closer to it");
+  if (width > MAX_ASPECT * height) {
+    throw new DigitError("the ink is wider than a digit: crop the image to a single digit");
+  }
+  if ((sum(mask.values) > MAX_FILLED * width * height && shorter > 0.5 * longer) || isSolid(mask)) {
+    throw new DigitError("the ink is a filled shape: crop the image to the digit inside it");
+  }
+  const besides = separateParts(mask).filter((part) => part.height > 0.6 * height);
+  const isLarge = (part) => part.height > 0.4 * width && part.width > 0.3 * height; // in the transposed image
+  const stacked = separateParts(transpose(mask)).filter(isLarge);
+  if (besides.length > 1 || (height > 1.8 * width && stacked.length > 1)) {
+    throw new DigitError("several digits found: crop the image to one of them");
+  }
+}
+
+/**
+ * True for ink without gaps, whatever its tilt. Its area, relative to the product of its standard deviations along its
+ * two axes, is 12 for any rectangle and 4 π for any ellipse, and less for what has gaps.
+ */
+function isSolid({ width, values }) {
+  const places = [...values.keys()].filter((place) => values[place]);
+  const coordinates = [places.map((place) => place % width), places.map((place) => Math.floor(place / width))];
+  const means = coordinates.map((numbers) => sum(numbers) / places.length);
+  const covariance = (a, b) => (
+    sum(places.map((_, i) => (coordinates[a][i] - means[a]) * (coordinates[b][i] - means[b]))) / places.length);
+  const [xx, yy, xy] = [covariance(0, 0) + 1 / 12, covariance(1, 1) + 1 / 12, covariance(0, 1)];
+  const spread = Math.hypot((xx - yy) / 2, xy);
+  const [short, long] = [Math.sqrt((xx + yy) / 2 - spread), Math.sqrt((xx + yy) / 2 + spread)];
+  return short > MIN_ROUND * long && places.length > MAX_SOLIDITY * short * long;
+}
+
+/** The bounding box of each part of the mask that empty columns separate from the others. */
+function separateParts(mask) {
+  const isUsed = usedColumns(mask);
+  const starts = [...isUsed.keys()].filter((x) => isUsed[x] && !isUsed[x - 1]);
+  return starts.map((left) => boundingBox(cut(mask, left, 0, isUsed.indexOf(0, left) - left, mask.height)));
+}
+
+/** The ink with strokes at least MIN_STROKE wide, measured in the box that the digit will be scaled to. */
+function widen(ink, mask) {
+  const { width, height } = boundingBox(mask);
+  const size = Math.max(width, height);
+  const distances = distancesToEdge(mask);
+  const mean = pairwiseSum(distances) / distances.length; // in a bar, a quarter of its width
+  const stroke = (4 * mean * BOX) / size;
+  if (stroke >= MIN_STROKE) return ink;
+  const radius = Math.max(1, roundHalfEven((((MIN_STROKE - stroke) / 2) * size) / BOX));
+  return dilate(crop(ink, radius), disc(radius));
+}
+
+/** The distance of each pixel of the mask to the nearest one outside. */
+function distancesToEdge({ width, values }) {
+  const vertical = new Float64Array(values.length); // in the same column
+  values.forEach((isInk, place) => (vertical[place] = isInk && vertical[place - width] + 1));
+  for (let place = values.length - width - 1; place >= 0; place--) {
+    vertical[place] = Math.min(vertical[place], vertical[place + width] + 1);
+  }
+  const distances = [];
+  vertical.forEach((distance, place) => {
+    let nearest = distance ** 2;
+    for (let step = 1; step * step < nearest; step++) {
+      const closer = Math.min(vertical[place - step], vertical[place + step]);
+      nearest = Math.min(nearest, step * step + closer ** 2);
+    }
+    if (distance) distances.push(Math.sqrt(nearest));
+  });
+  return distances;
+}
+
+/** Scales an image to fit BOX × BOX pixels, as Pillow does: mean of the pixels, or bicubic if it is enlarged. */
+function fitIntoBox(image) {
+  const scale = BOX / Math.max(image.width, image.height);
+  const size = (side) => Math.max(1, roundHalfEven(side * scale));
+  const [kernel, support] = scale < 1 ? [box, 0.5] : [bicubic, 2];
+  const narrow = resizeWidth(image, size(image.width), kernel, support);
+  return transpose(resizeWidth(transpose(narrow), size(image.height), kernel, support));
+}
+
+function resizeWidth({ width, height, values }, newWidth, kernel, support) {
+  const scale = width / newWidth;
+  const stretch = Math.max(scale, 1);
+  const result = new Float32Array(newWidth * height);
+  for (let x = 0; x < newWidth; x++) {
+    const middle = (x + 0.5) * scale;
+    const first = Math.max(0, Math.trunc(middle - support * stretch + 0.5));
+    const last = Math.min(width, Math.trunc(middle + support * stretch + 0.5));
+    const weights = [];
+    for (let from = first; from < last; from++) weights.push(kernel((from - middle + 0.5) * (1 / stretch)));
+    const total = weights.reduce((sum, weight) => sum + weight, 0);
+    for (let y = 0; y < height; y++) {
+      result[y * newWidth + x] = weights.reduce(
+        (sum, weight, number) => sum + values[y * width + first + number] * (weight / total), 0);
+    }
+  }
+  return { width: newWidth, height, values: result };
+}
+
+function box(x) {
+  return x > -0.5 && x <= 0.5 ? 1 : 0;
+}
+
+function bicubic(x) {
+  const [a, distance] = [-0.5, Math.abs(x)];
+  if (distance < 1) return ((a + 2) * distance - (a + 3)) * distance * distance + 1;
+  return distance < 2 ? (((distance - 5) * distance + 8) * distance - 4) * a : 0;
+}
+
+/** The image with its centre of mass in the middle of SIDE × SIDE bytes. */
+function centre({ width, height, values }) {
+  const mass = pairwiseSum(values, Math.fround);
+  const place = (coordinate) => {
+    const centreOfMass = pairwiseSum(Array.from(values, (value, number) => value * coordinate(number))) / mass;
+    return roundHalfEven(1.5 * SIDE - 0.5 - centreOfMass) - SIDE;
+  };
+  const top = place((number) => Math.floor(number / width));
+  const left = place((number) => number % width);
+  const centred = cut({ width, height, values }, -left, -top, SIDE, SIDE);
+  return Uint8Array.from(centred.values, (value) => roundHalfEven(value * 255));
+}

@@ -1,0 +1,213 @@
+"""Robustness of a trained network to changed images, calibration of its probabilities, and the reject option."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.ticker import FuncFormatter
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor, nn
+
+from helpers import predict
+from s5.analysis.statistics import wilson_interval
+from s5.analysis.style import COLOURS, FAINT, WIDTH, Picture, checked, styled
+from s5.inference.preprocessing import DigitError, prepare
+from s5.training.augmentation import warp
+
+REJECTED = (0, 0.5, 1, 2, 5, 10)  # percent of the images
+BINS = 15  # of confidence, equally wide
+FEW = 10  # images of a bin
+
+
+def _moved(images: Tensor, scale: float = 1.0, degrees: float = 0.0, pixels: float = 0.0) -> Tensor:
+    """Scale images about the centre, rotate them clockwise, then shift them to the right; uint8 (N, 28, 28)."""
+    angle = math.radians(degrees)
+    cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
+    shift = 2 * pixels / images.shape[-1]  # `warp` takes coordinates from -1 to 1
+    inverse = torch.tensor([[cos, sin, -cos * shift], [-sin, cos, sin * shift]])
+    moved = warp(images.unsqueeze(1).float(), inverse.expand(len(images), 2, 3))
+    return moved.squeeze(1).round().to(torch.uint8)
+
+
+def _thickened(images: Tensor, pixels: int) -> Tensor:
+    """Widen the strokes by `pixels` on each side, or thin them if it is negative."""
+    if not pixels:
+        return images
+    morphology = ndimage.grey_dilation if pixels > 0 else ndimage.grey_erosion
+    footprint = ndimage.iterate_structure(ndimage.generate_binary_structure(2, 1), abs(pixels))[None]
+    return torch.from_numpy(morphology(images.numpy(), footprint=footprint))
+
+
+def _noisy(images: Tensor, deviation: float) -> Tensor:
+    """Add Gaussian noise, the same in every call."""
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)) * deviation
+    return (images + noise).clamp(0, 255).round().to(torch.uint8)
+
+
+# Name of a change: its unit, the amounts to evaluate, and the function of images and amount.
+CHANGES: dict[str, tuple[str, tuple, Callable[[Tensor, float], Tensor]]] = {
+    "shift": ("pixels to the right", (0, 1, 2, 3, 4, 6), lambda images, by: _moved(images, pixels=by)),
+    "rotation": ("degrees", (0, 5, 10, 15, 20, 30, 45), lambda images, by: _moved(images, degrees=by)),
+    "scale": ("factor", (0.5, 0.7, 0.85, 1, 1.15, 1.3), lambda images, by: _moved(images, scale=by)),
+    "thickness": ("pixels added to each side", (-1, 0, 1, 2), _thickened),
+    "noise": ("standard deviation (pixels: 0 to 255)", (0, 15, 30, 60, 90), _noisy),
+    "inversion": ("0: white on black, 1: black on white", (0, 1), lambda images, by: 255 - images if by else images),
+}
+
+
+@dataclass(frozen=True)
+class ChangedImages:
+    """Images after a change, and those of them that could be prepared: their numbers and the network's inputs."""
+
+    change: str
+    amount: float
+    images: Tensor  # uint8 (N, 28, 28)
+    numbers: list[int]  # of the prepared images
+    prepared: Tensor  # uint8 (len(numbers), 28, 28)
+
+
+def change_images(images: Tensor) -> list[ChangedImages]:
+    """Images, uint8 (N, 28, 28), after every change of CHANGES; preparing takes a millisecond per image and amount."""
+    unchanged = _prepare_all(images)  # every change includes a neutral amount
+    result = []
+    for name, (_, amounts, change) in CHANGES.items():
+        for amount in amounts:
+            changed = change(images, amount)
+            prepared = unchanged if torch.equal(changed, images) else _prepare_all(changed)
+            result.append(ChangedImages(name, amount, changed, *prepared))
+    return result
+
+
+def _prepare_all(images: Tensor) -> tuple[list[int], Tensor]:
+    numbers, prepared = [], [images[:0]]
+    for number, image in enumerate(images):
+        try:
+            prepared.append(prepare(Image.fromarray(image.numpy()))[None])
+        except DigitError:
+            continue
+        numbers.append(number)
+    return numbers, torch.cat(prepared)
+
+
+def accuracy_under_changes(
+    model: nn.Module, images: Tensor, labels: Tensor, changes: list[ChangedImages] | None = None
+) -> pd.DataFrame:
+    """Accuracy in percent for every change and amount, without and with preprocessing.
+
+    images: uint8 (N, 28, 28); `changes`: what `change_images` returns for them, to use it for several networks.
+    Columns: change, amount, `accuracy` on the changed images, and `prepared`, after `preprocessing.prepare`.
+    An image that it refuses counts as a mistake.
+    """
+    rows = []
+    for each in change_images(images) if changes is None else changes:
+        predictions = predict(model, torch.cat([each.images, each.prepared])).argmax(1)
+        correct = predictions == torch.cat([labels, labels[each.numbers]])
+        accuracy, prepared = (100 * int(part.sum()) / len(labels) for part in correct.tensor_split([len(labels)]))
+        rows.append({"change": each.change, "amount": each.amount, "accuracy": accuracy, "prepared": prepared})
+    return pd.DataFrame(rows).round(2)
+
+
+def reliability(labels: Tensor, probabilities: Tensor) -> pd.DataFrame:
+    """Mean confidence and accuracy, both from 0 to 1, and number of images per bin of confidence; no empty bins.
+
+    labels (N,), probabilities (N, 10). Columns: bin, confidence, accuracy, count.
+    """
+    confidence, predictions = probabilities.max(1)
+    correct = (predictions == labels).double()
+    number = (confidence * BINS).long().clamp(max=BINS - 1)
+    table = pd.DataFrame({"bin": number, "confidence": confidence.double(), "accuracy": correct})
+    grouped = table.groupby("bin")
+    return grouped.mean().assign(count=grouped.size()).reset_index()
+
+
+def calibration_error(table: pd.DataFrame) -> float:
+    """Expected calibration error, from 0 to 1: mean distance of confidence and accuracy in the bins of `reliability`.
+
+    Guo et al., "On calibration of modern neural networks", 2017: arxiv.org/abs/1706.04599.
+    """
+    gaps = (table["confidence"] - table["accuracy"]).abs()
+    return float((gaps * table["count"]).sum() / table["count"].sum())
+
+
+def rejection_table(labels: Tensor, probabilities: Tensor, shares=REJECTED) -> pd.DataFrame:
+    """Accuracy on the accepted images when the `shares` (percent) with the lowest confidence are rejected.
+
+    labels (N,), probabilities (N, 10). The interval is Wilson's. The reject option: Chow, "On optimum recognition error
+    and reject tradeoff", 1970.
+    """
+    confidence, predictions = probabilities.max(1)
+    correct = (predictions == labels)[confidence.argsort(descending=True)]
+    rows = []
+    for share in shares:
+        accepted = correct[: len(correct) - round(share / 100 * len(correct))]
+        mistakes = int((~accepted).sum())
+        accuracy = 100 * (1 - mistakes / len(accepted))
+        low, high = wilson_interval(len(accepted) - mistakes, len(accepted))
+        row = {"Rejected (%)": share, "Accepted": len(accepted), "Mistakes": mistakes, "Accuracy (%)": accuracy}
+        rows.append(row | {"95% interval": f"{low:.2f}–{high:.2f}"})
+    return pd.DataFrame(rows).round(3)
+
+
+@styled()
+def plot_robustness(table: pd.DataFrame, title: str = "Accuracy on changed images") -> Picture:
+    """Plot a table of `accuracy_under_changes`, one panel per change: accuracy without and with preprocessing."""
+    names = list(dict.fromkeys(table["change"]))
+    figure = Picture(figsize=(WIDTH, 2.6 * math.ceil(len(names) / 3)), layout="constrained")
+    panels = figure.subplots(math.ceil(len(names) / 3), 3, squeeze=False).ravel()
+    for axes, name in zip(panels, names, strict=False):
+        part = table[table["change"] == name]
+        line, dashes = ("-", "--") if len(part) > 2 else ("none", "none")  # nothing lies between black and white
+        axes.plot(part["amount"], part["accuracy"], "o", ls=line, color=COLOURS[1], label="as it is")
+        hollow = {"marker": "s", "markersize": 7, "fillstyle": "none"}  # what lies below is seen
+        axes.plot(part["amount"], part["prepared"], ls=dashes, color=COLOURS[0], label="prepared as a photo", **hollow)
+        if len(part) <= 2:
+            axes.set_xticks(part["amount"])
+            axes.margins(x=0.3)
+        axes.set_title(name)
+        axes.set_xlabel(CHANGES[name][0])
+        axes.set_ylim(-3, 103)
+    for axes in panels[len(names) :]:
+        axes.remove()
+    panels[0].set_ylabel("accuracy (%)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False)
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+@styled()
+def plot_reliability(labels, probabilities, title: str = "Calibration: confidence and accuracy") -> Picture:
+    """Reliability diagram: accuracy against confidence, in bins with 95% intervals; and the number of images per bin.
+
+    labels (N,), probabilities (N, 10). A perfectly calibrated network lies on the diagonal. Bins of fewer than FEW
+    images are left out on the left: their accuracy could be anything.
+    """
+    labels, probabilities = checked(labels=(labels, 1), probabilities=(probabilities, 2))
+    table = reliability(torch.as_tensor(labels), torch.as_tensor(probabilities))
+    figure = Picture(figsize=(WIDTH, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([0, 1], [0, 1], color=FAINT, linestyle=":", label="perfect calibration")
+    enough = table[table["count"] >= FEW]
+    counts = zip((enough["accuracy"] * enough["count"]).round(), enough["count"], strict=True)
+    ends = np.array([wilson_interval(int(correct), int(total)) for correct, total in counts]).reshape(-1, 2) / 100
+    bars = np.abs(ends.T - enough["accuracy"].to_numpy())
+    label = f"the network, 95% interval (bins of {FEW} images and more)"
+    left.errorbar(enough["confidence"], enough["accuracy"], bars, fmt="o", color=COLOURS[0], capsize=3, label=label)
+    left.set_xlabel("confidence: the largest probability")
+    left.set_ylabel("accuracy")
+    left.set_title(f"expected calibration error {100 * calibration_error(table):.2f}%", fontsize=10)
+    left.legend(frameon=False, fontsize=8, loc="lower right")
+    right.bar((table["bin"] + 0.5) / BINS, table["count"], width=0.9 / BINS, color=COLOURS[0])
+    right.set_xlim(left.get_xlim())
+    right.set_yscale("log")
+    # Not as 10⁴, which requires another font.
+    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    right.set_xlabel("confidence")
+    right.set_ylabel("images")
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure

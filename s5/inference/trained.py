@@ -1,0 +1,38 @@
+"""The networks whose weights are in results/weights: `Net` (`s5`) and the best network of each budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from helpers import build
+from s5.analysis.inspection import count_parameters
+from s5.experiments.claims import CLAIMS, KNOWN
+from s5.training.checkpoint import CheckpointError, load_weights
+from s5.training.files import TRAINED
+
+
+def trained_networks() -> list[str]:
+    """The names, the largest network first."""
+    names = [name for name in ("s5", *CLAIMS) if weights_file(name).is_file()]
+    return sorted(names, key=lambda name: -count_parameters(KNOWN[name].build()))
+
+
+def weights_file(name: str) -> Path:
+    """Where the weights of a network are, safetensors."""
+    return TRAINED / f"{name}.safetensors"
+
+
+def load_trained(name: str = "s5", weights: str | Path | None = None) -> nn.Module:
+    """The network `name` with its committed weights, or with `weights` of the same network, in evaluation mode.
+
+    Takes normalised images, float (N, 1, 28, 28), and returns logits (N, 10). Raises ValueError for an unknown name and
+    CheckpointError if the weights are missing, damaged or of another network.
+    """
+    if name not in ("s5", *CLAIMS):
+        raise ValueError(f"there is no trained network {name!r}; there are {', '.join(trained_networks())}")
+    try:
+        return load_weights(build(KNOWN[name].build), weights or weights_file(name)).eval()
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; read as weights of {name!r}, of {', '.join(trained_networks())}") from error

@@ -1,0 +1,119 @@
+"""The sections of the experiments notebook: a variant's place and network, its training, and the result."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+from IPython.display import Markdown, display
+
+from helpers import build, fit
+from s5.analysis import inspection, plots
+from s5.analysis.drawing import plot_network
+from s5.analysis.notebook import Folded, LiveFigure, Table, epoch_table
+from s5.analysis.statistics import mean_text
+from s5.analysis.style import Picture
+from s5.experiments.ledger import minutes_on_a_cpu, select
+from s5.experiments.trial import planned_recipe
+from s5.experiments.variants import VARIANTS, code, recipe_change
+from s5.reports.tables import comparison_table, seeds_in_words, trained
+from s5.reports.variant_map import place_in_words
+from s5.training.mnist import MnistData
+
+MODES = ("recorded", "short", "full")
+SHORT = 2  # epochs of a short run
+
+
+@dataclass
+class Sections:
+    """Shows the section of a variant. `runs`: "recorded" trains nothing and shows the recorded run of `seed`, "short"
+    trains two epochs, "full" by the whole recipe. Raises ValueError for anything else.
+    """
+
+    data: MnistData
+    recorded: list[dict]  # trials of the validation split
+    runs: str = "recorded"
+    seed: int = 100
+    device: str | torch.device = "auto"
+    histories: dict[str, list[dict]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.runs not in MODES:
+            raise ValueError(f"RUNS must be one of {', '.join(MODES)}, not {self.runs!r}")
+
+    def __call__(self, name: str) -> None:
+        """Display the section of a variant.
+
+        Raises KeyError if there is none of this name, and ValueError if it has no recorded run, or none of the seed.
+        """
+        seeds = [trial["seed"] for trial in select(self.recorded, variant=VARIANTS[name].name)]
+        if not seeds or (self.runs == "recorded" and self.seed not in seeds):
+            known = ", ".join(map(str, sorted(seeds))) or "none"
+            raise ValueError(f"{name} has no recorded run of seed {self.seed}; there are {known}")
+        self.network(name)
+        self.train(name)
+        self.result(name)
+
+    def network(self, name: str) -> None:
+        """Its place on the map, the time of a run, its network, and what is long, folded."""
+        model = build(VARIANTS[name].build, self.seed)
+        trials = select(self.recorded, variant=name)
+        minutes = minutes_on_a_cpu(trials)
+        took = "" if math.isnan(minutes) else f" in {minutes:.1f} minutes (median)"
+        length = f"recorded runs: {trials[0]['epochs']} epochs{took}"
+        display(Markdown(f"{place_in_words(name)} · {length}"))
+        network = VARIANTS[name].network
+        line = network if isinstance(network, str) else network.name
+        cost = f"{inspection.count_parameters(model):,} parameters, {inspection.count_macs(model):,} multiply-adds"
+        display(plot_network(model, f"{line}: {cost}"))
+        display(Folded("Network, layers and recipe", code(name), str(inspection.summary(model)), recipe_change(name)))
+
+    def train(self, name: str) -> None:
+        """Train it, or take the recorded run of the seed, and draw the curves beside the parent's and other seeds'."""
+        variant, trials = VARIANTS[name], select(self.recorded, variant=name)
+        parent = {
+            trial["variant"]: trial["curve"] for trial in select(self.recorded, variant=variant.parent, seed=self.seed)
+        }
+        inside = trained(trials)
+        band = [trial["curve"] for trial in inside] if len(inside) > 1 else None
+
+        def draw(history: list[dict], title: str) -> Picture:
+            run = "recorded run" if self.runs == "recorded" else "this run"
+            end = f"{run}, seed {self.seed}: {history[-1]['eval_accuracy']:.2f}% in epoch {history[-1]['epoch']}"
+            band_text = f"; band: {len(inside)} recorded seeds" if band else ""
+            return plots.plot_curves(history, title or f"{name}, {end}{band_text}", None, "validation", parent, band)
+
+        if self.runs == "recorded":
+            history = select(trials, seed=self.seed)[0]["curve"]
+            display(draw(history, ""))
+        else:
+            recipe = planned_recipe(name, {"epochs": SHORT} if self.runs == "short" else {})
+            live = LiveFigure(name, recipe.epochs, draw)
+            model = build(variant.build, self.seed)
+            history = fit(model, self.data, recipe, seed=self.seed, device=self.device, progress=live)
+        self.histories[name] = history
+        seconds = sum(epoch["seconds"] for epoch in history)
+        display(Folded(f"All {len(history)} epochs, {seconds / 60:.1f} minutes", epoch_table(history)))
+
+    def result(self, name: str) -> None:
+        """One row: accuracy over the recorded seeds, and the difference from the parent."""
+        display(Table(result_table(self.recorded, name)))
+
+
+def result_table(trials: list[dict], name: str) -> pd.DataFrame:
+    """A variant's recorded accuracy, in percent, and the change of its errors against its parent, as one row.
+
+    Seeds whose training collapsed are named, and in no mean.
+    """
+    whole = select(trials, variant=name)
+    inside = trained(whole)
+    accuracies, seeds = [trial["accuracy"] for trial in inside], seeds_in_words(len(inside), len(whole))
+    row = {"Recorded runs": name, "Seeds": seeds, "Accuracy": f"{mean_text(accuracies, 3)}%"}
+    if collapsed := [f"seed {trial['seed']}: {trial['accuracy']:.2f}%" for trial in whole if trial not in inside]:
+        row["Collapsed"] = ", ".join(collapsed)
+    compared = comparison_table(trials).rename(columns={"Pooled 95%": "95%"})
+    for change in compared[compared["Variant"] == name].to_dict("records"):
+        row |= {column: change[column] for column in ("Against", "Points", "Errors", "95%", "Beyond seed noise")}
+    return pd.DataFrame([row])

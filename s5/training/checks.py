@@ -1,0 +1,100 @@
+"""What a network must be to be trained, and what it is trained with: wrong kinds are named before torch meets them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from s5.training.mnist import MnistData
+from s5.training.recipe import Recipe, short
+
+CLASSES = 10
+OWN = ("torch", "helpers", "s5")  # packages whose layers and losses are known to this project
+
+
+def is_own(thing: object) -> bool:
+    """True for a class or function of torch or this project, False for one of the user's."""
+    return (getattr(thing, "__module__", None) or "").partition(".")[0] in OWN
+
+
+def has_own_layers(model: nn.Module) -> bool:
+    """True if all layers are torch's or this project's, with the forward pass of their class."""
+    return all(is_own(type(module)) and "forward" not in vars(module) for module in model.modules())
+
+
+def has_hooks(*modules: nn.Module) -> bool:
+    """True if someone listens to a module's calls, which a fused or recorded layer would not make."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for module in modules for name in names)
+
+
+def runs(forward: Callable[[Tensor], Tensor], device: torch.device) -> bool:
+    """Whether a forward pass of two black images works; the random state is left as it is."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            forward(torch.zeros(2, 1, 28, 28, device=device))
+    except Exception:  # anything, it is the user's code
+        return False
+    return True
+
+
+def check_architecture(architecture: Callable[[], nn.Module]) -> None:
+    """Raise ValueError unless this is a class or function, of which a network can be built."""
+    if isinstance(architecture, nn.Module):
+        name = type(architecture).__name__
+        raise ValueError(f"architecture must be a class or function, not a network: write {name}, not {name}()")
+    if not callable(architecture):
+        raise ValueError(f"architecture must be a class or function that returns a network, not {short(architecture)}")
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise ValueError unless this is a network."""
+    if isinstance(model, type):
+        raise ValueError(f"model must be a network, not the class {model.__name__}: write {model.__name__}()")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be of the type Module, not {type(model).__name__}")
+
+
+def check_training(model: nn.Module, data: MnistData, recipe: Recipe, loss: Callable | None = None) -> None:
+    """Raise ValueError unless these can be used for training: the arguments of `helpers.fit`."""
+    check_model(model)
+    for name, value, kind in (("data", data, MnistData), ("recipe", recipe, Recipe)):
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} must be of the type {kind.__name__}, not {type(value).__name__}")
+    if loss is not None and not callable(loss):
+        raise ValueError(f"loss must be a function of inputs, logits and labels, not {short(loss)}")
+    if recipe.teacher and loss is None:
+        raise ValueError(f"to learn from {recipe.teacher!r}, pass loss=distillation_loss(teacher, recipe)")
+    if fault := parameters_fault(model):
+        raise ValueError(f"the model {fault}")
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            logits = model.eval()(torch.zeros(2, 1, 28, 28, device=next(model.parameters()).device))
+    except Exception as error:
+        raise ValueError(f"the model cannot take images of shape (N, 1, 28, 28): {error}") from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if fault := logits_fault(logits, 2):
+        raise ValueError(f"the model {fault}")
+
+
+def parameters_fault(model: nn.Module) -> str:
+    """Why a network's parameters cannot be trained; empty if they can."""
+    if any(map(is_lazy, model.parameters())):
+        return "has lazy layers, whose sizes are unknown before the first image: state them"
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return "has no parameters to train"
+    return ""
+
+
+def logits_fault(logits: object, count: int) -> str:
+    """What is wrong with what a network returned for `count` images; empty if it is logits."""
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found == (count, CLASSES):
+        return ""
+    return f"must return logits of shape (N, {CLASSES}); for {count} images it gave {found}"

@@ -1,0 +1,98 @@
+"""Where the project's files are, and how one is written: whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+ROOT = Path(__file__).parent.parent.parent
+README, RESULTS_PAGE = ROOT / "README.md", ROOT / "RESULTS.md"
+RESULTS, RUNS = ROOT / "results", ROOT / "runs"
+LEDGER = RESULTS / "ledger.jsonl"  # one line per trial
+OWN_LEDGER = RUNS / "ledger.jsonl"  # the same, of networks of one's own
+SPEED, EXPORT = RESULTS / "speed.json", RESULTS / "export.json"  # timings; exported networks
+FAULTS = RESULTS / "faults.json"  # what was tried to break a run, and how often it was survived
+PEERS = RESULTS / "peers.csv"  # what other repositories state of themselves
+TRAINED = RESULTS / "weights"  # a file per claimed network, of its first seed, not the best
+WEIGHTS = TRAINED / "s5.safetensors"  # of `Net`
+TEACHERS = RUNS / "teachers"  # networks trained for distillation
+LOCK, HOLDER = ".lock", ".holder.json"  # in a folder that a run holds, only while it does
+
+
+def check_folder(path: str | Path) -> None:
+    """Make the folder if it is missing. Raises OSError, in one line, if nothing can be written there."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise OSError(f"cannot write into {path}: {error.strerror}") from error
+
+
+@contextmanager
+def hold_folder(path: str | Path) -> Iterator[None]:
+    """Hold an existing folder, so that no other process writes its results there as well.
+
+    Raises OSError, which says who holds it, if another process does. The system releases the lock of a process that is
+    killed. Both files are removed at the end.
+    """
+    lock, holder = Path(path) / LOCK, Path(path) / HOLDER
+    try:
+        held = FileLock(lock, timeout=0).acquire()
+    except Timeout:
+        raise OSError(f"{path} is in use by {_holder(holder)}: wait until it ends, or choose another folder") from None
+    with held:
+        try:
+            since = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
+            about = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
+            remove_temporaries(holder)
+            with atomic_path(holder) as temporary:
+                temporary.write_text(json.dumps(about) + "\n", encoding="utf-8")
+            yield
+        finally:
+            for file in (holder, lock):  # before the lock is released: afterwards it may be another's
+                with suppress(OSError):
+                    file.unlink()
+
+
+def _holder(path: Path) -> str:
+    """Who holds a folder, as far as it is known."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {about['process']} on {about['host']} since {about['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it begins or ends at this moment
+        return "another process"
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it becomes `path`, on any failure it is removed.
+
+    The temporary name keeps the suffix, since several libraries choose the format by it.
+    Missing parent folders are made. Raises OSError as the file system does.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # else a power cut may keep the new name and lose the content
+        os.replace(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def remove_temporaries(path: str | Path) -> None:
+    """Remove what killed processes left of `atomic_path(path)`; only while no other process can be writing it."""
+    path = Path(path)
+    for temporary in path.parent.glob(f".{path.stem}.[0-9]*{path.suffix}"):
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,148 @@
+"""The functions of `kernels.cpp`: compiled for this processor at first use, which takes two seconds, then kept on disk.
+
+Plain C functions, called by ctypes: compiling PyTorch's own headers would take much longer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from s5.training.files import RUNS, atomic_path
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+KERNELS = RUNS / "kernels"  # the compiled files, one per processor and version
+FLAGS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
+COMPILERS = ("c++", "g++", "clang++")
+TIME_LIMIT = 120  # seconds
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+class CompileError(RuntimeError):
+    """The kernels cannot be compiled here; the message says why."""
+
+
+class Shape(ctypes.Structure):
+    """The shape of a batch of images, channels last, and the type of its values; as in `kernels.cpp`."""
+
+    _fields_ = [(name, ctypes.c_long) for name in ("images", "height", "width", "channels")]
+    _fields_ += [("is_bfloat16", ctypes.c_bool)]
+
+    @classmethod
+    def of(cls, images: Tensor) -> Shape:
+        """The shape of images (N, C, H, W)."""
+        count, channels, height, width = images.shape
+        return cls(count, height, width, channels, images.dtype == torch.bfloat16)
+
+
+@cache
+def can_compile() -> bool:
+    """True if the kernels can be compiled and loaded here."""
+    try:
+        load_kernels()
+    except CompileError:
+        return False
+    return True
+
+
+@cache
+def load_kernels() -> ctypes.CDLL:
+    """The compiled functions. Raises CompileError if there is no compiler or it fails, or no folder for its output."""
+    own = os.environ.get("CXX", "").strip()
+    try:
+        candidates = [shlex.split(own)] if own else [[name] for name in COMPILERS]
+    except ValueError as error:
+        raise CompileError(f"$CXX is not a command, but {own!r}: {error}") from error
+    compiler = next((command for command in candidates if shutil.which(command[0])), None)
+    if compiler is None:
+        wanted = f"{candidates[0][0]} ($CXX)" if len(candidates) == 1 else "g++ or clang++"
+        raise CompileError(f"compiling for the CPU requires a C++ compiler, {wanted}, which is not installed")
+    command = [*compiler, *FLAGS, "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"]
+    identity = "\n".join([SOURCE.read_text(encoding="utf-8"), *command, platform.platform(), *_processor()])
+    name = f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    try:
+        if not (KERNELS / name).exists():
+            with atomic_path(KERNELS / name) as temporary:
+                _compile(command, temporary)
+        return ctypes.CDLL(str(KERNELS / name))
+    except OSError:  # a folder that cannot be written, or a damaged file
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                _compile(command, Path(folder, name))
+                return ctypes.CDLL(str(Path(folder, name)))
+        except OSError as error:
+            raise CompileError(f"the compiled {SOURCE.name} cannot be stored or loaded: {error}") from error
+
+
+def _processor() -> list[str]:
+    """What tells processors apart that run different instructions."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+
+
+def _compile(command: list[str], path: Path) -> None:
+    try:
+        subprocess.run([*command, SOURCE, "-o", path], check=True, capture_output=True, text=True, timeout=TIME_LIMIT)
+    except subprocess.SubprocessError as error:
+        output = getattr(error, "stderr", None) or ""
+        output = output.decode(errors="replace") if isinstance(output, bytes) else output  # bytes after the time limit
+        lines = [*output.strip().splitlines(), str(error)]
+        reason = next((line for line in lines if "error" in line), lines[0])
+        raise CompileError(f"{command[0]} cannot compile {SOURCE.name}: {reason}") from error
+
+
+def _call(name: str, *arguments: Tensor | Shape | float | bool) -> None:
+    """Call a function of `kernels.cpp` with the tensors' memory and, last, the number of threads."""
+    getattr(load_kernels(), name)(*map(_as_c, arguments), ctypes.c_int(torch.get_num_threads()))
+
+
+def _as_c(argument: Tensor | Shape | float | bool) -> object:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    return ctypes.c_float(argument) if isinstance(argument, float) else argument
+
+
+class NormRelu(torch.autograd.Function):
+    """BatchNorm in training mode, ReLU and, if `pools`, 2×2 max-pooling.
+
+    `NormRelu.apply(images, weight, bias, norm, pools)`: float32 or bfloat16 (N, C, H, W) → the same type, (N, C, H, W)
+    or (N, C, H/2, W/2). Updates the running statistics of `norm`.
+    Ioffe and Szegedy, "Batch normalization", 2015: arxiv.org/abs/1502.03167.
+    """
+
+    @staticmethod
+    def forward(ctx, images: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, pools: bool) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)
+        count, channels, height, width = images.shape
+        size = (count, channels, height // 2, width // 2) if pools else images.shape
+        outputs = torch.empty(size, dtype=images.dtype, memory_format=torch.channels_last)
+        saved = weight.new_empty(4, channels)
+        statistics = norm.running_mean, norm.running_var
+        settings = Shape.of(images), pools, float(norm.eps), float(norm.momentum)
+        _call("norm_forward", images, outputs, weight, bias, *statistics, saved, *settings)
+        ctx.save_for_backward(images, saved)
+        ctx.pools = pools
+        return outputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor):
+        images, saved = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        input_gradient = torch.empty_like(images)
+        weight_gradient, bias_gradient = saved.new_empty(2, saved.shape[1])
+        gradients = input_gradient, weight_gradient, bias_gradient
+        _call("norm_backward", images, gradient, saved, *gradients, Shape.of(images), ctx.pools)
+        return *gradients, None, None

@@ -1,0 +1,183 @@
+"""Everything that moves weights: optimisers by name, Muon, learning rate schedules, the moving average."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from s5.training.recipe import Recipe
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # five steps bring singular values to between 0.7 and 1.2 (Jordan et al.)
+TINY = 1e-7  # instead of a division by zero, where a layer is dead
+
+
+def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe, stacked: bool = False) -> torch.optim.Optimizer:
+    """The recipe's optimiser over all of a model's parameters; `stacked`: of several networks (see `Muon`)."""
+    parameters = list(parameters)
+    settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "muon":
+        return Muon(parameters, sgd_lr=recipe.sgd_learning_rate, momentum=recipe.momentum, stacked=stacked, **settings)
+    if recipe.optimizer == "adadelta":  # has no fused form
+        return torch.optim.Adadelta(parameters, **settings)
+    settings["fused"] = parameters[0].is_cuda or None  # a step can then be recorded (graphs.py); None: torch chooses
+    if recipe.optimizer == "sgd":
+        momentum = {"momentum": recipe.momentum, "nesterov": recipe.nesterov and recipe.momentum > 0}
+        return torch.optim.SGD(parameters, **settings, **momentum)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[recipe.optimizer](parameters, **settings)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, images: int) -> LambdaLR:
+    """The recipe's schedule for `images` training images; `recipe.schedule_every` says when to step it."""
+    steps_per_epoch = recipe.steps_per_epoch(images)
+    return LambdaLR(optimizer, lambda step: recipe.learning_rate_factor(step, steps_per_epoch))
+
+
+class MovingAverage(AveragedModel):
+    """An exponential moving average of a model's weights and BatchNorm statistics, to be updated after every batch.
+
+    The decay grows up to `decay`. A constant one would keep half-random weights in the average for the first epochs.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards the model's tensors; the first time it takes their values."""
+        count = int(self.n_averaged)  # on the CPU, as torch's own update is not: it makes a GPU wait for a copy of it
+        weight = 1 - min(self.decay, (1 + count) / (10 + count)) if count else 1.0
+        (averaged, averaged_counts), (current, counts) = _floats_and_counts(self.module), _floats_and_counts(model)
+        torch._foreach_lerp_(averaged, current, weight)
+        if counts:
+            torch._foreach_copy_(averaged_counts, counts)  # an average of whole numbers makes no sense
+        self.n_averaged += 1
+
+
+def _floats_and_counts(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """A model's parameters and buffers: those of floating-point numbers, and the others."""
+    parts: tuple[list[Tensor], list[Tensor]] = [], []
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        parts[not tensor.is_floating_point()].append(tensor.detach())
+    return parts
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for convolutions, SGD with Nesterov momentum for everything else: BatchNorm, biases, linear layers.
+
+    Parameters of four dimensions (outputs, inputs, height, width) count as convolutions; with `stacked`, those of five,
+    of which the first is the network (`s5/experiments/vectorized.py`). The gradient with momentum is flattened
+    to a matrix (outputs, inputs × height × width) and replaced by the nearest matrix with orthonormal rows or columns,
+    so that no direction dominates. Weights keep their initial norm: after a convolution that BatchNorm follows, the
+    output does not depend on it, so it would only change the effective rate. What starts at zero is trained by SGD.
+
+    `lr` is the rate of convolutions as a fraction of their norm; `sgd_lr` and `weight_decay` belong to SGD.
+
+    Keller Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024:
+    kellerjordan.github.io/posts/muon
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float,
+        sgd_lr: float,
+        momentum: float,
+        weight_decay: float = 0.0,
+        stacked: bool = False,
+    ):
+        parameters = list(parameters)
+        convolutions = [each for each in parameters if each.dim() == 4 + stacked and each.any()]
+        others = [each for each in parameters if all(each is not convolution for convolution in convolutions)]
+        groups = [
+            {"params": convolutions, "lr": lr, "orthogonal": True, "weight_decay": 0.0},
+            {
+                "params": others,
+                "lr": sgd_lr,
+                "orthogonal": False,
+                "weight_decay": weight_decay,
+            },
+        ]
+        super().__init__([group for group in groups if group["params"]], {"momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update every parameter by its gradient."""
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            gradients = torch._foreach_add([p.grad for p in parameters], parameters, alpha=group["weight_decay"])
+            momenta = [self._momentum(parameter) for parameter in parameters]
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_add_(momenta, gradients)
+            updates = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
+            if group["orthogonal"]:
+                _turn(parameters, updates, group["lr"])
+            elif isinstance(group["lr"], Tensor):  # in a recorded step (see graphs.py)
+                torch._foreach_sub_(parameters, torch._foreach_mul(updates, group["lr"]))
+            else:
+                torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        return state["momentum"]
+
+
+def _turn(convolutions: list[Tensor], updates: list[Tensor], rate: float) -> None:
+    """Move each convolution's weights by `rate` of their norm along minus its orthogonalised update; keep the norm.
+
+    All layers at once, their matrices padded with zeros to one size: that is faster than one after the other.
+    """
+    (weights, places), (matrices, _) = _stacked(convolutions), _stacked(updates)
+    directions = orthogonal(matrices)
+    norms = _norms(weights)
+    weights -= directions * (rate * norms / _norms(directions).clamp_min(TINY))
+    weights *= norms / _norms(weights).clamp_min(TINY)
+    torch._foreach_copy_(convolutions, places)
+
+
+def _stacked(filters: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Filters (…, outputs, inputs, height, width) as matrices (layers, …, rows, columns), padded with zeros.
+
+    No matrix has more rows than columns. Also returns the views of the matrices that have the filters' shapes.
+    """
+    sizes = [(each.shape[-4], each.shape[-3:].numel()) for each in filters]
+    rows, columns = max(map(min, sizes)), max(map(max, sizes))
+    matrices = filters[0].new_zeros(len(filters), *filters[0].shape[:-4], rows, columns)
+    places = []
+    for matrix, each, (height, width) in zip(matrices, filters, sizes, strict=True):
+        place = matrix[..., :height, :width] if height <= width else matrix[..., :width, :height].mT
+        places.append(place.unflatten(-1, each.shape[-3:]))
+    torch._foreach_copy_(places, filters)
+    return matrices, places
+
+
+def _norms(matrices: Tensor) -> Tensor:
+    """The Frobenius norm of each matrix (…, rows, columns), as (…, 1, 1)."""
+    return torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
+
+
+def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+    """The nearest matrices with orthonormal rows (or columns, if fewer), approximated by Newton-Schulz iteration.
+
+    Takes and returns float matrices (…, rows, columns). All singular values become about 1; zero stays zero.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    wide = matrices.mT if tall else matrices
+    shape = wide.shape
+    wide = (wide / _norms(wide).clamp_min(TINY)).reshape(-1, *shape[-2:])
+    for _ in range(steps):
+        gram = wide @ wide.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        wide = torch.baddbmm(wide, polynomial, wide, beta=a)
+    return wide.view(shape).mT if tall else wide.view(shape)
