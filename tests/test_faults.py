@@ -1,4 +1,4 @@
-"""Faults in the middle of a run or a sweep (`s5/benchmarks/fault_checks.py`), each tried once or twice at a random moment.
+"""Faults in the middle of a run or a sweep (`fault_checks.py`), each tried once or twice at a random moment.
 
 Many times: `pytest -m faults`, or MNIST_FAULT_ROUNDS=N for N times each.
 """

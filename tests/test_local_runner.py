@@ -88,7 +88,8 @@ def test_workers_that_always_die_are_given_up(tmp_path, capsys, monkeypatch):
 def test_a_script_without_a_guard_is_not_run_again_by_the_workers(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys\nfrom s5.experiments.local_runner import run_locally\nfrom tests.test_local_runner import stand_in\n"
+        "import sys\nfrom s5.experiments.local_runner import run_locally\n"
+        "from tests.test_local_runner import stand_in\n"
         "print('started')\ntrials = [{'variant': 's5', 'seed': seed} for seed in (0, 1)]\n"
         "sys.exit(run_locally(trials, sys.argv[1], stand_in, workers=2))\n"
     )

@@ -10,9 +10,9 @@ import pytest
 
 from tests.utils import ROOT
 
-PACKAGES = ("training", "analysis", "experiments", "inference", "benchmarks")
-HELPERS_MAY_IMPORT = {"training"}
-MAIN_MAY_IMPORT = {"helpers", "training", "analysis"}
+ROOMS = sorted(path.name for path in (ROOT / "s5").iterdir() if (path / "__init__.py").exists())
+HELPERS_MAY_IMPORT = {"s5.training"}
+MAIN_MAY_IMPORT = {"helpers", "s5.training", "s5.analysis"}
 
 
 @pytest.fixture(scope="module")
