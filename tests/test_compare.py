@@ -103,7 +103,7 @@ def test_a_verdict_on_hardly_trained_networks_says_so(accuracy, is_short):
 
 def test_a_failed_trial_is_an_error(stood_in, monkeypatch, capsys):
     monkeypatch.setattr("s5.experiments.trial.run_trial", fails)
-    monkeypatch.setattr(compare, "OWN_LEDGER", stood_in)
+    monkeypatch.setattr(compare, "USER_LEDGER", stood_in)
     assert compare.main(["conv 8 / 8 gap", "--seeds", "100", "--device", "cpu"]) == 1
     assert "compare: 2 of 2 trials failed" in capsys.readouterr().err
 

@@ -19,7 +19,7 @@ from s5.deployment import packing, page
 from s5.deployment.layer_graph import run, steps_of
 from s5.inference.preprocessing import DigitError, prepare
 from s5.inference.trained import load_trained, trained_networks
-from s5.networks import grammar as networks
+from s5.networks import grammar
 from s5.training.augmentation import normalize
 from s5.training.mnist import load_mnist
 from tests.drawings import pen_mask, strokes
@@ -224,7 +224,7 @@ LINES = [
 @requires_node
 @pytest.mark.parametrize("line", LINES)
 def test_networks_of_every_kind(line, sample):
-    model = build(networks.parse(line).build).eval()
+    model = build(grammar.parse(line).build).eval()
     with torch.no_grad():
         for name, values in model.named_buffers():
             if values.is_floating_point():  # as after training

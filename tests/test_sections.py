@@ -9,7 +9,7 @@ from s5.analysis.drawing import plot_network
 from s5.analysis.notebook import Folded, LiveFigure, Table, epoch_table
 from s5.experiments.ledger import read_ledger, select
 from s5.experiments.variants import VARIANTS
-from s5.networks import grammar as networks
+from s5.networks import grammar
 from s5.reports import sections, tables
 from s5.reports.sections import Sections, result_table
 from s5.reports.variant_map import VERDICTS, ancestors, map_table, place_in_words, plot_map
@@ -130,7 +130,7 @@ def test_drawing_has_each_layer_with_its_parameters():
     "line", ["linear 24", "shared 8 ×1 / ×2 gdconv deskew 5 crop 2", f"conv {'2 ' * 30}gap", "separable 4 8 flat"]
 )
 def test_every_kind_of_network_can_be_drawn(line):
-    network = networks.parse(line)
+    network = grammar.parse(line)
     model = network.build().train()
     written = texts(plot_network(model))
     assert model.training

@@ -419,7 +419,7 @@ def own_stand_in(variant, seed: int, changes: dict | None, **_) -> dict:
 
 
 def test_networks_of_ones_own_are_recorded_in_a_ledger_of_ones_own(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sweep, "OWN_LEDGER", tmp_path / "own.jsonl")
+    monkeypatch.setattr(sweep, "USER_LEDGER", tmp_path / "own.jsonl")
     monkeypatch.setattr(sweep, "LEDGER", tmp_path / "main.jsonl")
     monkeypatch.setattr("s5.experiments.trial.run_trial", own_stand_in)
     (tmp_path / "mine.py").write_text("def MyNet():\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n")

@@ -6,7 +6,7 @@ import torch
 from helpers import build
 from s5.analysis.inspection import count_parameters
 from s5.experiments.variants import NAMED, VARIANTS, code, recipe_change
-from s5.networks import grammar as networks
+from s5.networks import grammar
 from tests.utils import assert_same_weights
 
 BUDGETS = {"budget_8k": 8_000, "budget_5k": 5_000, "budget_2k": 2_000, "budget_1k": 1_000}
@@ -42,7 +42,7 @@ def test_what_is_shown_builds_the_same_network(variant):
         exec(shown, namespace)
         shown_build = namespace[variant.network]
     else:
-        shown_build = networks.parse(shown).build
+        shown_build = grammar.parse(shown).build
     assert_same_weights(build(shown_build), build(variant.build))
 
 

@@ -53,7 +53,6 @@ def build_page(roundings: Roundings) -> str:
     from s5.experiments.ledger import read_ledger
     from s5.inference import digit_parts, preprocessing
     from s5.inference.trained import load_trained, trained_networks
-    from s5.networks import layers as architectures
     from s5.training import augmentation
 
     names = trained_networks()
@@ -65,7 +64,7 @@ def build_page(roundings: Roundings) -> str:
     ]
     constants = {name: getattr(preprocessing, name) for name in SETTINGS}
     constants |= {name: getattr(digit_parts, name) for name in PART_SETTINGS}
-    constants |= {name: getattr(architectures, name) for name in ("MAX_SLANT", "MIN_SCALE", "MAX_SCALE")}  # of deskew
+    constants |= {name: getattr(layers, name) for name in ("MAX_SLANT", "MIN_SCALE", "MAX_SCALE")}  # of deskew
     constants |= {"MEAN": augmentation.MEAN, "STD": augmentation.STD, "DIGITS": packing.DIGITS, "FINE": packing.FINE}
     constants |= {"FIRST": FIRST if FIRST in names else names[0]}
     scripts = ["".join(f"const {name} = {json.dumps(value)};\n" for name, value in constants.items())]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from s5.experiments.variants import FINAL, VARIANTS, Variant
-from s5.networks import grammar as networks
+from s5.networks import grammar
 from s5.networks.grammar import NetworkError
 from s5.networks.user_code import Source, check_network, from_file, from_object
 from s5.training.recipe import Recipe
@@ -70,7 +70,7 @@ def find_variant(network: str | Source | Callable[[], nn.Module]) -> Variant:
         if ":" in network:
             raise NetworkError(f"write a network of a file as FILE.py:NAME, not {network!r}")
         try:
-            line = str(networks.parse(network))
+            line = str(grammar.parse(network))
         except NetworkError as error:
             raise NetworkError(f"{error}; it is no variant either ({', '.join(KNOWN)})") from error
         return Variant(line, line, FINAL)

@@ -28,7 +28,7 @@ from s5.training.command_line import (
     recipe_changes,
     run_command,
 )
-from s5.training.files import OWN_LEDGER, RUNS, check_folder
+from s5.training.files import RUNS, USER_LEDGER, check_folder
 
 if TYPE_CHECKING:
     from s5.experiments.variants import Variant
@@ -62,12 +62,12 @@ def compare(
     device: str = "auto",
     precision: str = "auto",
     workers: int | None = None,
-    ledger: str | Path = OWN_LEDGER,
+    ledger: str | Path = USER_LEDGER,
     own_changes: dict | None = None,
 ) -> Comparison:
     """Train both networks by the recipe of `other`, with `changes`, and compare them on the validation split.
 
-    A network is a variant's name, a line, "FILE.py:NAME", or a class (`candidates.find_variant`). `own_changes` are of
+    A network is a variant's name, a line, "FILE.py:NAME", or a class (`claims.find_variant`). `own_changes` are of
     the first one's recipe only: with them two recipes of one network are compared. Trials in `ledger` and in
     results/ledger.jsonl are not trained again. Raises ValueError for a bad network or recipe, or for one that is
     compared with itself, RuntimeError if a trial failed, DataError, OSError, and KeyboardInterrupt on Ctrl-C.

@@ -23,7 +23,7 @@ from s5.experiments.legacy import modernize
 from s5.training.files import LEDGER
 
 KEYS = (
-    "variant",  # name, from variants.py or candidates.py; a network of one's own: as "network"
+    "variant",  # name, from variants.py or claims.py; a network of one's own: as "network"
     "network",  # a line of networks.py, "Net", "pytorch_example", or the name of "source"
     "source",  # the Python code of a network of one's own, else empty
     "recipe",  # all fields, as a dict

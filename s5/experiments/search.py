@@ -24,7 +24,7 @@ from s5.experiments.local_runner import RERUN
 from s5.experiments.ray_runner import ClusterError
 from s5.experiments.sweep import SEEDS, check_options, default_workers, run_and_collect
 from s5.training.command_line import INTERRUPTED, PRECISIONS, Parser, output_file, plural, run_command
-from s5.training.files import LEDGER, OWN_LEDGER, RUNS, check_folder
+from s5.training.files import LEDGER, RUNS, USER_LEDGER, check_folder
 from s5.training.recipe import check_seed, short
 
 # Modules that import torch or pandas, which takes seconds, are imported inside functions, so that --help is fast.
@@ -74,7 +74,7 @@ def search(
     precision: str = "auto",
     workers: int | None = None,
     ray: str | None = None,
-    ledger: str | Path = OWN_LEDGER,
+    ledger: str | Path = USER_LEDGER,
     dry_run: bool = False,
 ) -> Found | None:
     """Draw `trials` networks with fewer parameters than `below` and find the best by successive halving.
@@ -85,7 +85,7 @@ def search(
     halving take thirty lines, so no library is used. Jamieson and Talwalkar, "Non-stochastic best arm identification
     and hyperparameter optimization", 2016: arxiv.org/abs/1502.07943.
 
-    The same `seed` draws the same networks. The recipe is `candidates.MILD` with `changes`; `vary_rate` draws a
+    The same `seed` draws the same networks. The recipe is `claims.MILD` with `changes`; `vary_rate` draws a
     learning rate for each network, which it keeps in all rounds. `dry_run` only prints the rounds and an estimate of
     their duration. A network whose trial fails is out. Raises ValueError for a budget that no network fits or for zero
     trials, RuntimeError if all trials of a round fail, and else what `sweep` raises.

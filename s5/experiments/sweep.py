@@ -29,7 +29,7 @@ from s5.training.command_line import (
     recipe_changes,
     run_command,
 )
-from s5.training.files import LEDGER, OWN_LEDGER, check_folder
+from s5.training.files import LEDGER, USER_LEDGER, check_folder
 from s5.training.recipe import check_seed
 
 # Modules that import torch or pandas, which takes seconds, are imported inside functions, so that --help is fast.
@@ -59,7 +59,7 @@ def sweep(
 ) -> int:
     """Run all trials that are not in the ledger, `workers` at a time; return the number of failures.
 
-    `variants` are names or networks of one's own: lines, "FILE.py:NAME", classes (`candidates.find_variant`). The
+    `variants` are names or networks of one's own: lines, "FILE.py:NAME", classes (`claims.find_variant`). The
     ledger is results/ledger.jsonl, or runs/ledger.jsonl if one of them is one's own. `changes` replaces fields of the
     recipes. By default there is one worker per CPU core, with one thread each, which is faster than one trial after
     another with all threads; on a GPU there is one worker, which trains the seeds of a variant at once where it can.
@@ -80,7 +80,7 @@ def sweep(
     if not isinstance(variants, list | tuple):
         raise ValueError(f"variants must be a list, e.g. ['s5'], not {variants!r}")
     found = list({variant.name: variant for variant in map(find_variant, variants)}.values())
-    ledger = ledger or (LEDGER if all(variant.name in KNOWN for variant in found) else OWN_LEDGER)
+    ledger = ledger or (LEDGER if all(variant.name in KNOWN for variant in found) else USER_LEDGER)
     requested = [{"variant": variant.reference, "seed": seed, **fixed} for seed in distinct(seeds) for variant in found]
     failed, keys = run_missing(requested, ledger, dry_run=dry_run, **where)
     if not dry_run and len(keys) > failed:
@@ -313,7 +313,7 @@ def parse_arguments(arguments: list[str] | None = None) -> dict:
     """Parse the command line into arguments of `sweep`; exits with code 2 if it is wrong."""
     parser = Parser("sweep", __doc__, usage="python -m s5.experiments.sweep [options]")
     add = parser.add_argument_group("trials").add_argument
-    names = "comma-separated, from s5/experiments/variants.py or candidates.py; all: those of variants.py (the default)"
+    names = "comma-separated, from s5/experiments/variants.py or claims.py; all: those of variants.py (the default)"
     add("--variants", metavar="NAMES", help=names)
     own = 'of one\'s own, e.g. "conv 8 16 / 32 gap" or mine.py:MyNet; can be repeated (see s5/networks/grammar.py)'
     add("--network", action="append", default=[], metavar="NETWORK", help=own)

@@ -42,7 +42,7 @@ def run_trial(
 ) -> dict:
     """Train one variant from one seed and return its line for the ledger (see `ledger.KEYS`).
 
-    `variant` is a name, a line or a `Source` (`candidates.find_variant`). With the split "validation", trains on five
+    `variant` is a name, a line or a `Source` (`claims.find_variant`). With the split "validation", trains on five
     sixths of the training images and evaluates on the others; with "test", trains on all and evaluates on the test
     images. `changes` replaces fields of the recipe. All arguments and the result can be pickled, so that a trial can
     run in any process on any host; `data` saves loading MNIST. `weights` is a folder for the trained weights, see

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from helpers import Net
-from s5.networks import grammar as networks
+from s5.networks import grammar
 from s5.networks.layers import pytorch_example
 from s5.networks.user_code import Source
 from s5.training.recipe import NO_AUGMENTATION, Recipe
@@ -32,7 +32,7 @@ class Variant:
 
     @property
     def reference(self) -> str | Source:
-        """What `candidates.find_variant` finds it by, also in another process."""
+        """What `claims.find_variant` finds it by, also in another process."""
         return self.network if isinstance(self.network, Source) else self.name
 
     @property
@@ -44,7 +44,7 @@ class Variant:
         """A new network. Raises NetworkError."""
         if isinstance(self.network, Source):
             return self.network.build()
-        return NAMED[self.network]() if self.network in NAMED else networks.parse(self.network).build()
+        return NAMED[self.network]() if self.network in NAMED else grammar.parse(self.network).build()
 
 
 # --- Recipes ----------------------------------------------------------------------------------------------------------

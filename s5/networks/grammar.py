@@ -5,7 +5,7 @@
     plain 4 8 / 16 32 / 40 gap      convolutions with a bias, no BatchNorm
     shared 12 ×1 / ×2 / ×2 gap      one convolution of 12 channels, used 1, 2 and 2 times (`x1` is read too)
     shared-separable 14 ×1 / ×2 gap
-    cellular 6 ×2 / ×2 gdconv       shared, without a first convolution: see architectures.Cellular
+    cellular 6 ×2 / ×2 gdconv       shared, without a first convolution: see layers.Cellular
     dense 4 / 3 / 3 gdconv crop 2   each block adds channels to its input; always this head and crop
     linear 24                       fully connected: the units of each hidden layer; no head, no options
 
@@ -26,17 +26,17 @@ import torch
 from torch import nn
 
 from s5.analysis.inspection import count_macs, count_parameters
-from s5.networks import layers as architectures
+from s5.networks import layers
 
 CONVOLUTIONS = {
-    "conv": architectures.conv_block,
-    "separable": architectures.separable_block,
-    "plain": architectures.plain_conv_block,
+    "conv": layers.conv_block,
+    "separable": layers.separable_block,
+    "plain": layers.plain_conv_block,
 }
 HEADS = {
-    "gap": lambda channels, side: architectures.gap_head(channels),
+    "gap": lambda channels, side: layers.gap_head(channels),
     "flat": lambda channels, side: [nn.Flatten(), nn.Linear(channels * side * side, 10)],
-    "gdconv": architectures.gdconv_head,
+    "gdconv": layers.gdconv_head,
 }
 MAX_CHANNELS, MAX_LAYERS = 4096, 64
 CHANNELS, UNITS, USES = "channel count (1 to 4096)", "number of units (1 to 4096)", "number of uses (×1 to ×64)"
@@ -105,7 +105,7 @@ class Network:
     def build(self) -> nn.Module:
         """A new module, images (N, 1, 28, 28) → logits (N, 10), with initial weights from torch's random state."""
         network = self._network()
-        return nn.Sequential(architectures.Deskew(self.deskew), network) if self.deskew else network
+        return nn.Sequential(layers.Deskew(self.deskew), network) if self.deskew else network
 
     def _network(self) -> nn.Module:
         """What follows `deskew`."""
@@ -115,12 +115,12 @@ class Network:
                 hidden = [layer for pair in sizes for layer in (nn.Linear(*pair), nn.ReLU())]
                 return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(self.stages[0][-1], 10))
             case "dense":
-                return architectures.Dense(self.stages)
+                return layers.Dense(self.stages)
             case "shared" | "shared-separable":
                 separable = self.block == "shared-separable"
-                return architectures.Shared(self.channels, self._uses, self._head, self.crop, separable)
+                return layers.Shared(self.channels, self._uses, self._head, self.crop, separable)
             case "cellular":
-                return architectures.Cellular(self.channels, self._uses, self._head, self.crop)
+                return layers.Cellular(self.channels, self._uses, self._head, self.crop)
             case _:
                 return nn.Sequential(*self._layers())
 
@@ -138,8 +138,8 @@ class Network:
                 blocks += CONVOLUTIONS[self.block](before, channels)
                 before = channels
         first = [nn.ZeroPad2d(-self.crop)] if self.crop else []
-        first += [architectures.RadialBias(self.radial, 28 - 2 * self.crop)] if self.radial else []
-        first += architectures.stem(self.stem) if self.stem else []  # after the blocks: the recorded order of weights
+        first += [layers.RadialBias(self.radial, 28 - 2 * self.crop)] if self.radial else []
+        first += layers.stem(self.stem) if self.stem else []  # after the blocks: the recorded order of weights
         return [*first, *blocks, *self._head(before)]
 
     def _head(self, channels: int) -> list[nn.Module]:

@@ -12,17 +12,17 @@ from s5.training.mnist import MnistData
 from s5.training.recipe import Recipe, short
 
 CLASSES = 10
-OWN = ("torch", "helpers", "s5")  # packages whose layers and losses are known to this project
+PROJECT = ("torch", "helpers", "s5")  # packages whose layers and losses are known to this project
 
 
-def is_own(thing: object) -> bool:
+def is_project_code(thing: object) -> bool:
     """True for a class or function of torch or this project, False for one of the user's."""
-    return (getattr(thing, "__module__", None) or "").partition(".")[0] in OWN
+    return (getattr(thing, "__module__", None) or "").partition(".")[0] in PROJECT
 
 
-def has_own_layers(model: nn.Module) -> bool:
+def has_only_project_layers(model: nn.Module) -> bool:
     """True if all layers are torch's or this project's, with the forward pass of their class."""
-    return all(is_own(type(module)) and "forward" not in vars(module) for module in model.modules())
+    return all(is_project_code(type(module)) and "forward" not in vars(module) for module in model.modules())
 
 
 def has_hooks(*modules: nn.Module) -> bool:

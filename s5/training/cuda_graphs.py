@@ -16,7 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from s5.training.checks import has_hooks, has_own_layers, is_own
+from s5.training.checks import has_hooks, has_only_project_layers, is_project_code
 from s5.training.optimizers import Muon
 
 Step = Callable[[Tensor], None]  # of image numbers: trains on one batch
@@ -40,7 +40,7 @@ class Recordable:
 
 def can_record(model: nn.Module) -> bool:
     """True if all layers are torch's or this project's, and nobody listens to them."""
-    return has_own_layers(model) and not has_hooks(*model.modules())
+    return has_only_project_layers(model) and not has_hooks(*model.modules())
 
 
 def record(
@@ -53,14 +53,14 @@ def record(
 
     A loss of one's own, or with a network of one's own, such as a teacher, does not: it may do something in Python.
     """
-    if isinstance(forward, Recordable) and not forward.failed and _is_own_loss(loss) and _takes_tensors(optimizer):
+    if isinstance(forward, Recordable) and not forward.failed and _is_project_loss(loss) and _takes_tensors(optimizer):
         return lambda step: RecordedStep(step, forward, optimizer, generators)
     return lambda step: step
 
 
-def _is_own_loss(loss: Callable[..., Tensor]) -> bool:
+def _is_project_loss(loss: Callable[..., Tensor]) -> bool:
     used = [cell.cell_contents for cell in getattr(loss, "__closure__", None) or ()]
-    return is_own(loss) and all(can_record(each) for each in used if isinstance(each, nn.Module))
+    return is_project_code(loss) and all(can_record(each) for each in used if isinstance(each, nn.Module))
 
 
 def _takes_tensors(optimizer: torch.optim.Optimizer) -> bool:

@@ -12,7 +12,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from s5.training.checks import has_own_layers, runs
+from s5.training.checks import has_only_project_layers, runs
 from s5.training.command_line import PRECISIONS
 from s5.training.cuda_graphs import Recordable, can_record
 from s5.training.fused import fuse
@@ -120,7 +120,7 @@ def compile_model(model: nn.Module, device: torch.device, compile: bool | None =
     if device.type == "cpu":
         fused = fuse(model)
         # The kernels' results are laid out channels last, which a network of one's own may not expect.
-        return fused if has_own_layers(model) or runs(fuse(copy.deepcopy(model).train()), device) else model
+        return fused if has_only_project_layers(model) or runs(fuse(copy.deepcopy(model).train()), device) else model
     return Recordable(model) if device.type == "cuda" else torch.compile(model)
 
 
@@ -132,7 +132,7 @@ def use_channels_last(model: nn.Module) -> None:
     with torch.inference_mode(False):  # weights made in inference mode could not be trained
         if model in _CONTIGUOUS or not any(map(_is_to_be_laid_out, model.parameters())):
             return
-        if not has_own_layers(model):
+        if not has_only_project_layers(model):
             trial = copy.deepcopy(model).eval()
             _lay_out(trial)
             if not runs(trial, next(model.parameters()).device):
