@@ -1,21 +1,106 @@
-"""Networks of one's own, the claims, and the networks that are trained for speed or as teachers."""
+"""The claims on the test set, other networks that are trained by name, and how a network is found by what users write."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from s5.experiments.variants import FINAL, VARIANTS, Variant
+from s5.experiments.variants import FINAL, ORIGINAL, VARIANTS, Variant
 from s5.networks import grammar
 from s5.networks.grammar import NetworkError
 from s5.networks.user_code import Source, check_network, from_file, from_object
 from s5.training.recipe import Recipe
 
+if TYPE_CHECKING:
+    from s5.experiments.trial import Trial
+
 MILD = Recipe(rotation=8.0, translation=0.04, scale=0.06, shear=6.0)  # milder augmentation
 
-CANDIDATES = {
+
+@dataclass(frozen=True, kw_only=True)
+class Claim(Variant):
+    """A network and recipe that were chosen on the validation split and then scored on the test set, once per seed.
+
+    Its accuracy is that of the trials of `seeds`, trained in `precision`, and of no others.
+    """
+
+    precision: str  # "float32" or "bfloat16"
+    seeds: tuple[int, ...]
+    frozen: str  # the date on which network, recipe and seeds were fixed: YYYY-MM-DD
+
+    def trials(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Those of `trials` that count, in the order of the seeds; those that are missing are left out."""
+        found = {
+            trial.seed: trial
+            for trial in trials
+            if (trial.variant, trial.network, trial.recipe) == (self.name, self.network, self.recipe)
+            and (trial.split, trial.data, trial.precision) == ("test", "mnist", self.precision)
+        }
+        return [found[seed] for seed in self.seeds if seed in found]
+
+
+CLAIMS = {
+    claim.name: claim
+    for claim in (
+        Claim("s5", "Net", FINAL, precision="bfloat16", seeds=tuple(range(10)), frozen="2026-11-26"),
+        Claim(
+            "below_20k",
+            "separable 16 32 / 48 48 56 / 64 64 gap",
+            Recipe(epochs=16),
+            precision="bfloat16",
+            seeds=tuple(range(10)),
+            frozen="2026-11-23",
+        ),
+        Claim(
+            "below_8k",
+            "separable 8 16 / 28 32 32 / 40 40 gap",
+            replace(MILD, epochs=15, learning_rate=0.03),
+            precision="bfloat16",
+            seeds=tuple(range(10)),
+            frozen="2026-11-24",
+        ),
+        Claim(
+            "below_5k",
+            "separable 6 12 / 20 24 24 / 30 30 gap",
+            replace(MILD, epochs=20, learning_rate=0.03),
+            precision="bfloat16",
+            seeds=tuple(range(10)),
+            frozen="2026-11-24",
+        ),
+        Claim(
+            "below_2k",
+            "cellular 13 ×2 / ×2 / ×2 / ×2 gdconv deskew 5 crop 2",
+            replace(MILD, epochs=100, epochs_without_augmentation=20),
+            precision="bfloat16",
+            seeds=tuple(range(20, 30)),
+            frozen="2026-11-26",
+        ),
+        Claim(
+            "below_1k",
+            "shared 8 ×1 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2",
+            replace(MILD, epochs=100, learning_rate=0.025, epochs_without_augmentation=20),
+            precision="bfloat16",
+            seeds=tuple(range(20, 30)),
+            frozen="2026-11-26",
+        ),
+        Claim(
+            "below_500",
+            "cellular 6 ×2 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2",
+            replace(MILD, epochs=80, epochs_without_augmentation=16),
+            precision="bfloat16",
+            seeds=tuple(range(20, 25)),
+            frozen="2026-11-26",
+        ),
+    )
+}
+
+# The recipe that this project started from, on the test set: what `s5` is compared with there.
+BASELINE = Claim("original", "Net", ORIGINAL, precision="float32", seeds=tuple(range(5)), frozen="2026-11-23")
+
+OTHERS = {
     variant.name: variant
     for variant in (
         # A teacher for distillation: 141,946 parameters.
@@ -30,38 +115,13 @@ CANDIDATES = {
     )
 }
 
-# The best network within each budget, as it is evaluated on the test set (see `goals.GOALS`).
-CLAIMS = {
-    variant.name: variant
-    for variant in (
-        Variant("below_20k", "separable 16 32 / 48 48 56 / 64 64 gap", Recipe(epochs=16)),
-        Variant("below_8k", "separable 8 16 / 28 32 32 / 40 40 gap", replace(MILD, epochs=15, learning_rate=0.03)),
-        Variant("below_5k", "separable 6 12 / 20 24 24 / 30 30 gap", replace(MILD, epochs=20, learning_rate=0.03)),
-        Variant(
-            "below_2k",
-            "cellular 13 ×2 / ×2 / ×2 / ×2 gdconv deskew 5 crop 2",
-            replace(MILD, epochs=100, epochs_without_augmentation=20),
-        ),
-        Variant(
-            "below_1k",
-            "shared 8 ×1 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2",
-            replace(MILD, epochs=100, learning_rate=0.025, epochs_without_augmentation=20),
-        ),
-        Variant(
-            "below_500",
-            "cellular 6 ×2 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2",
-            replace(MILD, epochs=80, epochs_without_augmentation=16),
-        ),
-    )
-}
-
-KNOWN = VARIANTS | CANDIDATES | CLAIMS
+KNOWN = OTHERS | CLAIMS | VARIANTS
 
 
 def find_variant(network: str | Source | Callable[[], nn.Module]) -> Variant:
-    """The variant of a name, or a new one, trained by the final recipe, for a network of one's own.
+    """The variant of a name, or a new one, trained by the final recipe, for a network of the user's.
 
-    That is a line of `networks.py`, "FILE.py:NAME", or a class or function. Raises NetworkError if it is none of them,
+    That is a line of `grammar.py`, "FILE.py:NAME", or a class or function. Raises NetworkError if it is none of them,
     or if it does not take images (N, 1, 28, 28) and return logits (N, 10).
     """
     if isinstance(network, str) and network in KNOWN:

@@ -1,31 +1,128 @@
-"""A trial: a variant trained from one seed, as a line for the ledger."""
+"""A trial: a variant trained from one seed. The typed record that the ledger holds, and the training that makes it."""
 
 from __future__ import annotations
 
 import re
 import time
 import zlib
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from helpers import build, evaluate, fit, mistakes, predict
+from helpers import build, fit, mistakes, predict
 from s5.analysis import inspection
 from s5.experiments.claims import KNOWN, find_variant
 from s5.experiments.distillation import distillation_loss, load_teacher
 from s5.experiments.variants import Variant
-from s5.experiments.vectorized import fit_vectorized
 from s5.networks.user_code import Source
 from s5.training.checkpoint import save_weights
 from s5.training.cpu import threads_for_idle_cores
 from s5.training.device import pick_device, pick_precision
 from s5.training.mnist import MnistData, load_mnist, load_sample, validation_split
+from s5.training.progress import Epoch
 from s5.training.provenance import provenance
 from s5.training.recipe import Recipe, short
 
+IMAGES = 10_000  # in either evaluation split of the full MNIST
+SPLITS, PRECISIONS, DATA = ("validation", "test"), ("float32", "bfloat16"), ("mnist", "sample")
+KINDS = {"str": str, "int": int, "float": (int, float), "list": list, "dict": dict, "Recipe": Recipe}
+ROUNDING = 1e-6  # the curve's numbers have six decimals
 MAX_NAME = 200  # characters of a variant in a file's name; file systems take 255 in all
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A variant trained from one seed, with its result in the last epoch. Raises ValueError for what cannot be.
+
+    Checked are types, ranges, and what must agree: the accuracy is that of the right answers in the last epoch and of
+    the mistakes, and the curve has an entry for every epoch of the recipe.
+    """
+
+    variant: str  # a name of variants.py or claims.py; a network of the user's: as `network`
+    network: str  # a line of grammar.py, "Net", "pytorch_example", or the name of `source`
+    source: str  # the Python code of a network of the user's, else empty
+    recipe: Recipe
+    seed: int
+    split: str  # evaluated on "validation" or "test"
+    epochs: int
+    parameters: int  # trainable
+    macs: int  # multiply-adds of one image
+    accuracy: float  # percent, last epoch
+    best_accuracy: float  # percent, best epoch; only to show the bias of choosing by it
+    curve: list[Epoch]  # the history that `fit` returns
+    mistakes: dict[str, int]  # {image number: predicted digit}, last epoch
+    seconds: float  # of training and the evaluations after each epoch
+    device: str
+    precision: str  # of the forward and backward pass: "float32" or "bfloat16"
+    versions: dict[str, str]
+    commit: str
+    data: str  # "mnist" or "sample"
+    time: str  # when the trial ended, UTC
+
+    def __post_init__(self):
+        for each in fields(self):
+            value, kind = getattr(self, each.name), each.type.partition("[")[0]
+            if not isinstance(value, KINDS[kind]) or isinstance(value, bool):
+                raise ValueError(f"{each.name} must be of the type {kind}, not {short(value)}")
+        for name, allowed in (("split", SPLITS), ("precision", PRECISIONS), ("data", DATA)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(allowed)}, not {short(getattr(self, name))}")
+        for name, least in (("seed", 0), ("parameters", 1), ("macs", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}")
+        if not len(self.curve) == self.epochs == self.recipe.epochs:
+            stated = f"epochs is {self.epochs}, the recipe's {self.recipe.epochs}"
+            raise ValueError(f"{stated}, and the curve has {len(self.curve)}")
+        for epoch in self.curve:
+            if not isinstance(epoch, dict) or epoch.keys() != Epoch.__annotations__.keys():
+                raise ValueError(f"an epoch of the curve has the keys {', '.join(Epoch.__annotations__)}")
+        self._check_result()
+
+    def _check_result(self) -> None:
+        """Raise ValueError unless accuracy, mistakes and curve say the same."""
+        last = self.curve[-1]
+        images = last["eval_correct"] + len(self.mistakes)
+        if self.data == "mnist" and images != IMAGES:
+            counts = f"{last['eval_correct']} right answers and {len(self.mistakes)} mistakes"
+            raise ValueError(f"{counts} are not {IMAGES:,} images")
+        of_curve = [epoch["eval_accuracy"] for epoch in self.curve]
+        expected = {"accuracy": 100 * last["eval_correct"] / images, "best_accuracy": max(of_curve)}
+        for name, value in expected.items():
+            if abs(getattr(self, name) - value) > ROUNDING:
+                raise ValueError(f"{name} is {getattr(self, name)}, but {value:.6g} by the curve")
+        if abs(of_curve[-1] - self.accuracy) > ROUNDING:
+            raise ValueError(f"accuracy is {self.accuracy}, but the curve ends with {of_curve[-1]}")
+        for index, digit in self.mistakes.items():
+            if not (index.isdecimal() and int(index) < images and digit in range(10)):
+                raise ValueError(f"mistakes: image {short(index)} of {images:,} taken for {short(digit)}")
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Trial:
+        """The trial of a line of the ledger, as parsed from JSON. Raises ValueError."""
+        names = [each.name for each in fields(cls)]
+        if missing := [name for name in names if name not in values]:
+            raise ValueError(f"missing: {', '.join(missing)}")
+        try:
+            return cls(**{name: values[name] for name in names} | {"recipe": Recipe(**values["recipe"])})
+        except (TypeError, KeyError) as error:  # a recipe that is no dict, an epoch without a number
+            raise ValueError(str(error)) from error
+
+    def as_dict(self) -> dict:
+        """All fields, JSON-ready: a line of the ledger."""
+        return asdict(self)
+
+    @property
+    def key(self) -> tuple:
+        """What the trial is of; two with the same key and precision are one trial, trained twice."""
+        return trial_key(self.variant, self.network, self.recipe, self.seed, self.split, self.data)
+
+
+def trial_key(variant: str, network: str, recipe: Recipe, seed: int, split: str, data: str) -> tuple:
+    """The key of a trial. The network is part of it, because a variant's may be changed later."""
+    return variant, network, recipe, seed, split, data
 
 
 def run_trial(
@@ -39,8 +136,8 @@ def run_trial(
     threads: int | None = None,
     data: MnistData | None = None,
     weights: str | Path | None = None,
-) -> dict:
-    """Train one variant from one seed and return its line for the ledger (see `ledger.KEYS`).
+) -> Trial:
+    """Train one variant from one seed.
 
     `variant` is a name, a line or a `Source` (`claims.find_variant`). With the split "validation", trains on five
     sixths of the training images and evaluates on the others; with "test", trains on all and evaluates on the test
@@ -52,10 +149,11 @@ def run_trial(
     """
     if threads:
         torch.set_num_threads(threads)
-    with threads_for_idle_cores():  # around everything, so that the line names the number
+    with threads_for_idle_cores():  # around everything, so that the trial names the number
         known, recipe = find_variant(variant), planned_recipe(variant, changes)
         data = split_of(split, data or load_data(sample))
-        origin = _origin(device, precision)
+        chosen = pick_device(device)
+        origin = provenance(chosen, pick_precision(precision, chosen))  # now: the commit may change during training
         loss = distillation_loss(load_teacher(recipe, data, device), recipe) if recipe.teacher else None
         model = build(known.build, seed)
         start = time.perf_counter()
@@ -64,44 +162,42 @@ def run_trial(
         seconds = time.perf_counter() - start
     if len(history) < recipe.epochs:  # `fit` returns early on Ctrl-C
         raise KeyboardInterrupt
-    _save_weights(model, known, seed, data, weights)
-    return _line(known, recipe, seed, data, model, history, seconds, origin)
+    if weights is not None:
+        metadata = {"data": data.source, "variant": known.name, "seed": seed, "split": data.split}
+        save_weights(model, weights_path(weights, known.name, seed), metadata)
+    return make_trial(known, recipe, seed, data, model, history, seconds, origin)
 
 
-def run_trials(
-    variant: str | Source,
-    seeds: list[int],
-    split: str,
-    changes: dict | None = None,
-    sample: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
-    threads: int | None = None,
-    data: MnistData | None = None,
-    weights: str | Path | None = None,
-) -> list[dict]:
-    """`run_trial` for several seeds, trained at once (`vectorized.py`): on a GPU that takes little longer than one.
-
-    Raises ValueError or RuntimeError if the network or the recipe cannot be vectorised or the memory is too small, and
-    DivergenceError if one of the trainings diverges, and OSError if the weights cannot be written.
-    """
-    if threads:
-        torch.set_num_threads(threads)
-    known, recipe = find_variant(variant), planned_recipe(variant, changes)
-    data = split_of(split, data or load_data(sample)).to(pick_device(device))
-    origin = _origin(device, precision)
-    start = time.perf_counter()
-    models, histories = fit_vectorized(known.build, data, recipe, seeds, device, precision=origin["precision"])
-    seconds = (time.perf_counter() - start) / len(seeds)
-    for seed, model, history in zip(seeds, models, histories, strict=True):
-        loss, correct = evaluate(model, data.eval_images, data.eval_labels)  # alone, as for the mistakes: rounding
-        history[-1] |= {"eval_loss": loss, "eval_correct": correct}
-        history[-1]["eval_accuracy"] = 100 * correct / len(data.eval_labels)
-        _save_weights(model, known, seed, data, weights)
-    return [
-        _line(known, recipe, seed, data, model, history, seconds, origin)
-        for seed, model, history in zip(seeds, models, histories, strict=True)
-    ]
+def make_trial(
+    variant: Variant,
+    recipe: Recipe,
+    seed: int,
+    data: MnistData,
+    model: nn.Module,
+    history: list[Epoch],
+    seconds: float,
+    origin: dict,
+) -> Trial:
+    """The record of a finished training; `origin` is that of `provenance`."""
+    return Trial(
+        variant=variant.name,
+        network=variant.network_name,
+        source=variant.network.text if isinstance(variant.network, Source) else "",
+        recipe=recipe,
+        seed=seed,
+        split=data.split,
+        epochs=recipe.epochs,
+        parameters=inspection.count_parameters(model),
+        macs=inspection.count_macs(model),
+        accuracy=history[-1]["eval_accuracy"],
+        best_accuracy=max(epoch["eval_accuracy"] for epoch in history),
+        curve=[{key: round(value, 6) for key, value in epoch.items()} for epoch in history],
+        mistakes=mistakes(data.eval_labels, predict(model, data.eval_images)),
+        seconds=round(seconds, 1),
+        data=data.source,
+        time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **origin,
+    )
 
 
 def weights_path(folder: str | Path, variant: str, seed: int) -> Path:
@@ -112,54 +208,9 @@ def weights_path(folder: str | Path, variant: str, seed: int) -> Path:
     return Path(folder) / f"{name}-seed{seed}.safetensors"
 
 
-def _save_weights(model: nn.Module, variant: Variant, seed: int, data: MnistData, folder: str | Path | None) -> None:
-    """Save a trial's weights in `folder`, if there is one."""
-    if folder is not None:
-        metadata = {"data": data.source, "variant": variant.name, "seed": seed, "split": data.split}
-        save_weights(model, weights_path(folder, variant.name, seed), metadata)
-
-
-def _origin(device: str, precision: str) -> dict:
-    """Where a trial is trained and in which precision; taken before training, since the commit may change during it."""
-    chosen = pick_device(device)
-    return provenance(chosen, pick_precision(precision, chosen))
-
-
-def _line(
-    variant: Variant,
-    recipe: Recipe,
-    seed: int,
-    data: MnistData,
-    model: nn.Module,
-    history: list[dict],
-    seconds: float,
-    origin: dict,
-) -> dict:
-    """A trial's line for the ledger, with all of `ledger.KEYS`."""
-    return {
-        "variant": variant.name,
-        "network": variant.network_name,
-        "source": variant.network.text if isinstance(variant.network, Source) else "",
-        "recipe": recipe.as_dict(),
-        "seed": seed,
-        "split": data.split,
-        "epochs": recipe.epochs,
-        "parameters": inspection.count_parameters(model),
-        "macs": inspection.count_macs(model),
-        "accuracy": history[-1]["eval_accuracy"],
-        "best_accuracy": max(epoch["eval_accuracy"] for epoch in history),
-        "curve": [{key: round(value, 6) for key, value in epoch.items()} for epoch in history],
-        "mistakes": mistakes(data.eval_labels, predict(model, data.eval_images)),
-        "seconds": round(seconds, 1),
-        **origin,
-        "data": data.source,
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
 def split_of(split: str, data: MnistData) -> MnistData:
     """The data of a split. Raises ValueError for any word but "validation" and "test"."""
-    if split not in ("validation", "test"):  # a typing error must not select the test images
+    if split not in SPLITS:  # a typing error must not select the test images
         raise ValueError(f"split must be validation or test, not {split!r}")
     return validation_split(data) if split == "validation" else data
 

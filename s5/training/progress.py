@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TypedDict
 
 from torch import Tensor
 from tqdm import tqdm
 
 from s5.training.mnist import MnistData
+
+
+class Epoch(TypedDict):
+    """An entry of the history that `helpers.fit` returns. Losses are per image, accuracies in percent."""
+
+    epoch: int  # from 1
+    learning_rate: float  # after the last batch
+    train_loss: float
+    train_accuracy: float
+    eval_loss: float | None  # None in epochs that are not evaluated, as are the next two
+    eval_accuracy: float | None
+    eval_correct: int | None  # images
+    seconds: float
 
 
 def batch_bar(batches: Sequence[Tensor], shown: bool) -> tqdm:
