@@ -49,6 +49,13 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
+def count_stored(model: nn.Module) -> int:
+    """The numbers to store to run the network once BatchNorm is folded: those that share a scale need their own."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    scales = {norm.weight: norm.num_features for norm in norms}
+    return count_parameters(model) + 2 * (sum(norm.num_features for norm in norms) - sum(scales.values()))
+
+
 def count_macs(model: nn.Module, input_size: tuple[int, ...] = IMAGE) -> int:
     """The multiply-adds of the convolutions and matrix products in one forward pass, counted as they are executed."""
     with evaluating(model), FlopCounterMode(display=False) as counter:

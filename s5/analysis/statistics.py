@@ -52,18 +52,16 @@ def mcnemar(mistakes: Collection[str], other_mistakes: Collection[str]) -> float
     return float(stats.binomtest(first_only, first_only + second_only).pvalue)
 
 
-def paired_difference(trials: list[dict], other_trials: list[dict], key: str = "accuracy") -> dict:
-    """The mean difference of `key` between `trials` and `other_trials`, paired by seed.
+def paired_difference(values: dict[int, float], others: dict[int, float]) -> dict:
+    """The mean difference between two dicts {seed: value}, paired by seed.
 
     Returns n (common seeds), mean, low and high (95% t-interval) and p (two-sided paired t-test); the last three are
     NaN if `noise_is_unknown`. Raises ValueError if there is no common seed.
     """
-    values = {trial["seed"]: trial[key] for trial in trials}
-    other_values = {trial["seed"]: trial[key] for trial in other_trials}
-    seeds = sorted(values.keys() & other_values.keys())
+    seeds = sorted(values.keys() & others.keys())
     if not seeds:
-        raise ValueError(f"no seed in common: {sorted(values)} and {sorted(other_values)}")
-    differences = [values[seed] - other_values[seed] for seed in seeds]
+        raise ValueError(f"no seed in common: {sorted(values)} and {sorted(others)}")
+    differences = [values[seed] - others[seed] for seed in seeds]
     result = {"n": len(seeds), "mean": sum(differences) / len(seeds), "low": float("nan"), "high": float("nan")}
     if noise_is_unknown(differences):
         return result | {"p": float("nan")}
@@ -129,9 +127,9 @@ def mean_text(values: Sequence[float], digits: int) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def describe_seeds(trials: list[dict]) -> str:
+def describe_seeds(accuracies: Sequence[float]) -> str:
     """A phrase with the mean, standard deviation, minimum and the test against `CLAIMED_ACCURACY`."""
-    accuracies = pd.Series([trial["accuracy"] for trial in trials])
+    accuracies = pd.Series(accuracies)
     if noise_is_unknown(list(accuracies)):
         seeds = f"each of {len(accuracies)} seeds" if len(accuracies) > 1 else "one seed"
         return f"{accuracies.mean():.2f}% from {seeds}"

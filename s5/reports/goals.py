@@ -1,19 +1,19 @@
-"""The goal for each parameter budget, the variant that claims it, and the result.
-
-A claim's network and recipe were chosen on the validation split and frozen. Then it was trained from new seeds and the
-last epoch's weights were evaluated on the test set.
-"""
+"""The goal for each parameter budget, the claim that is to reach it (`claims.py`), and the result."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
+from functools import cache
 
 import pandas as pd
 
+from s5.analysis.inspection import count_parameters, count_stored
 from s5.analysis.statistics import CLAIMED_ACCURACY, interval_text, mean_text, p_mean_above
-from s5.experiments.claims import KNOWN
-from s5.experiments.ledger import in_usual_precision, minutes_on_a_cpu, select
+from s5.experiments.claims import CLAIMS
+from s5.experiments.ledger import minutes_on_a_cpu
+from s5.experiments.trial import Trial
 from s5.training.command_line import plural
 
 BUDGETS = (500, 1_000, 2_000, 5_000, 8_000, 20_000)  # a network has fewer parameters than its budget
@@ -25,7 +25,7 @@ class Goal:
     """A mean test accuracy, in percent, over at least `seeds` seeds, within a budget of parameters and epochs."""
 
     budget: str
-    parameters: int  # fewer than
+    parameters: int  # fewer than, also of the numbers to store
     epochs: int  # at most
     accuracy: float
     seeds: int
@@ -34,18 +34,25 @@ class Goal:
     above: float = 0.0  # the mean must be above this at p < SIGNIFICANCE, …
     lowest: float = 0.0  # … and no seed below this
 
-    def shortfalls(self, trials: list[dict]) -> list[str]:
+    def trials(self, trials: list[Trial]) -> list[Trial]:
+        """Those of `trials` that claim the goal."""
+        return CLAIMS[self.variant].trials(trials) if self.variant else []
+
+    def shortfalls(self, trials: list[Trial]) -> list[str]:
         """What these trials of the claim miss, as text; empty if the goal is reached."""
-        accuracies = [trial["accuracy"] for trial in trials]
-        mean, p = sum(accuracies) / len(accuracies), p_mean_above(accuracies, self.above)
-        distance, missing = self.accuracy - mean, self.seeds - len(accuracies)
+        accuracies = [trial.accuracy for trial in trials]
+        parameters, stored = network_size(self.variant)
+        p = p_mean_above(accuracies, self.above)
+        distance, missing = self.accuracy - statistics.mean(accuracies), self.seeds - len(accuracies)
         faults = {
             f"{distance:.3f} short": distance > 1e-9,  # a mean of decimals is not exact
             f"{plural(missing, 'seed')} missing": missing > 0,
             f"p = {p:.2g} for a mean above {self.above:g}%": self.above and p >= SIGNIFICANCE,
             f"no p-value for a mean above {self.above:g}%": self.above and math.isnan(p),
             f"a seed below {self.lowest:g}%": min(accuracies) < self.lowest,
-            "over its budget": any(t["parameters"] >= self.parameters or t["epochs"] > self.epochs for t in trials),
+            f"{parameters:,} parameters": parameters >= self.parameters,
+            f"{stored:,} numbers to store": stored >= self.parameters,
+            f"more than {self.epochs} epochs": any(trial.epochs > self.epochs for trial in trials),
         }
         return [fault for fault, found in faults.items() if found]
 
@@ -62,58 +69,58 @@ GOALS = (
 )
 
 
-def find_claims(goal: Goal, trials: list[dict]) -> list[dict]:
-    """The trials on the full test set that claim the goal."""
-    return claims_of(goal.variant, trials) if goal.variant else []
+@cache
+def network_size(name: str) -> tuple[int, int]:
+    """The trainable parameters of a claim's network, and the numbers to store it once BatchNorm is folded."""
+    model = CLAIMS[name].build()
+    return count_parameters(model), count_stored(model)
 
 
-def claims_of(variant: str, trials: list[dict]) -> list[dict]:
-    """The trials of a variant's network and recipe on the full test set, `ledger.in_usual_precision`."""
-    current = {"network": KNOWN[variant].network_name, "recipe": KNOWN[variant].recipe.as_dict()}
-    return in_usual_precision(select(trials, variant=variant, split="test", data="mnist", **current))
+def parameters_text(name: str) -> str:
+    """The trainable parameters and, where it differs, what must be stored: "496 (568 to store)"."""
+    parameters, stored = network_size(name)
+    return f"{parameters:,}" if stored == parameters else f"{parameters:,} ({stored:,} to store)"
 
 
-def goals_table(trials: list[dict]) -> pd.DataFrame:
-    """One row per goal: the goal, the variant that claims it, and its test accuracy in the last epoch, in percent."""
+def goals_table(trials: list[Trial]) -> pd.DataFrame:
+    """One row per goal: the goal, the claim, and its test accuracy in the last epoch, in percent."""
     rows = []
     for goal in GOALS:
         row = {"Budget": goal.budget, "Max epochs": goal.epochs, "Goal": f"{goal.accuracy:.2f}"}
-        result = dict.fromkeys(
-            ("Variant", "Network", "Parameters", "Epochs", "Seeds", "Mean", "95% interval", "Minimum"), "–"
-        )
-        if found := find_claims(goal, trials):
-            accuracies = pd.Series([trial["accuracy"] for trial in found])
+        columns = ("Variant", "Network", "Parameters", "Epochs", "Seeds", "Mean", "95% interval", "Minimum")
+        result, reached = dict.fromkeys(columns, "–"), "not claimed yet" if goal.variant else "not claimed"
+        if found := goal.trials(trials):
+            accuracies = [trial.accuracy for trial in found]
             result = {
                 "Variant": f"`{goal.variant}`",
-                "Network": f"`{KNOWN[goal.variant].network}`",
-                "Parameters": f"{found[0]['parameters']:,}",
-                "Epochs": found[0]["epochs"],
+                "Network": f"`{CLAIMS[goal.variant].network}`",
+                "Parameters": parameters_text(goal.variant),
+                "Epochs": found[0].epochs,
                 "Seeds": len(found),
-                "Mean": f"{accuracies.mean():.3f}",
-                "95% interval": interval_text(list(accuracies)),
-                "Minimum": f"{accuracies.min():.2f}",
+                "Mean": f"{statistics.mean(accuracies):.3f}",
+                "95% interval": interval_text(accuracies),
+                "Minimum": f"{min(accuracies):.2f}",
             }
-        reached = "not claimed yet" if goal.variant else "not claimed"
-        if found:
             reached = ", ".join(goal.shortfalls(found)) or "yes"
         rows.append(row | result | {"Reached": reached})
     return pd.DataFrame(rows)
 
 
-def claims_table(trials: list[dict]) -> pd.DataFrame:
+def claims_table(trials: list[Trial]) -> pd.DataFrame:
     """One row per claimed network for the README: parameters, accuracy over seeds, epochs and minutes of training."""
     rows = []
     for goal in GOALS:
-        if not (found := find_claims(goal, trials)):
+        if not (found := goal.trials(trials)):
             continue
+        minutes = minutes_on_a_cpu(found)
         rows.append(
             {
                 "Network": f"`{goal.variant}`: {goal.network}",
-                "Parameters": f"{found[0]['parameters']:,}",
-                "Test accuracy": f"{mean_text([trial['accuracy'] for trial in found], 2)}%",
+                "Parameters": parameters_text(goal.variant),
+                "Test accuracy": f"{mean_text([trial.accuracy for trial in found], 2)}%",
                 "Seeds": len(found),
-                "Epochs": found[0]["epochs"],
-                "Minutes": "–" if math.isnan(minutes := minutes_on_a_cpu(found)) else f"{minutes:.0f}",
+                "Epochs": found[0].epochs,
+                "Minutes": "–" if math.isnan(minutes) else f"{minutes:.0f}",
             }
         )
     return pd.DataFrame(rows)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -14,56 +10,78 @@ import pandas as pd
 from helpers import Net, mistakes, predict
 from s5.analysis import inspection, plots
 from s5.analysis.statistics import describe_seeds, wilson_interval
-from s5.analysis.style import Picture, save_figure
+from s5.analysis.style import Picture
+from s5.experiments.claims import BASELINE, KNOWN
 from s5.experiments.ledger import select
+from s5.experiments.trial import IMAGES, Trial
 from s5.experiments.variants import VARIANTS
 from s5.reports import speed_tables
-from s5.reports.goals import GOALS, claims_table, goals_table
+from s5.reports.cards import cards
+from s5.reports.goals import SIGNIFICANCE, claims_table, goals_table
 from s5.reports.plots import plot_frontier, plot_training_time
 from s5.reports.tables import (
-    IMAGES,
     comparison_table,
     current_trials,
     describe_noise,
     earlier_claims_table,
     frontier_points,
-    frontier_trials,
     precision_table,
     summary_table,
     tried_table,
 )
 from s5.training.checkpoint import load_weights
-from s5.training.files import EXPORT, FAULTS, PEERS, ROOT, SPEED, WEIGHTS
+from s5.training.files import EXPORT, PEERS, README, RESULTS_PAGE, ROOT, WEIGHTS, atomic_path
 from s5.training.mnist import load_mnist
 
+FIGURES = ROOT / "figures"
 SHORT_LOG = (5, 10, 15, 20)  # epochs
 MARKER = re.compile(r"(<!-- ([\w-]+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
-def sections(trials: list[dict], folder: Path = ROOT) -> dict[str, str]:
+def texts(trials: list[Trial]) -> dict[Path, str]:
+    """The paths of both pages and of the cards, each with the text that it should have. Raises ValueError."""
+    current = {page: page.read_text(encoding="utf-8") for page in (README, RESULTS_PAGE)}
+    return fill(current, sections(trials)) | cards(trials)
+
+
+def update(trials: list[Trial]) -> str:
+    """Write the pages and cards that are stale; return what was written, as text. Raises ValueError and OSError."""
+    stale = {path: text for path, text in texts(trials).items() if not has_text(path, text)}
+    for path, text in stale.items():
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    names = ", ".join(str(path.relative_to(ROOT)) for path in stale)
+    return f"updated from {len(trials)} trials: {names}" if names else "pages and cards are up to date"
+
+
+def has_text(path: Path, text: str) -> bool:
+    """Whether a file is there and has this text."""
+    return path.is_file() and path.read_text(encoding="utf-8") == text
+
+
+def sections(trials: list[Trial]) -> dict[str, str]:
     """The text of every section, by the name of its markers, from all trials of the ledger.
 
-    `folder` is the project, whose results/ has the measurements. Raises ValueError if the ledger or a file of
-    measurements does not have what a section shows.
+    Raises ValueError if the ledger or a file of measurements does not have what a section shows.
     """
     tested, validated = current_trials("test", trials), current_trials("validation", trials)
     if not validated:
-        raise ValueError("the ledger has no validation runs of the current variants: python -m s5.experiments.sweep")
+        raise ValueError("the ledger has no validation runs of the current variants: run python -m s5 sweep")
     shown = shown_trial(tested)
-    speed = speed_tables.read_measurements(_in(folder, SPEED), "python -m s5.benchmarks.bench")
-    export = speed_tables.read_measurements(_in(folder, EXPORT), "python -m s5.deployment.export --record")
-    faults = speed_tables.read_measurements(_in(folder, FAULTS), "python -m s5.benchmarks.faults")
-    log = log_table(shown["curve"])
+    speed = speed_tables.read_measurements()
+    export = speed_tables.read_measurements(EXPORT)
+    log = log_table(shown.curve)
     layers = inspection.layer_table(Net())
     layers["Parameters"] = layers["Parameters"].map("{:,}".format)
-    return {
+    figures = {f"figure-{name}": f"![{text}](figures/{name}.png)" for name, text in alternatives(trials).items()}
+    return figures | {
         "claims": to_markdown(claims_table(trials)),
         "layers": to_markdown(layers),
         "counts": describe_counts(),
         "log": to_markdown(log[log["Epoch"].isin(SHORT_LOG)][["Epoch", "Train accuracy", "Test accuracy"]]),
         "goals": to_markdown(goals_table(trials)),
         "earlier": to_markdown(earlier_claims_table(trials)),
-        "seeds": f"`Net`, test set, last epoch: {describe_seeds(select(tested, variant='s5'))}.",
+        "seeds": f"`Net`, test set, last epoch: {describe_seeds([t.accuracy for t in select(tested, variant='s5')])}.",
         "shown": describe_shown(shown),
         "full-log": to_markdown(log),
         "summary": f"```\n{inspection.summary(Net())}\n```",
@@ -81,29 +99,41 @@ def sections(trials: list[dict], folder: Path = ROOT) -> dict[str, str]:
         "speed": to_markdown(speed_tables.speed_table(speed)),
         "gpu": to_markdown(speed_tables.gpu_table(speed)),
         "accuracy-runs": to_markdown(speed_tables.accuracy_runs_table(speed)),
-        "profile": to_markdown(speed_tables.profile_table(speed)),
-        "throughput": speed_tables.describe_throughput(speed),
-        "sweeps": to_markdown(speed_tables.sweep_table(speed)),
+        "two-epochs": describe_shortest_run(speed, trials),
         "export": to_markdown(speed_tables.export_table(export)),
-        "faults": to_markdown(pd.DataFrame(faults).rename(columns=str.capitalize)),
     }
 
 
-def shown_trial(trials: list[dict]) -> dict:
+def shown_trial(trials: list[Trial]) -> Trial:
     """The run that the pages and the final model's notebook show: the final recipe, test set, seed 0."""
     found = select(trials, variant="s5", seed=0)
     if not found:
-        command = "python -m s5.experiments.sweep --variants s5 --seeds 0 --split test"
-        raise ValueError(f"the ledger has no test run of s5 from seed 0: {command}")
+        command = "python -m s5 sweep --variants s5 --seeds 0 --split test"
+        raise ValueError(f"the ledger has no test run of s5 from seed 0: run {command}")
     return found[0]
 
 
-def describe_shown(trial: dict) -> str:
-    """The accuracy, its interval and the duration of one run, as text."""
-    low, high = wilson_interval(trial["curve"][-1]["eval_correct"], IMAGES)
+def describe_shortest_run(speed: dict, trials: list[Trial]) -> str:
+    """Where the shortest schedule to 99.4% misses what the project asks of a claim, as a sentence."""
+    variant = KNOWN["to_99_4"]
+    runs = [record["to 99.4%"] for record in speed.values() if "to 99.4%" in record]
+    p_values = [run["p of a mean above the target"] for run in runs if run["recipe"]["epochs"] == variant.recipe.epochs]
+    p_values = [f"p = {p:.2g}" for p in p_values if p >= SIGNIFICANCE]
+    validated = select(trials, network=variant.network, recipe=variant.recipe, split="validation", data="mnist")
+    accuracies = pd.Series([trial.accuracy for trial in validated])
     return (
-        f"Seed {trial['seed']}, last epoch, 10,000 test images: {trial['accuracy']:.2f}% "
-        f"(95% interval {low:.2f}–{high:.2f}%), {trial['seconds'] / 60:.1f} minutes ({trial['device']})."
+        f"By the project's own rule, p < {SIGNIFICANCE}, {variant.recipe.epochs} epochs do not show a mean above 99.4% "
+        f"({' and '.join(p_values)}); on the validation split, from 50,000 training images, the mean of this recipe is "
+        f"{accuracies.mean():.2f}% ({len(accuracies)} seeds)."
+    )
+
+
+def describe_shown(trial: Trial) -> str:
+    """The accuracy, its interval and the duration of one run, as text."""
+    low, high = wilson_interval(trial.curve[-1]["eval_correct"], IMAGES)
+    return (
+        f"Seed {trial.seed}, last epoch, 10,000 test images: {trial.accuracy:.2f}% "
+        f"(95% interval {low:.2f}–{high:.2f}%), {trial.seconds / 60:.1f} minutes ({trial.device})."
     )
 
 
@@ -156,67 +186,35 @@ def fill(pages: dict[Path, str], sections: dict[str, str]) -> dict[Path, str]:
     }
 
 
-def different_sections(text: str, other: str) -> list[str]:
-    """The names of the sections in which two versions of a page differ."""
-    own, others = ({match[2]: match[0] for match in MARKER.finditer(page)} for page in (text, other))
-    return [name for name in own if own[name] != others.get(name)]
+def pictures(trials: list[Trial]) -> dict[str, Picture]:
+    """The figures of the pages that the ledger gives, by the name of their file."""
+    shown, points = shown_trial(current_trials("test", trials)), frontier_points(trials)
+    title = f"Net, seed {shown.seed}: {shown.accuracy:.2f}% in the last epoch"
+    return {
+        "curves": plots.plot_curves(shown.curve, title=title),
+        "frontier": plot_frontier(points, pd.read_csv(PEERS)),
+        "training_time": plot_training_time(points[points["name"] != BASELINE.name]),
+    }
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A figure of the pages: its file's name, what it shows, as JSON can hold it, and how it is drawn from that."""
-
-    name: str
-    data: object
-    draw: Callable[[], Picture]
+def alternatives(trials: list[Trial]) -> dict[str, str]:
+    """The figures' texts for those who cannot see them, by the name of their file."""
+    wrong = len(shown_trial(current_trials("test", trials)).mistakes)
+    texts = {name: picture.text_alternative() for name, picture in pictures(trials).items()}
+    return texts | {"mistakes": f"Mistakes: {wrong} of {IMAGES:,} digits (label → prediction, confidence)"}
 
 
-def drawings(trials: list[dict], folder: Path = ROOT) -> list[Drawing]:
-    """The figures of the pages, from all trials of the ledger and the files of the project in `folder`."""
+def draw_figures(trials: list[Trial]) -> None:
+    """Draw the pages' figures; each file also has its text. Raises DataError without the full MNIST, and ValueError."""
     shown = shown_trial(current_trials("test", trials))
-    points, peers = frontier_points(frontier_trials(trials)), _in(folder, PEERS).read_text(encoding="utf-8")
-    timed = points[(points["split"] == "test") & points["name"].isin({goal.variant for goal in GOALS})]
-    weights = hashlib.sha256(_in(folder, WEIGHTS).read_bytes()).hexdigest()
-    about = {key: shown[key] for key in ("seed", "accuracy")}
-    title = f"Net, seed {shown['seed']}: {shown['accuracy']:.2f}% in the last epoch"
-    return [
-        Drawing(
-            "curves.png",
-            about | {"curve": shown["curve"]},
-            lambda: plots.plot_curves(shown["curve"], title=title),
-        ),
-        Drawing(
-            "mistakes.png",
-            about | {"mistakes": shown["mistakes"], "weights": weights},
-            lambda: _draw_mistakes(shown, _in(folder, WEIGHTS)),
-        ),
-        Drawing(
-            "frontier.png",
-            {"points": points.round(6).to_dict("list"), "peers": peers},
-            lambda: plot_frontier(points, pd.read_csv(io.StringIO(peers))),
-        ),
-        Drawing(
-            "training_time.png",
-            {"points": timed.round(6).to_dict("list")},
-            lambda: plot_training_time(timed),
-        ),
-    ]
+    for name, picture in (pictures(trials) | {"mistakes": _draw_mistakes(shown)}).items():
+        with atomic_path(FIGURES / f"{name}.png") as temporary:
+            picture.savefig(temporary, format="png", metadata={"Description": picture.text_alternative()})
 
 
-def draw_figures(trials: list[dict], folder: Path = ROOT) -> None:
-    """Draw the pages' figures. Raises DataError without the full MNIST, and ValueError for weights of another run."""
-    for drawing in drawings(trials, folder):
-        save_figure(drawing.draw(), folder / "figures" / drawing.name, drawing.data)
-
-
-def _draw_mistakes(shown: dict, weights: Path) -> Picture:
+def _draw_mistakes(shown: Trial) -> Picture:
     data = load_mnist(allow_sample=False)
-    probabilities = predict(load_weights(Net(), weights), data.eval_images)
-    if mistakes(data.eval_labels, probabilities) != shown["mistakes"]:
-        raise ValueError(f"the mistakes of {weights.name} are not those in the ledger: save that run's weights")
+    probabilities = predict(load_weights(Net(), WEIGHTS), data.eval_images)
+    if mistakes(data.eval_labels, probabilities) != shown.mistakes:
+        raise ValueError(f"the mistakes of {WEIGHTS.name} are not those in the ledger: save that run's weights")
     return plots.plot_mistakes(data.eval_images, data.eval_labels, probabilities)
-
-
-def _in(folder: Path, path: Path) -> Path:
-    """The same file of the project in another folder."""
-    return folder / path.relative_to(ROOT)

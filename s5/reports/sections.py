@@ -16,11 +16,12 @@ from s5.analysis.notebook import Folded, LiveFigure, Table, epoch_table
 from s5.analysis.statistics import mean_text
 from s5.analysis.style import Picture
 from s5.experiments.ledger import minutes_on_a_cpu, select
-from s5.experiments.trial import planned_recipe
+from s5.experiments.trial import Trial, planned_recipe
 from s5.experiments.variants import VARIANTS, code, recipe_change
-from s5.reports.tables import comparison_table, seeds_in_words, trained
-from s5.reports.variant_map import place_in_words
+from s5.reports.tables import comparison_table, seeds_text, trained
+from s5.reports.variant_map import path_to
 from s5.training.mnist import MnistData
+from s5.training.progress import Epoch
 
 MODES = ("recorded", "short", "full")
 SHORT = 2  # epochs of a short run
@@ -33,11 +34,11 @@ class Sections:
     """
 
     data: MnistData
-    recorded: list[dict]  # trials of the validation split
+    recorded: list[Trial]  # of the validation split
     runs: str = "recorded"
     seed: int = 100
     device: str | torch.device = "auto"
-    histories: dict[str, list[dict]] = field(default_factory=dict)
+    histories: dict[str, list[Epoch]] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.runs not in MODES:
@@ -48,7 +49,7 @@ class Sections:
 
         Raises KeyError if there is none of this name, and ValueError if it has no recorded run, or none of the seed.
         """
-        seeds = [trial["seed"] for trial in select(self.recorded, variant=VARIANTS[name].name)]
+        seeds = [trial.seed for trial in select(self.recorded, variant=VARIANTS[name].name)]
         if not seeds or (self.runs == "recorded" and self.seed not in seeds):
             known = ", ".join(map(str, sorted(seeds))) or "none"
             raise ValueError(f"{name} has no recorded run of seed {self.seed}; there are {known}")
@@ -62,8 +63,8 @@ class Sections:
         trials = select(self.recorded, variant=name)
         minutes = minutes_on_a_cpu(trials)
         took = "" if math.isnan(minutes) else f" in {minutes:.1f} minutes (median)"
-        length = f"recorded runs: {trials[0]['epochs']} epochs{took}"
-        display(Markdown(f"{place_in_words(name)} · {length}"))
+        length = f"recorded runs: {trials[0].epochs} epochs{took}"
+        display(Markdown(f"{path_to(name)} · {length}"))
         network = VARIANTS[name].network
         line = network if isinstance(network, str) else network.name
         cost = f"{inspection.count_parameters(model):,} parameters, {inspection.count_macs(model):,} multiply-adds"
@@ -73,20 +74,19 @@ class Sections:
     def train(self, name: str) -> None:
         """Train it, or take the recorded run of the seed, and draw the curves beside the parent's and other seeds'."""
         variant, trials = VARIANTS[name], select(self.recorded, variant=name)
-        parent = {
-            trial["variant"]: trial["curve"] for trial in select(self.recorded, variant=variant.parent, seed=self.seed)
-        }
+        parents = select(self.recorded, variant=variant.parent, seed=self.seed)
+        parent = {trial.variant: trial.curve for trial in parents}
         inside = trained(trials)
-        band = [trial["curve"] for trial in inside] if len(inside) > 1 else None
+        band = [trial.curve for trial in inside] if len(inside) > 1 else None
 
-        def draw(history: list[dict], title: str) -> Picture:
+        def draw(history: list[Epoch], title: str) -> Picture:
             run = "recorded run" if self.runs == "recorded" else "this run"
             end = f"{run}, seed {self.seed}: {history[-1]['eval_accuracy']:.2f}% in epoch {history[-1]['epoch']}"
             band_text = f"; band: {len(inside)} recorded seeds" if band else ""
             return plots.plot_curves(history, title or f"{name}, {end}{band_text}", None, "validation", parent, band)
 
         if self.runs == "recorded":
-            history = select(trials, seed=self.seed)[0]["curve"]
+            history = select(trials, seed=self.seed)[0].curve
             display(draw(history, ""))
         else:
             recipe = planned_recipe(name, {"epochs": SHORT} if self.runs == "short" else {})
@@ -102,16 +102,16 @@ class Sections:
         display(Table(result_table(self.recorded, name)))
 
 
-def result_table(trials: list[dict], name: str) -> pd.DataFrame:
+def result_table(trials: list[Trial], name: str) -> pd.DataFrame:
     """A variant's recorded accuracy, in percent, and the change of its errors against its parent, as one row.
 
     Seeds whose training collapsed are named, and in no mean.
     """
     whole = select(trials, variant=name)
     inside = trained(whole)
-    accuracies, seeds = [trial["accuracy"] for trial in inside], seeds_in_words(len(inside), len(whole))
+    accuracies, seeds = [trial.accuracy for trial in inside], seeds_text(len(inside), len(whole))
     row = {"Recorded runs": name, "Seeds": seeds, "Accuracy": f"{mean_text(accuracies, 3)}%"}
-    if collapsed := [f"seed {trial['seed']}: {trial['accuracy']:.2f}%" for trial in whole if trial not in inside]:
+    if collapsed := [f"seed {trial.seed}: {trial.accuracy:.2f}%" for trial in whole if trial not in inside]:
         row["Collapsed"] = ", ".join(collapsed)
     compared = comparison_table(trials).rename(columns={"Pooled 95%": "95%"})
     for change in compared[compared["Variant"] == name].to_dict("records"):

@@ -1,15 +1,18 @@
-"""The family tree of the variants as one figure, with what each change gained; a variant's place in it as a line."""
+"""The family tree of the variants as one figure, with what each change gained; the way to a variant as a line."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 from matplotlib.ticker import NullLocator
 
 from s5.analysis.style import COLOURS, FAINT, INK, WIDTH, Picture, styled
+from s5.experiments.ledger import by_variant
+from s5.experiments.trial import Trial
 from s5.experiments.variants import VARIANTS
-from s5.reports.tables import by_variant, compared_variants, seeds_in_words, trained
+from s5.reports.tables import compared_variants, seeds_text, trained
 
 NUMBERS = {name: number for number, name in enumerate(VARIANTS, 1)}  # of a variant's section in the notebook
 VERDICTS = {  # of `compared_variants`: colour, marker and meaning; better and worse are told apart if beyond noise
@@ -19,25 +22,24 @@ VERDICTS = {  # of `compared_variants`: colour, marker and meaning; better and w
     "not tested": (FAINT, "$?$", "one seed: not tested"),
 }
 ROW, INDENT = 0.31, 0.055  # inches; fraction of the tree's width
-CHANGE_LIMITS = (-80, 320)  # percent, the change's axis contains them
-CHANGE_TICKS = (-70, -50, -30, 0, 40, 100)  # percent
-WIDE_CHANGE_TICKS = (-99.9, -99, -90, 0, 900, 9900, 99900)  # where an interval is beyond these limits
+CHANGE_LIMITS = (-80, 320)  # percent, the axis of changes contains them
+CHANGE_TICKS = (-99.9, -99, -90, -70, -50, -30, 0, 40, 100, 900, 9900)  # percent
 
 
-def map_table(trials: list[dict]) -> pd.DataFrame:
+def map_table(trials: list[Trial]) -> pd.DataFrame:
     """One row per variant that has trials, a parent before its children: what `plot_map` draws.
 
     Columns: number (of the section), name, parent ("": none), depth (steps from the first variant), seeds
-    (`tables.seeds_in_words`), mean (in percent); errors, errors_low, errors_high (the change against the parent in
+    (`tables.seeds_text`), mean (in percent); errors, errors_low, errors_high (the change against the parent in
     percent, NaN if unknown) and verdict (a key of VERDICTS, "" without a parent).
     """
     groups, whole, rows = by_variant(trained(trials)), by_variant(trials), []
     compared = {row.variant: row for row in compared_variants(trials).itertuples()}
-    for name in _in_tree_order(groups):
+    for name in sorted(groups, key=lambda name: [NUMBERS[each] for each in (*ancestors(name), name)]):
         group, change = groups[name], compared.get(name)
         row = {"number": NUMBERS[name], "name": name, "parent": VARIANTS[name].parent or ""}
-        row |= {"depth": len(ancestors(name)), "seeds": seeds_in_words(len(group), len(whole[name]))}
-        row["mean"] = sum(trial["accuracy"] for trial in group) / len(group)
+        row |= {"depth": len(ancestors(name)), "seeds": seeds_text(len(group), len(whole[name]))}
+        row["mean"] = sum(trial.accuracy for trial in group) / len(group)
         for key in ("errors", "errors_low", "errors_high"):
             row[key] = getattr(change, key, math.nan)
         verdict = getattr(change, "beyond_noise", "")
@@ -55,23 +57,9 @@ def ancestors(name: str) -> list[str]:
     return path
 
 
-def place_in_words(name: str) -> str:
+def path_to(name: str) -> str:
     """The way to a variant, e.g. "1 fully_connected → 2 pytorch_example → **3 first_experiment**", in Markdown."""
     return " → ".join([*(f"{NUMBERS[each]} {each}" for each in ancestors(name)), f"**{NUMBERS[name]} {name}**"])
-
-
-def _in_tree_order(names) -> list[str]:
-    """The names with each variant after its parent, and its own descendants before its siblings."""
-    order: list[str] = []
-
-    def add(parent: str | None) -> None:
-        for name in VARIANTS:
-            if VARIANTS[name].parent == parent:
-                order.append(name)
-                add(name)
-
-    add(None)
-    return [name for name in order if name in names]
 
 
 @styled()
@@ -115,24 +103,17 @@ def _finding(table: pd.DataFrame) -> str:
 
 def _change_axis(axes, shown) -> None:
     """Set the limits and ticks of the axis of changes; it contains the values of `shown`, in percent, NaN ignored."""
-    low, high = map(_place, CHANGE_LIMITS)
-    places = [_place(value) for value in shown if not math.isnan(value)]
-    left, right = min([low, *places]), max([high, *places])
-    ticks = CHANGE_TICKS if (left, right) == (low, high) else WIDE_CHANGE_TICKS
-    # Beyond the usual limits there is room for an end of a bar and a part of its label; the rest is in the margin.
-    axes.set_xlim(left - 0.3 * (left < low), right + 0.5 * (right > high))
-    ticks = [tick for tick in ticks if left <= _place(tick) <= right]
-    axes.set_xticks([_place(tick) for tick in ticks], [f"{tick:+,}%" if tick else "0" for tick in ticks])
+    places = _place([*CHANGE_LIMITS, *shown])
+    left, right = np.nanmin(places), np.nanmax(places)
+    axes.set_xlim(left, right)
+    ticks = [tick for tick in CHANGE_TICKS if left <= _place(tick) <= right]
+    axes.set_xticks(_place(ticks), [f"{tick:+,}%" if tick else "0" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _percent(change: float) -> str:
-    return f"{change:+.2f}" if change < -99 else f"{change:+,.0f}"  # not -100, which would be no errors at all
-
-
-def _place(change: float) -> float:
+def _place(change):
     """Where a change in percent is on the axis: the logarithm of the errors' ratio, at least that of -99.9%."""
-    return math.log(max(1 + change / 100, 0.001))
+    return np.log(np.maximum(1 + np.asarray(change) / 100, 0.001))
 
 
 def _draw_branch(axes, place: int, row, rows: dict) -> None:
@@ -159,12 +140,11 @@ def _draw_change(axes, place: int, row) -> None:
         return
     colour, marker, _ = VERDICTS[row.verdict]
     is_known = not math.isnan(row.errors_low)
-    places = [_place(value) for value in (row.errors_low, row.errors_high, row.errors)]
+    places = _place([row.errors_low, row.errors_high, row.errors])
     if is_known:
         axes.plot(places[:2], [place, place], "-", color=colour, linewidth=2)
     axes.plot(places[2], place, linestyle="none", marker=marker, color=colour, markersize=6)
-    text = f"{_percent(row.errors)}%"
-    text += f" ({_percent(row.errors_low)} to {_percent(row.errors_high)})" if is_known else ""
+    text = f"{row.errors:+,.0f}%" + (f" ({row.errors_low:+,.0f} to {row.errors_high:+,.0f})" if is_known else "")
     is_right = row.errors > 0  # on the side where the line at 0 is not in the way
     end = places[is_right] if is_known else places[2]
     style = {"va": "center", "ha": "left" if is_right else "right", "fontsize": 8.5, "color": colour}
