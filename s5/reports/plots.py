@@ -82,7 +82,7 @@ def _draw_points(axes, points):
         label = "hollow: the images are deskewed first"
         axes.plot(deskewed["parameters"], deskewed["mean"], "o", markersize=6, label=label, **style)
     for row in front.itertuples():
-        _label(axes, row.name, (row.parameters, row.mean), (-6, 5), COLOURS[0], ha="right", va="bottom")
+        _label(axes, row.name, (row.parameters, row.mean), (-6, 7), COLOURS[0], ha="right", va="bottom")
     for row in rest.itertuples():
         _label(axes, row.name, (row.parameters, row.mean), (22, 0), COLOURS[0], ha="left", va="center")
 

@@ -1,0 +1,141 @@
+"""What `python -m s5 report --check` finds, and that it finds nothing in the project as it is."""
+
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+from s5.commands import report
+from s5.experiments.claims import CLAIMS
+from s5.experiments.ledger import read_ledger
+from s5.reports import check, pages
+from tests.utils import make_trial
+
+
+@pytest.fixture(scope="module")
+def trials():
+    return read_ledger()
+
+
+def without(trials, **conditions):
+    return [trial for trial in trials if any(getattr(trial, name) != value for name, value in conditions.items())]
+
+
+def test_the_project_is_what_the_ledger_gives(trials):
+    assert list(check.stale_files(trials)) == []
+    assert list(check.stale_outputs(trials)) == []
+    assert [text for text in check.history_faults(trials) if not text.startswith(check.NOTE)] == []
+
+
+def test_what_another_ledger_gives_is_stale(trials, tmp_path, monkeypatch):
+    fewer = without(trials, variant="s5", seed=9, split="test", precision="bfloat16")
+    fewer = without(fewer, variant="below_20k", seed=0)
+    stale = " ".join(check.stale_files(fewer))
+    for name in ("README.md", "RESULTS.md", "results/weights/s5.md", "figures/frontier.png"):
+        assert f"{name} is not" in stale
+    assert "below_5k.md" not in stale
+    (stale,) = check.stale_outputs(fewer)
+    assert "the seeds of s5" in stale
+    assert "the map" not in stale
+    monkeypatch.setattr(check, "FIGURES", tmp_path)
+    assert len(list(check.stale_files(trials))) == len(list(tmp_path.parent.glob("none"))) + 4
+
+
+def test_weights_are_compared_with_their_line(trials, small, tmp_path, monkeypatch):
+    for name in check.FILES:
+        (tmp_path / "MNIST" / "raw").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "MNIST" / "raw" / name).touch()
+    monkeypatch.setenv("MNIST_ROOT", str(tmp_path))
+    monkeypatch.setattr(check, "load_mnist", lambda **_: small)
+    monkeypatch.setattr(check, "trained_networks", lambda: ["s5"])
+    (text,) = check.weights_faults(trials)
+    assert text.startswith("the weights of s5 differ from the ledger in")
+    (tmp_path / "MNIST" / "raw" / name).unlink()
+    (text,) = check.weights_faults(trials)
+    assert text.startswith(f"{check.NOTE}the weights are not checked: that requires MNIST on disk")
+
+
+def git(folder, *arguments):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    command = ["git", "-C", str(folder), *who, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A git checkout with a ledger of two lines; its first commit is that since which the ledger only grows."""
+    ledger = tmp_path / "ledger.jsonl"
+    ledger.write_text("")
+    git(tmp_path, "init", "--quiet")
+    ledger.write_text("a\nb\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "-m", "first")
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    monkeypatch.setattr(check, "LEDGER", ledger)
+    monkeypatch.setattr(check, "REWRITTEN", git(tmp_path, "rev-parse", "HEAD"))
+    monkeypatch.setattr(check, "parse_line", lambda line: make_trial())
+    return ledger
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+@pytest.mark.parametrize(("text", "lost"), [("a\nb\nc\n", 0), ("a\nx\n", 1), ("b\n", 1), ("", 2)])
+def test_the_ledger_only_grows(project, text, lost, is_committed):
+    project.write_text(text)
+    if is_committed:
+        git(project.parent, "commit", "--quiet", "-a", "-m", "second")
+    found = [text for text in check.history_faults([]) if not text.startswith(check.NOTE)]
+    assert [each.split()[0] for each in found] == [str(lost)] * (lost > 0)
+
+
+def test_without_history_it_says_so(project, monkeypatch):
+    monkeypatch.setattr(check, "REWRITTEN", "0" * 40)
+    (text,) = check.history_faults([])
+    assert text.startswith(f"{check.NOTE}the history is not checked")
+
+
+def test_what_a_claim_misses(project):
+    commit, claim = git(project.parent, "rev-parse", "HEAD"), replace(CLAIMS["s5"], seeds=(0, 1), frozen="2026-12-24")
+
+    def line(seed, split="test", commit=commit, **changes):
+        about = {"data": "mnist", "recipe": claim.recipe.as_dict(), "time": "2026-12-24T00:00:00+00:00"}
+        return make_trial(seed, split=split, commit=commit, **about | {"precision": "bfloat16"} | changes)
+
+    good = [line(100, "validation"), line(0), line(1)]
+    assert list(check.claim_faults(claim, good)) == []
+    for lines, fault in (
+        (good[:2], "no trial of seed 1"),
+        ([*good[:2], line(1, commit=f"{commit}-dirty")], "commits that are not in the history, or not clean"),
+        ([*good, line(0, precision="float32")], "trained more than once from seed 0"),
+        (good[1:], "not tried on the validation split"),
+        ([line(100, "validation", time="2026-12-25T00:00:00+00:00"), *good[1:]], "not tried on the validation split"),
+    ):
+        (found,) = check.claim_faults(claim, lines)
+        assert fault in found
+
+
+@pytest.mark.parametrize(("frozen", "is_error"), [("2026-11-30", False), ("2026-12-01", True)])
+def test_new_claims_must_keep_the_rules_and_old_ones_are_listed(project, monkeypatch, frozen, is_error):
+    monkeypatch.setattr(check, "CLAIMS", {"s5": replace(CLAIMS["s5"], frozen=frozen)})
+    found = [text for text in check.history_faults([]) if "claim s5: no trial of seed 0" in text]
+    assert [not text.startswith(check.NOTE) for text in found] == [is_error]
+
+
+def test_the_command_ends_with_an_error_if_anything_is_wrong(monkeypatch, capsys):
+    for name in ("stale_files", "stale_outputs", "weights_faults", "history_faults"):
+        monkeypatch.setattr(check, name, lambda trials: [])
+    monkeypatch.setattr(check, "weights_faults", lambda trials: [f"{check.NOTE}not checked"])
+    assert report.main(["--check"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "note: not checked"
+    monkeypatch.setattr(check, "stale_files", lambda trials: ["one", "two"])
+    assert report.main(["--check"]) == 1
+    assert capsys.readouterr().err == "report: one\nreport: two\n"
+
+
+def test_the_command_writes_what_is_stale(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.md"
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    monkeypatch.setattr(pages, "texts", lambda trials: {page: "text"})
+    for answer in ("trials: page.md", "up to date"):
+        assert report.main([]) == 0
+        assert answer in capsys.readouterr().out
+    assert page.read_text() == "text"
