@@ -76,7 +76,7 @@ def test_comparison_table():
     assert list(table.index) == ["sgd", "dropout", "separable"]  # without a parent in the ledger there is no row
     assert list(table["Against"]) == ["original", "sgd", "sgd"]
     assert list(table["Beyond seed noise"]) == ["yes", "no", "not tested"]  # a single seed is not tested
-    paired = paired_difference(tables.by_seed(trials[3:6]), tables.by_seed(trials[:3]))
+    paired = paired_difference(trials[3:6], trials[:3])
     assert table.loc["sgd", "Points"] == "+0.200"
     assert table.loc["sgd", "p, Holm"] == f"{2 * paired['p']:.2g}"  # two of the three could be tested
     assert table.loc["separable", "p, Holm"] == table.loc["separable", "Paired 95%"] == "–"

@@ -114,7 +114,7 @@ def verdict(own: list[dict], others: list[dict]) -> str:
     """What the trials of two networks say, paired by seed, in a sentence."""
     from s5.analysis.statistics import paired_difference
 
-    difference = paired_difference(*({trial["seed"]: trial["accuracy"] for trial in each} for each in (own, others)))
+    difference = paired_difference(own, others)
     name, other, n = own[0]["variant"], others[0]["variant"], difference["n"]
     points = f"{difference['mean']:+.3f} points on {own[0]['data']} {own[0]['split']} images"
     if math.isnan(difference["p"]):

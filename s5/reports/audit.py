@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from helpers import build
 from s5.analysis.inspection import count_macs, count_parameters
+from s5.analysis.style import is_drawn_from
 from s5.experiments.claims import KNOWN
 from s5.experiments.evidence import faults
 from s5.experiments.ledger import KEYS, parse_line
@@ -79,6 +80,12 @@ def derived_problems(folder: Path = ROOT) -> list[str]:
     for page, text in current.items():
         found += [f"{page.name}, {name}: stale" for name in pages.different_sections(text, updated[page])]
         found += [f"{page.name}: {fault}" for fault in prose_faults(pages.MARKER.sub("", text), trials)]
+    for name, (data, command) in figures.items():
+        try:
+            if not is_drawn_from(folder / "figures" / name, data):
+                found.append(f"figures/{name} was drawn from other data: {command}")
+        except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError for a damaged PNG
+            found.append(f"figures/{name} cannot be read: {error}")
     unknown = sorted({path.name for path in (folder / "figures").glob("*.png")} - figures.keys())
     return found + [f"figures/{name} is drawn from nothing that is known" for name in unknown]
 

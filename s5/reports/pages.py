@@ -54,7 +54,6 @@ def sections(trials: list[dict], folder: Path = ROOT) -> dict[str, str]:
     export = speed_tables.read_measurements(_in(folder, EXPORT), "python -m s5.deployment.export --record")
     faults = speed_tables.read_measurements(_in(folder, FAULTS), "python -m s5.benchmarks.faults")
     log = log_table(shown["curve"])
-    headline = select(tested, variant="s5")
     layers = inspection.layer_table(Net())
     layers["Parameters"] = layers["Parameters"].map("{:,}".format)
     return {
@@ -64,7 +63,7 @@ def sections(trials: list[dict], folder: Path = ROOT) -> dict[str, str]:
         "log": to_markdown(log[log["Epoch"].isin(SHORT_LOG)][["Epoch", "Train accuracy", "Test accuracy"]]),
         "goals": to_markdown(goals_table(trials)),
         "earlier": to_markdown(earlier_claims_table(trials)),
-        "seeds": f"`Net`, test set, last epoch: {describe_seeds([trial['accuracy'] for trial in headline])}.",
+        "seeds": f"`Net`, test set, last epoch: {describe_seeds(select(tested, variant='s5'))}.",
         "shown": describe_shown(shown),
         "full-log": to_markdown(log),
         "summary": f"```\n{inspection.summary(Net())}\n```",
@@ -207,7 +206,7 @@ def drawings(trials: list[dict], folder: Path = ROOT) -> list[Drawing]:
 def draw_figures(trials: list[dict], folder: Path = ROOT) -> None:
     """Draw the pages' figures. Raises DataError without the full MNIST, and ValueError for weights of another run."""
     for drawing in drawings(trials, folder):
-        save_figure(drawing.draw(), folder / "figures" / drawing.name)
+        save_figure(drawing.draw(), folder / "figures" / drawing.name, drawing.data)
 
 
 def _draw_mistakes(shown: dict, weights: Path) -> Picture:

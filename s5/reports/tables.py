@@ -195,8 +195,8 @@ def compared_variants(trials: list[dict]) -> pd.DataFrame:
     for pair in pairs:
         own, others = (groups.get(name, []) for name in pair)
         if {trial["seed"] for trial in own} & {trial["seed"] for trial in others}:
-            compared[pair] = paired_difference(by_seed(own), by_seed(others))
-            growth = paired_difference(by_seed(own, "log_error"), by_seed(others, "log_error"))
+            compared[pair] = paired_difference(own, others)
+            growth = paired_difference(own, others, "log_error")
             tested = freedom and growth["n"] > 1  # one seed may be a lucky one
             noise = pooled_difference(growth["mean"], growth["n"], deviation, freedom) if tested else NOT_TESTED
             pooled[pair] = growth | noise
@@ -255,7 +255,7 @@ def precision_table(trials: list[dict]) -> pd.DataFrame:
             continue
         both = {name: [trial for trial in found if trial["seed"] in seeds] for name, found in both.items()}
         full, half = both.values()
-        difference = paired_difference(by_seed(half), by_seed(full))
+        difference = paired_difference(half, full)
         means = {f"Mean, {name}": f"{statistics.mean(trial['accuracy'] for trial in both[name]):.3f}" for name in both}
         row = {"Variant": full[0]["variant"], "Split": full[0]["split"], "Epochs": full[0]["epochs"]}
         row |= {"Seeds": difference["n"], **means}
@@ -263,11 +263,6 @@ def precision_table(trials: list[dict]) -> pd.DataFrame:
         row |= {"95%": _interval(difference["low"], difference["high"], "{:+.2f}")}
         rows.append(row | {"p": _p_value(difference["p"])})
     return pd.DataFrame(rows)
-
-
-def by_seed(trials: list[dict], key: str = "accuracy") -> dict[int, float]:
-    """One value of each trial, by its seed."""
-    return {trial["seed"]: trial[key] for trial in trials}
 
 
 def in_errors(trial: dict) -> dict:
