@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 matplotlib.use("Agg")
@@ -254,7 +255,8 @@ def test_unsuitable_shapes_and_values_are_errors(call, message):
 def test_save_figure_writes_atomically(tmp_path, monkeypatch):
     figure = plots.plot_digits(IMAGES[:3], LABELS[:3])
     path = style.save_figure(figure, tmp_path / "digits.png")
-    assert plt.imread(path).shape[1] == 900
+    with Image.open(path) as image:
+        assert (image.width, image.info["Description"]) == (900, "Digits and their labels (3)")
     complete = path.read_bytes()
 
     def run_out_of_space(target, **kwargs):

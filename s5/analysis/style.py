@@ -66,9 +66,12 @@ class Picture(Figure):
 
 
 def save_figure(figure, path):
-    """Write `figure` to `path` as a PNG, atomically, and return the path. Raises OSError if writing fails."""
+    """Write a `Picture` to `path` as a PNG, atomically, and return the path. Raises OSError if writing fails.
+
+    The file's Description is the text alternative.
+    """
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", metadata={"Description": figure.text_alternative()})
     return Path(path)
 
 
