@@ -9,9 +9,7 @@ import sys
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from s5.analysis.style import save_picture
 from s5.deployment.page import PAGE
-from s5.reports.audit import shown_page
 from s5.training.files import ROOT
 from tests.test_page_in_browser import ARGUMENTS, CHROMIUM, draw
 
@@ -34,7 +32,7 @@ def main() -> None:
     if answer != "9":
         sys.exit(f"the network reads the 9 as {answer}: choose another drawing")
     picture = picture.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    save_picture(picture, ROOT / "figures" / "page.png", shown_page())
+    picture.save(ROOT / "figures" / "page.png", optimize=True)
 
 
 if __name__ == "__main__":

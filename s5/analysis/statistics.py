@@ -9,7 +9,6 @@ import math
 import statistics
 from collections.abc import Collection, Sequence
 
-import pandas as pd
 from scipy import stats
 
 CLAIMED_ACCURACY = 99.4  # percent: the mean over seeds is claimed to be above it
@@ -53,7 +52,7 @@ def mcnemar(mistakes: Collection[str], other_mistakes: Collection[str]) -> float
 
 
 def paired_difference(values: dict[int, float], others: dict[int, float]) -> dict:
-    """The mean difference between two dicts {seed: value}, paired by seed.
+    """The mean difference between two recipes' values, each given by seed, over the seeds that both have.
 
     Returns n (common seeds), mean, low and high (95% t-interval) and p (two-sided paired t-test); the last three are
     NaN if `noise_is_unknown`. Raises ValueError if there is no common seed.
@@ -62,12 +61,9 @@ def paired_difference(values: dict[int, float], others: dict[int, float]) -> dic
     if not seeds:
         raise ValueError(f"no seed in common: {sorted(values)} and {sorted(others)}")
     differences = [values[seed] - others[seed] for seed in seeds]
-    result = {"n": len(seeds), "mean": sum(differences) / len(seeds), "low": float("nan"), "high": float("nan")}
-    if noise_is_unknown(differences):
-        return result | {"p": float("nan")}
-    test = stats.ttest_1samp(differences, 0)
-    interval = test.confidence_interval(0.95)
-    return result | {"low": float(interval.low), "high": float(interval.high), "p": float(test.pvalue)}
+    low, high = mean_interval(differences)
+    p = float("nan") if noise_is_unknown(differences) else float(stats.ttest_1samp(differences, 0).pvalue)
+    return {"n": len(seeds), "mean": sum(differences) / len(seeds), "low": low, "high": high, "p": p}
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -84,7 +80,7 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def mean_interval(accuracies: list[float]) -> tuple[float, float]:
-    """The 95% t-interval of the mean over seeds, in percent; NaN if `noise_is_unknown`."""
+    """The 95% t-interval of the mean over seeds; NaN if `noise_is_unknown`."""
     if noise_is_unknown(accuracies):
         return float("nan"), float("nan")
     interval = stats.ttest_1samp(accuracies, 0).confidence_interval(0.95)
@@ -127,16 +123,16 @@ def mean_text(values: Sequence[float], digits: int) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def describe_seeds(accuracies: Sequence[float]) -> str:
+def describe_seeds(accuracies: list[float]) -> str:
     """A phrase with the mean, standard deviation, minimum and the test against `CLAIMED_ACCURACY`."""
-    accuracies = pd.Series(accuracies)
-    if noise_is_unknown(list(accuracies)):
+    mean = statistics.mean(accuracies)
+    if noise_is_unknown(accuracies):
         seeds = f"each of {len(accuracies)} seeds" if len(accuracies) > 1 else "one seed"
-        return f"{accuracies.mean():.2f}% from {seeds}"
-    above = p_mean_above(list(accuracies), CLAIMED_ACCURACY)
+        return f"{mean:.2f}% from {seeds}"
+    deviation, above = statistics.stdev(accuracies), p_mean_above(accuracies, CLAIMED_ACCURACY)
     return (
-        f"mean {accuracies.mean():.2f}% over {len(accuracies)} seeds (standard deviation {accuracies.std():.2f}, "
-        f"minimum {accuracies.min():.2f}%, one-sided t-test for a mean above {CLAIMED_ACCURACY}%: p = {above:.2g})"
+        f"mean {mean:.2f}% over {len(accuracies)} seeds (standard deviation {deviation:.2f}, minimum "
+        f"{min(accuracies):.2f}%, one-sided t-test for a mean above {CLAIMED_ACCURACY}%: p = {above:.2g})"
     )
 
 

@@ -1,10 +1,8 @@
 """What all figures share: the style, the `Picture` they return, the accuracy axis and grids of images."""
 
 import contextlib
-import hashlib
 import io
 import itertools
-import json
 import math
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import torch
 from cycler import cycler
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from PIL import Image, PngImagePlugin
 
 from s5.training.files import atomic_path
 
@@ -35,7 +32,6 @@ STYLE = {
 WIDTH = 9.0  # inches, of every figure
 GAP, CAPTION = 0.08, 0.26  # between the tiles of a grid, and for the caption above each, in tile widths
 ACCURACY_LABEL = "accuracy (%), log scale of the error"
-DIGEST = "Digest"  # the name of a PNG's text that `save_figure` adds
 ACCURACY_TICKS = [0, 50, 80, 90, 95, 97, 98, 99, 99.5, 99.8, 100]
 
 
@@ -69,47 +65,14 @@ class Picture(Figure):
         return ". ".join(" ".join(title.split()) for title in titles if title)
 
 
-def save_figure(figure, path, data=None):
-    """Write `figure` to `path` as a PNG, atomically, and return the path. Raises OSError if writing fails.
+def save_figure(figure, path):
+    """Write a `Picture` to `path` as a PNG, atomically, and return the path. Raises OSError if writing fails.
 
-    data: what the figure is drawn from, anything that JSON can hold. The file keeps its digest, for `is_drawn_from`.
+    The file's Description is the text alternative.
     """
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
-        if data is not None:
-            with Image.open(temporary) as image:
-                image.load()
-            _save_with_digest(image, temporary, data)
+        figure.savefig(temporary, format="png", metadata={"Description": figure.text_alternative()})
     return Path(path)
-
-
-def save_picture(image, path, data):
-    """`save_figure` for an image of PIL, such as a screenshot."""
-    with atomic_path(path) as temporary:
-        _save_with_digest(image, temporary, data)
-    return Path(path)
-
-
-def _save_with_digest(image, path, data):
-    about = PngImagePlugin.PngInfo()
-    about.add_text(DIGEST, _digest(image, data))
-    image.save(path, format="png", pnginfo=about, dpi=image.info.get("dpi"), optimize=True)
-
-
-def is_drawn_from(path, data):
-    """Whether the PNG at `path` was saved with this `data` and its pixels are unchanged.
-
-    Raises OSError if the file is missing or no image.
-    """
-    with Image.open(path) as image:
-        image.load()
-        return image.info.get(DIGEST) == _digest(image, data)
-
-
-def _digest(image, data):
-    """A SHA-256 of the data and the pixels: a picture that is replaced or changed no longer has it."""
-    pixels = f"{image.size}".encode() + image.convert("RGBA").tobytes()
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode() + pixels).hexdigest()
 
 
 # --- Inputs -----------------------------------------------------------------------------------------------------------

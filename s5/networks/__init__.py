@@ -1,1 +1,1 @@
-import s5.training  # noqa: F401  before torch, see there
+"""Networks as data: the layers, the grammar of lines, a user's own code."""

@@ -65,7 +65,7 @@ class NetworkError(ValueError):
 
 @dataclass(frozen=True)
 class Network:
-    """The description of a network; it is normalised and checked as its line is. Raises NetworkError."""
+    """The description of a network, as `parse` reads it from a line."""
 
     block: str  # a key of BLOCKS
     stages: tuple[tuple[int, ...], ...]  # channels of the layers at each resolution; shared: number of uses, one each
@@ -76,9 +76,6 @@ class Network:
     radial: float = 0.0
     stem: int = 0
     dropout: float = 0.0
-
-    def __post_init__(self):
-        vars(self).update(_fields(str(self)))  # the fields of a frozen dataclass cannot be set directly
 
     def __str__(self) -> str:
         mark = "×" if self.channels else ""
@@ -104,29 +101,23 @@ class Network:
 
     def build(self) -> nn.Module:
         """A new module, images (N, 1, 28, 28) → logits (N, 10), with initial weights from torch's random state."""
-        network = self._network()
-        return nn.Sequential(layers.Deskew(self.deskew), network) if self.deskew else network
-
-    def _network(self) -> nn.Module:
-        """What follows `deskew`."""
+        uses = [stage[0] for stage in self.stages]
         match self.block:
             case "linear":
                 sizes = pairwise((28 * 28, *self.stages[0]))
                 hidden = [layer for pair in sizes for layer in (nn.Linear(*pair), nn.ReLU())]
-                return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(self.stages[0][-1], 10))
+                network = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(self.stages[0][-1], 10))
             case "dense":
-                return layers.Dense(self.stages)
-            case "shared" | "shared-separable":
-                separable = self.block == "shared-separable"
-                return layers.Shared(self.channels, self._uses, self._head, self.crop, separable)
+                network = layers.Dense(self.stages)
+            case "shared":
+                network = layers.Shared(self.channels, uses, self._head, self.crop)
+            case "shared-separable":
+                network = layers.Shared(self.channels, uses, self._head, self.crop, separable=True)
             case "cellular":
-                return layers.Cellular(self.channels, self._uses, self._head, self.crop)
+                network = layers.Cellular(self.channels, uses, self._head, self.crop)
             case _:
-                return nn.Sequential(*self._layers())
-
-    @property
-    def _uses(self) -> list[int]:
-        return [count for (count,) in self.stages]
+                network = nn.Sequential(*self._layers())
+        return nn.Sequential(layers.Deskew(self.deskew), network) if self.deskew else network
 
     def _layers(self) -> list[nn.Module]:
         """Crop, radial pattern and stem, if any; convolutions with pooling and dropout in between; the head."""
@@ -149,7 +140,45 @@ class Network:
 
 def parse(line: str) -> Network:
     """The network of a line; upper case and extra spaces do not matter. Raises NetworkError."""
-    return Network(**_fields(line))
+    words = _Words(line)
+    block = words.choose(BLOCKS, "block")
+    meaning, heads, allowed = BLOCKS[block]
+    channels = words.take(words.number(MAX_CHANNELS), CHANNELS) if meaning == USES else 0
+    stages = _stages(words, meaning, bool(heads))
+    head = words.choose(heads, "/ or head" if meaning == USES else f"{meaning}, / or head") if heads else ""
+    options = {}
+    while words.word:
+        name = words.choose(allowed, f"option of {block}") if allowed else words.take(None, meaning)
+        if name in options:
+            raise words.error(f"{name} is repeated", words.position - 1)
+        largest, value = OPTIONS[name]
+        options[name] = words.take(words.number(largest), value)
+    pools = [position for position, word in enumerate(words.words) if word == "/"]
+    possible = (28 - 2 * options.get("crop", 0)).bit_length() - 1 - ("stem" in options)
+    if len(pools) > possible:
+        raise words.error(f"the image can be pooled {possible} times at most", pools[possible])
+    if "dropout" in options and not pools:
+        raise words.error("dropout follows the pooling (/), and there is none", words.words.index("dropout"))
+    if block == "dense" and options.get("crop") != 2:
+        raise words.error("dense requires crop 2", words.words.index("crop") if "crop" in options else None)
+    return Network(block, stages, head, channels, **options)
+
+
+def _stages(words: _Words, meaning: str, poolable: bool) -> tuple[tuple[int, ...], ...]:
+    """The numbers at each resolution, up to the first word that is neither a number nor, if `poolable`, "/"."""
+    largest, mark = (MAX_LAYERS, "×") if meaning == USES else (MAX_CHANNELS, "")
+    stages, layers = [()], 0
+    while True:
+        number = words.number(largest, mark)
+        if not stages[-1] or (number and meaning != USES):  # a shared convolution has one number per stage
+            stages[-1] += (words.take(number, meaning),)
+            layers += number if meaning == USES else 1
+            if layers > MAX_LAYERS:
+                raise words.error(f"more than {MAX_LAYERS} layers", words.position - 1)
+        elif words.word == "/" and poolable:
+            stages.append(words.take((), "/"))
+        else:
+            return tuple(stages)
 
 
 class _Words:
@@ -193,52 +222,3 @@ class _Words:
 
 def _quoted(text: str) -> str:
     return f'"{text}"' if len(text) <= 200 else f'"{text[:199]}…"'
-
-
-def _fields(line: str) -> dict:
-    """The fields of the network that a line describes. Raises NetworkError."""
-    words = _Words(line)
-    block = words.choose(BLOCKS, "block")
-    meaning, heads, _ = BLOCKS[block]
-    channels = words.take(words.number(MAX_CHANNELS), CHANNELS) if meaning == USES else 0
-    stages = _stages(words, meaning, bool(heads))
-    head = words.choose(heads, "/ or head" if meaning == USES else f"{meaning}, / or head") if heads else ""
-    options = _options(words, block)
-    pools = [position for position, word in enumerate(words.words) if word == "/"]
-    possible = (28 - 2 * options["crop"]).bit_length() - 1 - bool(options["stem"])
-    if len(pools) > possible:
-        raise words.error(f"the image can be pooled {possible} times at most", pools[possible])
-    if options["dropout"] and not pools:
-        raise words.error("dropout follows the pooling (/), and there is none", words.words.index("dropout"))
-    if block == "dense" and options["crop"] != 2:
-        raise words.error("dense requires crop 2", words.words.index("crop") if options["crop"] else None)
-    return {"block": block, "stages": stages, "head": head, "channels": channels, **options}
-
-
-def _stages(words: _Words, meaning: str, poolable: bool) -> tuple[tuple[int, ...], ...]:
-    largest, mark = (MAX_LAYERS, "×") if meaning == USES else (MAX_CHANNELS, "")
-    stages, layers = [()], 0
-    while True:
-        number = words.number(largest, mark)
-        if not stages[-1] or (number and meaning != USES):  # a shared convolution has one number per stage
-            stages[-1] += (words.take(number, meaning),)
-            layers += number if meaning == USES else 1
-            if layers > MAX_LAYERS:
-                raise words.error(f"more than {MAX_LAYERS} layers", words.position - 1)
-        elif words.word == "/" and poolable:
-            stages.append(words.take((), "/"))
-        else:
-            return tuple(stages)
-
-
-def _options(words: _Words, block: str) -> dict[str, float]:
-    """The value of each option, 0 if it is not given."""
-    meaning, _, allowed = BLOCKS[block]
-    options = {name: type(largest)() for name, (largest, _) in OPTIONS.items()}
-    while words.word:
-        name = words.choose(allowed, f"option of {block}") if allowed else words.take(None, meaning)
-        if options[name]:
-            raise words.error(f"{name} is repeated", words.position - 1)
-        largest, value = OPTIONS[name]
-        options[name] = words.take(words.number(largest), value)
-    return options

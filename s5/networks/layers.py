@@ -31,14 +31,9 @@ def separable_block(inputs: int, outputs: int) -> list[nn.Module]:
     """
     if inputs == 1:
         return conv_block(inputs, outputs)
-    return [
-        nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False),
-        nn.BatchNorm2d(inputs),
-        nn.ReLU(),
-        nn.Conv2d(inputs, outputs, 1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-    ]
+    depthwise = nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False)
+    pointwise = nn.Conv2d(inputs, outputs, 1, bias=False)
+    return [depthwise, nn.BatchNorm2d(inputs), nn.ReLU(), pointwise, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 def gap_head(channels: int) -> list[nn.Module]:
@@ -46,7 +41,7 @@ def gap_head(channels: int) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)]
 
 
-def gdconv_head(channels: int, side: int = 7) -> list[nn.Module]:
+def gdconv_head(channels: int, side: int) -> list[nn.Module]:
     """Global depthwise convolution (a learnt weight for every position of a map), then a linear classifier."""
     return [nn.Conv2d(channels, channels, side, groups=channels, bias=False), nn.Flatten(), nn.Linear(channels, 10)]
 
@@ -80,9 +75,7 @@ class Shared(nn.Module):
     computation but hardly any parameters. After recurrent convolutional networks (Liang and Hu, CVPR 2015).
     """
 
-    def __init__(
-        self, channels: int, uses=(1, 2, 2), head: Callable = gap_head, border: int = 0, separable: bool = False
-    ):
+    def __init__(self, channels: int, uses: list[int], head: Callable, border: int = 0, separable: bool = False):
         super().__init__()
         self.stem = nn.Sequential(nn.ZeroPad2d(-border), *conv_block(1, channels))
         groups = channels if separable else 1
@@ -112,7 +105,7 @@ class Cellular(Shared):
     selforg/mnist.
     """
 
-    def __init__(self, channels: int, uses=(2, 2), head: Callable = gap_head, border: int = 0):
+    def __init__(self, channels: int, uses: list[int], head: Callable, border: int = 0):
         super().__init__(channels, uses, head, border)
         self.stem = InitialState(channels, border)
         for (first, _), *others in self.steps:
@@ -141,15 +134,14 @@ class Dense(nn.Module):
     After Huang et al., "Densely connected convolutional networks", CVPR 2017.
     """
 
-    def __init__(self, stages=((4,), (3,), (3,), (3,)), block: Callable = conv_block):
+    def __init__(self, stages: tuple[tuple[int, ...], ...]):
         super().__init__()
         self.stages, before = nn.ModuleList(), 1
         for stage in stages:
-            layers = nn.ModuleList()
+            self.stages.append(nn.ModuleList())
             for channels in stage:
-                layers.append(nn.Sequential(*block(before, channels)))
-                before = before + channels
-            self.stages.append(layers)
+                self.stages[-1].append(nn.Sequential(*conv_block(before, channels)))
+                before += channels
         self.crop, self.pool = nn.ZeroPad2d(-2), nn.MaxPool2d(2)
         self.end = nn.Sequential(*gdconv_head(before, 24 >> (len(stages) - 1)))
 
@@ -165,7 +157,7 @@ class Dense(nn.Module):
 class RadialBias(nn.Module):
     """Adds a fixed radial pattern to the images, 0 in the middle and `height` at the corners, that encodes position."""
 
-    def __init__(self, height: float = 1.0, side: int = 28):
+    def __init__(self, height: float, side: int):
         super().__init__()
         squares = torch.linspace(-1, 1, side) ** 2
         self.register_buffer("pattern", height / 2 * (squares + squares[:, None]))
@@ -177,7 +169,7 @@ class RadialBias(nn.Module):
 class Deskew(nn.Module):
     """Every digit upright, in the middle and equally high, by `deskew`; no parameters."""
 
-    def __init__(self, height: float = 5.0):
+    def __init__(self, height: float):
         super().__init__()
         self.height = height
 

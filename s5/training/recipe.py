@@ -1,12 +1,11 @@
-"""How a network is trained, as plain numbers and words; nothing of hardware. Importing this is instant: no torch."""
+"""How a network is trained, as plain numbers and words; nothing of hardware."""
 
 from __future__ import annotations
 
 import math
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -18,8 +17,25 @@ CHOICES = {
     "schedule_every": ("batch", "epoch"),
 }
 
-MAX_COUNT = 1_000_000  # of epochs, of images per step: far above any use, and safe to calculate with
-MAX_TEACHERS = 100
+TYPES = {"int": int, "float": int | float, "bool": bool, "str": str}
+COUNT = (lambda value: value >= 1, "a whole number, 1 or more")
+POSITIVE = (lambda value: value > 0, "greater than 0")
+SHARE = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
+RULES = {  # of each field: a test of a value that has its type, and what it must be in words
+    **{name: (allowed.__contains__, f"one of {', '.join(allowed)}") for name, allowed in CHOICES.items()},
+    **dict.fromkeys(("epochs", "batch_size", "step_epochs", "teachers"), COUNT),
+    **dict.fromkeys(("learning_rate", "sgd_learning_rate", "step_factor", "temperature"), POSITIVE),
+    **dict.fromkeys(("momentum", "warmup", "label_smoothing", "ema_decay", "translation", "scale"), SHARE),
+    "epochs_without_augmentation": (lambda value: value >= 0, "a whole number, 0 or more"),
+    "nesterov": (lambda value: True, "true or false"),
+    "weight_decay": (lambda value: value >= 0, "0 or more"),
+    "teacher": (lambda value: True, "a text"),
+    "teacher_weight": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "rotation": (lambda value: 0 <= value <= 180, "from 0 to 180 degrees"),
+    "shear": (lambda value: 0 <= value < 90, "at least 0 and less than 90 degrees"),
+    "elastic": (lambda value: 0 <= value <= 28, "from 0 to 28 pixels"),
+}
+LARGEST = {"epochs": 1_000_000, "batch_size": 1_000_000, "step_epochs": 1_000_000, "teachers": 100}
 
 NO_AUGMENTATION = {"rotation": 0.0, "translation": 0.0, "scale": 0.0, "shear": 0.0, "elastic": 0.0}
 
@@ -68,26 +84,13 @@ class Recipe:
     epochs_without_augmentation: int = _setting(0, "at the end of the run; in proportion if --epochs alone is given")
 
     def __post_init__(self):
-        for each in fields(self):
-            vars(self)[each.name] = _plain(getattr(self, each.name), each)  # a frozen field cannot be set directly
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        for name in ("epochs", "batch_size", "step_epochs"):
-            _check_count(self, name, 1, MAX_COUNT)
-        _check_count(self, "teachers", 1, MAX_TEACHERS)
-        _check_count(self, "epochs_without_augmentation", 0, self.epochs, " (epochs)")
-        for name in ("learning_rate", "sgd_learning_rate", "step_factor", "temperature"):
-            _check(self, name, lambda value: value > 0, "greater than 0")
-        if self.optimizer == "muon":
-            _check(self, "learning_rate", lambda value: 0 < value <= 1, "greater than 0 and, for muon, at most 1")
-        _check(self, "weight_decay", lambda value: value >= 0, "0 or more")
-        for name in ("momentum", "warmup", "label_smoothing", "ema_decay", "translation", "scale"):
-            _check(self, name, lambda value: 0 <= value < 1, "at least 0 and less than 1")
-        _check(self, "teacher_weight", lambda value: 0 <= value <= 1, "from 0 to 1")
-        _check(self, "rotation", lambda value: 0 <= value <= 180, "from 0 to 180 degrees")
-        _check(self, "shear", lambda value: 0 <= value < 90, "at least 0 and less than 90 degrees")
-        _check(self, "elastic", lambda value: 0 <= value <= 28, "from 0 to 28 pixels")
+        for each in fields(self):  # a frozen field cannot be set directly
+            vars(self)[each.name] = _checked(each.name, each.type, getattr(self, each.name))
+        if self.optimizer == "muon" and self.learning_rate > 1:
+            raise _error("learning_rate", "greater than 0 and, for muon, at most 1", self.learning_rate)
+        if self.epochs_without_augmentation > self.epochs:
+            most = f"at most {self.epochs:,} (epochs)"
+            raise _error("epochs_without_augmentation", most, self.epochs_without_augmentation)
 
     @property
     def augments(self) -> bool:
@@ -153,35 +156,24 @@ def recipe_difference(stored: dict, current: dict) -> list[str]:
 def check_seed(seed: int) -> None:
     """Raise ValueError if torch cannot take this seed, or would take another number for it, as 1 for 1.5."""
     if type(seed) is not int or not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be a whole number, 0 or more and below 2^63, not {short(seed)}")
+        raise _error("seed", "a whole number, 0 or more and below 2^63", seed)
 
 
-def _plain(value: Any, field: Field) -> Any:
+def _checked(name: str, kind: str, value: Any) -> Any:
     """The value of a field as Python's own number: a checkpoint with NumPy's could not be read again."""
-    if field.type == "int" and isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
-    if field.type == "float" and isinstance(value, Real) and not isinstance(value, int):  # 15 may stay a whole number
-        return float(value)
-    if field.type == "bool" and not isinstance(value, bool):
-        raise ValueError(f"{field.name} must be true or false, not {short(value)}")
-    if field.type == "str" and not isinstance(value, str):
-        raise ValueError(f"{field.name} must be a text, not {short(value)}")
+    is_bool = isinstance(value, bool)
+    if isinstance(value, Real) and not is_bool:
+        value = int(value) if isinstance(value, Integral) else float(value)
+        if value > LARGEST.get(name, sys.float_info.max):
+            raise _error(name, f"at most {LARGEST[name]:,}" if name in LARGEST else "a finite number", value)
+    is_good, what = RULES[name]
+    if not isinstance(value, TYPES[kind]) or is_bool != (kind == "bool") or not is_good(value):
+        raise _error(name, what, value)
     return value
 
 
-def _check_count(recipe: Recipe, name: str, low: int, high: int, of: str = "") -> None:
-    value = getattr(recipe, name)
-    if type(value) is int and value > high:
-        raise ValueError(f"{name} must be at most {high:,}{of}, not {short(value)}")
-    _check(recipe, name, lambda value: isinstance(value, int) and value >= low, f"a whole number, {low} or more")
-
-
-def _check(recipe: Recipe, name: str, is_good: Callable[[float], bool], what: str) -> None:
-    value = getattr(recipe, name)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if not is_number or not is_good(value):
-        what = "a finite number" if isinstance(value, float) and math.isinf(value) else what
-        raise ValueError(f"{name} must be {what}, not {short(value)}")
+def _error(name: str, what: str, value: Any) -> ValueError:
+    return ValueError(f"{name} must be {what}, not {short(value)}")
 
 
 def short(value: Any) -> str:
