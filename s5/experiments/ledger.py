@@ -97,6 +97,14 @@ def select(trials: Iterable[Trial], **conditions) -> list[Trial]:
     return [trial for trial in trials if all(getattr(trial, name) == value for name, value in conditions.items())]
 
 
+def by_variant(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
+    """The trials of each variant, in the order of the first ones."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(trial.variant, []).append(trial)
+    return groups
+
+
 def minutes_on_a_cpu(trials: Iterable[Trial]) -> float:
     """The median duration of those of `trials` that a CPU trained, in minutes; NaN if there is none."""
     minutes = [trial.seconds / 60 for trial in trials if trial.device.startswith("cpu")]
