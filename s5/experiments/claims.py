@@ -11,11 +11,13 @@ from torch import nn
 from s5.experiments.variants import FINAL, ORIGINAL, VARIANTS, Variant
 from s5.networks import grammar
 from s5.networks.grammar import NetworkError
-from s5.networks.user_code import Source, check_network, from_file, from_object
+from s5.networks.user_code import Source, from_file, from_object
 from s5.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from s5.experiments.trial import Trial
+
+BUDGETS = (500, 1_000, 2_000, 5_000, 8_000, 20_000)  # a network has fewer parameters than its budget
 
 MILD = Recipe(rotation=8.0, translation=0.04, scale=0.06, shear=6.0)  # milder augmentation
 
@@ -134,8 +136,6 @@ def find_variant(network: str | Source | Callable[[], nn.Module]) -> Variant:
         except NetworkError as error:
             raise NetworkError(f"{error}; it is no variant either ({', '.join(KNOWN)})") from error
         return Variant(line, line, FINAL)
-    if not isinstance(network, Source):  # one that is passed on to a worker was checked before
-        place = f"{network.rpartition(':')[0]}: " if isinstance(network, str) else ""
+    if not isinstance(network, Source):
         network = from_file(network) if isinstance(network, str) else from_object(network)
-        check_network(network.build, place + network.function)
     return Variant(network.name, network, FINAL)

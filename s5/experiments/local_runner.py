@@ -20,113 +20,80 @@ from types import ModuleType
 from tqdm import tqdm
 
 from s5.experiments.ledger import append_trial, check_writable
-from s5.training.command_line import plural
+from s5.experiments.trial import Trial
 
-DIED = "A worker process died (killed, or out of memory?)"
-MAX_DEATHS = 5  # of worker processes in succession, after which the trials that are left are not tried
 RERUN = "Finished trials are in the ledger: the same command, run again, runs the others only."
 
 
-def run_locally(trials: list[dict], ledger: str | Path, run: Callable[..., dict], workers: int = 1) -> int:
+def run_locally(trials: list[dict], ledger: str | Path, run: Callable[..., Trial], workers: int = 1) -> int:
     """Call `run(**trial)` for each of `trials` in `workers` processes and append the results to the ledger.
 
-    A trial's "note" is not passed on: it follows the variant in messages, to tell apart two recipes of one. A result is
-    a line of the ledger or a list of lines. Returns the number of failures. A trial that raises is reported and the
-    others continue. If a worker process dies, it is unknown which of the trials that ran at this moment killed it, so
-    these are run again at the end, one at a time, and only one whose process dies again has failed. Raises OSError if
-    the ledger cannot be written, and KeyboardInterrupt on Ctrl-C; no process is left running.
+    A trial's "note" is not passed on: it follows the variant in messages, to tell apart two recipes of one. Returns the
+    number of failures. A trial that raises is reported and the others continue; so it is with all trials that run when
+    a process dies. Raises OSError if the ledger cannot be written, and KeyboardInterrupt on Ctrl-C; no process is left
+    running.
     """
     check_writable(ledger)
-    waiting, suspects = deque(trials), deque()
-    failed = deaths = 0  # deaths in succession
+    waiting, failed = deque(trials), 0
     with deferred_interrupt() as interrupted, tqdm(total=len(trials), unit="trial") as bar:
-
-        def report_failure(trial: dict, error: Exception) -> None:
-            nonlocal failed
-            failed += 1
-            tqdm.write(f"{trial_name(trial)}: FAILED, {type(error).__name__}: {error}")
-
-        def record(trial: dict, future: Future) -> None:
-            nonlocal deaths
-            finished = []
-            try:
-                result = future.result()
-                finished = result if isinstance(result, list) else [result]
-            except BrokenProcessPool:
-                raise
-            except Exception as error:
-                report_failure(trial, error)
-            for line in finished:  # each for itself: one that is refused must not take the others with it
-                one = trial | {"seed": line["seed"]}
-                try:
-                    append_trial(line, ledger)
-                except (OSError, ValueError) as error:
-                    report_failure(one, error)
-                else:
-                    tqdm.write(f"{trial_name(one)}: {line['accuracy']:.2f}%, {line['seconds']:.0f} s")
-            deaths = 0
-            bar.update()
-
-        while waiting and deaths < MAX_DEATHS and not interrupted.is_set():
-            if lost := _run_in_pool(waiting, run, workers, record, interrupted):
-                deaths += 1
-                suspects += lost
-                _report(f"{DIED}. To be run again, alone: {', '.join(map(trial_name, lost))}")
-        while suspects and deaths < MAX_DEATHS and not interrupted.is_set():
-            for trial in _run_in_pool(suspects, run, 1, record, interrupted):
-                deaths += 1
-                failed += 1
-                _report(f"{trial_name(trial)}: FAILED. {DIED}")
+        while waiting and not interrupted.is_set():
+            for trial, future in _run_in_pool(waiting, run, workers, interrupted):
+                failed += not record(trial, future.result, ledger)
                 bar.update()
     if interrupted.is_set():
         raise KeyboardInterrupt
-    if not_done := len(waiting) + len(suspects):
-        _report(f"{DIED}, {deaths} times in succession: {plural(not_done, 'trial')} not done. {RERUN}")
-    return failed + not_done
+    return failed
 
 
 def _run_in_pool(
-    waiting: deque[dict],
-    run: Callable[..., dict],
-    workers: int,
-    record: Callable[[dict, Future], None],
-    interrupted: threading.Event,
-) -> list[dict]:
-    """Run the waiting trials until none is left or a process dies; return those that were running when it died.
-
-    `record` takes each finished trial and raises BrokenProcessPool if its process died.
-    """
+    waiting: deque[dict], run: Callable[..., Trial], workers: int, interrupted: threading.Event
+) -> Iterator[tuple[dict, Future]]:
+    """Run trials in new processes until none is waiting or a process dies; yield each one that has ended."""
     context = get_context("spawn")  # torch's threads and CUDA do not survive a fork
     worker_end, parent_end = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, initializer=_exit_with_parent, initargs=(worker_end,))
     running: dict[Future, dict] = {}
-    lost: list[dict] = []
+    is_broken = False
     # Leaving the pool waits for its trials; `parent_end` is closed before that, which ends the workers at once.
     with worker_end, pool, parent_end:
-        while (running or (waiting and not lost)) and not interrupted.is_set():
-            while waiting and not lost and len(running) < workers:
-                trial = waiting.popleft()
+        while (running or (waiting and not is_broken)) and not interrupted.is_set():
+            while waiting and not is_broken and len(running) < workers:
                 try:
                     with _no_main_module():
-                        running[pool.submit(run, **arguments(trial))] = trial
+                        running[pool.submit(run, **arguments(waiting[0]))] = waiting[0]
+                    waiting.popleft()
                 except BrokenProcessPool:
-                    lost.append(trial)
+                    is_broken = True
             finished, _ = futures.wait(running, timeout=0.2, return_when=futures.FIRST_COMPLETED)
             for future in finished:
-                trial = running.pop(future)
-                try:
-                    record(trial, future)
-                except BrokenProcessPool:
-                    lost.append(trial)
-    return lost
+                is_broken |= isinstance(future.exception(), BrokenProcessPool)
+                yield running.pop(future), future
+
+
+def record(trial: dict, result: Callable[[], Trial], ledger: str | Path) -> bool:
+    """Append the result of a trial to the ledger and say so; False, with the reason, if it has failed."""
+    try:
+        finished = result()
+        append_trial(finished, ledger)
+    except Exception as error:
+        tqdm.write(f"{trial_name(trial)}: FAILED, {describe(error)}")
+        return False
+    tqdm.write(f"{trial_name(trial)}: {finished.accuracy:.2f}%, {finished.seconds:.0f} s")
+    return True
+
+
+def describe(error: Exception) -> str:
+    """An error in a line; one of Ray's is described by its cause, without the logs that follow."""
+    if isinstance(error, BrokenProcessPool):
+        return "a worker process died (killed, or out of memory?)"
+    error = getattr(error, "cause", None) or error
+    first, *_ = [*str(error).strip().splitlines(), "no reason given"]
+    return f"{type(error).__name__}: {first}"
 
 
 @contextmanager
 def _no_main_module() -> Iterator[None]:
-    """Let processes that start meanwhile not run the program's file again, which may be a script without a guard.
-
-    They need nothing of it: what they call is in a module, and a network of one's own is text.
-    """
+    """Let processes that start meanwhile not run the program's file again, which may be a script without a guard."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -135,24 +102,15 @@ def _no_main_module() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _report(message: str) -> None:
-    tqdm.write(message, file=sys.stderr)
-
-
 def arguments(trial: dict) -> dict:
     """What a trial's function is called with: all but the note for messages."""
     return {name: value for name, value in trial.items() if name != "note"}
 
 
 def trial_name(trial: dict) -> str:
-    """How messages refer to a trial, or to several with `seeds`."""
-    seeds = f"seed {trial['seed']}" if "seed" in trial else f"{len(trial['seeds'])} seeds at once"
-    return f"{variant_name(trial)}{trial.get('note', '')}, {seeds}"
-
-
-def variant_name(trial: dict) -> str:
-    """The name of a trial's variant, which may be a `Source`."""
-    return trial["variant"] if isinstance(trial["variant"], str) else trial["variant"].name
+    """How messages refer to a trial."""
+    variant = trial["variant"] if isinstance(trial["variant"], str) else trial["variant"].name
+    return f"{variant}{trial.get('note', '')}, seed {trial['seed']}"
 
 
 @contextmanager

@@ -225,19 +225,14 @@ def planned_recipe(variant: str | Source, changes: dict | None = None) -> Recipe
     return changed_recipe(find_variant(variant).recipe, changes)
 
 
-def checked_changes(changes: dict | None) -> dict:
-    """`changes`, {} for None. Raises ValueError unless it is a dict of fields of a recipe."""
-    if not isinstance(changes, dict | None):
-        raise ValueError(f'changes must be a dict, e.g. {{"epochs": 5}}, not {short(changes)}')
-    names = Recipe().as_dict()
-    if unknown := [str(name) for name in changes or {} if name not in names]:
-        raise ValueError(f"a recipe has no {', '.join(sorted(unknown))}; it has {', '.join(names)}")
-    return changes or {}
-
-
 def changed_recipe(recipe: Recipe, changes: dict | None = None) -> Recipe:
     """The recipe with `changes`. Raises ValueError for an unknown field, a bad value or a bad teacher."""
-    recipe = recipe.changed(**checked_changes(changes))
+    if not isinstance(changes, dict | None):
+        raise ValueError(f'changes must be a dict, e.g. {{"epochs": 5}}, not {short(changes)}')
+    names = recipe.as_dict()
+    if unknown := [str(name) for name in changes or {} if name not in names]:
+        raise ValueError(f"a recipe has no {', '.join(sorted(unknown))}; it has {', '.join(names)}")
+    recipe = recipe.changed(**changes or {})
     if recipe.teacher and recipe.teacher not in KNOWN:
         raise ValueError(f"teacher must be a variant, {', '.join(KNOWN)}, not {recipe.teacher!r}")
     return recipe

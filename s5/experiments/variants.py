@@ -16,7 +16,7 @@ from s5.networks.layers import pytorch_example
 from s5.networks.user_code import Source
 from s5.training.recipe import NO_AUGMENTATION, Recipe
 
-NAMED = {"Net": Net, "pytorch_example": pytorch_example}  # networks that are no line of `networks.py`
+NAMED = {"Net": Net, "pytorch_example": pytorch_example}  # networks that are no line of `grammar.py`
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Variant:
     """A network and the recipe that trains it."""
 
     name: str
-    network: str | Source  # a line of `networks.py`, a key of NAMED, or Python code
+    network: str | Source  # a line of `grammar.py`, a key of NAMED, or Python code
     recipe: Recipe
     change: str = ""  # against the parent
     target: str = ""  # the expectation, written before the run
@@ -229,8 +229,6 @@ VARIANTS = {
 def code(name: str) -> str:
     """What a variant's network is written as: a line, or its Python source. KeyError if the name is unknown."""
     network = VARIANTS[name].network
-    if isinstance(network, Source):
-        return network.text
     return inspect.getsource(NAMED[network]) if network in NAMED else network
 
 

@@ -1,40 +1,47 @@
-"""A network of one's own: a class or function in a file or in a notebook's cell, kept as text.
+"""A network of the user's: a class or function in a file or in a notebook's cell.
 
-The text goes with every trial, so that a worker of any kind can build the network and the ledger says what was run. It
-must contain all that the network needs, or import it from installed packages; `torch`, `nn` and `F` are there already.
+cloudpickle sends it to other processes, and its text goes with every trial, so that the ledger says what was run.
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import inspect
+import io
 import itertools
 import linecache
+import pickle
+import re
+import runpy
 import sys
 import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass
+import tokenize
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType
 
+import cloudpickle
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from s5.networks.grammar import NetworkError
-from s5.training.checks import logits_fault, parameters_fault
-from s5.training.files import ROOT
+from s5.training.checks import PROJECT, logits_fault, parameters_fault
+from s5.training.recipe import short
 
 COUNTS = (2, 3)  # images that a network is tried on
 
 
 @dataclass(frozen=True)
 class Source:
-    """Python code that defines `function`, a class or function without arguments that returns an `nn.Module`."""
+    """A class or function of the user's that returns an `nn.Module` when it is called without arguments."""
 
-    function: str
-    text: str
+    function: str  # its name
+    text: str  # its code, the user's other code that it uses, and the layers
+    network: Callable[[], nn.Module] = field(repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -43,93 +50,120 @@ class Source:
 
     def build(self) -> nn.Module:
         """A new network. Raises NetworkError if the code fails."""
-        file = f"<{self.name}>"
-        linecache.cache[file] = (len(self.text), None, self.text.splitlines(keepends=True), file)  # for tracebacks
-        module = ModuleType(f"own_network_{self.name.rpartition('@')[2]}")
-        module.__dict__.update(torch=torch, nn=nn, F=F)
-        sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
         try:
-            exec(compile(self.text, file, "exec", dont_inherit=True), module.__dict__)  # no __future__ of this file
-            if self.function not in module.__dict__:
-                raise NetworkError(f"{self.function!r} is not defined in the network's code")
-            network = module.__dict__[self.function]()
-        except NetworkError:
-            raise
+            network = self.network()
         except (Exception, SystemExit) as error:  # anything, it is the user's code
-            hint = "; import and define all it needs in the same class, function or file" * isinstance(
-                error, NameError | ImportError
-            )
-            raise NetworkError(f"{self.function} cannot be built: {_describe(error, file)}{hint}") from error
+            raise NetworkError(f"{self.function} cannot be built: {_describe(error)}") from error
         if not isinstance(network, nn.Module):
             raise NetworkError(f"{self.function}() must return an nn.Module, not {type(network).__name__}")
         return network
 
+    def __reduce__(self):
+        return _loaded, (self.function, self.text, cloudpickle.dumps(self.network))
+
+
+def _loaded(function: str, text: str, network: bytes) -> Source:
+    return Source(function, text, pickle.loads(network))
+
 
 def from_file(place: str) -> Source:
-    """The network of "FILE.py:NAME". Raises NetworkError if there is no such file or name."""
+    """The network of "FILE.py:NAME", which may import the modules beside it. Raises NetworkError."""
     file, _, function = place.rpartition(":")
     if not file or not function.isidentifier():
         raise NetworkError(f"write a network as FILE.py:NAME, not {place!r}")
     try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        path = Path(file).resolve()
+        with tokenize.open(path) as opened:  # decodes it as Python does
+            text = opened.read()
+    except (OSError, ValueError, SyntaxError) as error:
         raise NetworkError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
-        return _checked(Source(function, text))
-    except NetworkError as error:
-        raise NetworkError(f"{file}: {error}") from error
+        with _modules_of(path.parent):
+            network = runpy.run_path(str(path), run_name=f"user_code_{path.stem}").get(function)
+    except (Exception, SystemExit) as error:
+        raise NetworkError(f"{file} cannot be imported: {_describe(error, path)}") from error
+    if not callable(network):
+        raise NetworkError(f"{file} defines no class or function {function!r}")
+    return _source(network, function, f"{file}: {function}", text)
 
 
 def from_object(network: Callable[[], nn.Module]) -> Source:
-    """The network of a class or function, e.g. one from a notebook's cell. Raises NetworkError without its text."""
+    """The network of a class or function, e.g. one from a notebook's cell. Raises NetworkError."""
     if isinstance(network, nn.Module):
         raise NetworkError(f"pass the class {type(network).__name__}, not an instance of it")
-    name = getattr(network, "__name__", "")
-    try:
-        text = textwrap.dedent(_class_in_a_cell(network) or inspect.getsource(network))
-    except (OSError, TypeError) as error:
-        is_bare = inspect.isclass(network) and not any(map(inspect.isfunction, vars(network).values()))
-        hint = "write it in a cell or a file" + ", with a method of its own" * is_bare
-        raise NetworkError(f"the code of {name or network!r} is not available: {hint}") from error
-    if not name.isidentifier():
-        raise NetworkError(f"a network must be a class or function with a name, not {name or type(network).__name__}")
-    return _checked(Source(name, text))
+    if not callable(network):
+        raise NetworkError(f"a network is a name, a line, FILE.py:NAME, or a class or function, not {short(network)}")
+    name = getattr(network, "__name__", type(network).__name__).strip("<>")  # <lambda>, partial
+    return _source(network, name, name)
 
 
-def _checked(source: Source) -> Source:
-    """The source, if it can be built and imports installed packages only. Raises NetworkError.
+def _source(network: Callable[[], nn.Module], name: str, place: str, text: str = "") -> Source:
+    """The network with its text: `text` or its own code, then other code of the user's that it uses, then its layers.
 
-    A module beside it would not be part of the text, so that a change of it would not make another network.
+    The layers tell two networks of the same code apart: their sizes may be written elsewhere, or in no available code.
     """
-    source.build()
-    folders = {Path.cwd(), ROOT}
-    for node in ast.walk(ast.parse(source.text)):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-        for name in {name.partition(".")[0] for name in names}:
-            file = getattr(sys.modules.get(name), "__file__", None)  # none of what is built into Python
-            if file and folders & set(Path(file).parents[:2]):
-                wanted = "a network's code must contain all that it needs or import it from installed packages"
-                raise NetworkError(f"{source.function} imports {name}, a file of yours: {wanted}")
-    return source
+    text = text or _text(network)
+    others = [other for other in map(_text, _used_code(network, name)) if other not in text]
+    layers = repr(check_network(Source(name, text, network).build, place))
+    return Source(name, "\n".join([text, *others, textwrap.indent(layers, "# ")]), network)
 
 
-def _class_in_a_cell(network: object) -> str:
-    """The text of a class in a notebook's cell, which `inspect.getsource` does not find; empty for anything else."""
-    if not inspect.isclass(network) or network.__module__ != "__main__":
-        return ""
-    for method in filter(inspect.isfunction, vars(network).values()):
-        text = "".join(linecache.getlines(method.__code__.co_filename))
-        for node in ast.walk(ast.parse(text)):
-            is_it = isinstance(node, ast.ClassDef) and node.name == network.__name__
-            if is_it and node.lineno <= method.__code__.co_firstlineno <= node.end_lineno:
-                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-                return "\n".join(text.splitlines()[first - 1 : node.end_lineno]) + "\n"
-    return ""
+@contextmanager
+def _modules_of(folder: Path) -> Iterator[None]:
+    """Let code import the modules of `folder`. They are forgotten again: cloudpickle then sends them as well."""
+
+    def loaded() -> list[str]:
+        files = {name: getattr(module, "__file__", None) or "/" for name, module in sys.modules.items()}
+        own = {name for name, file in files.items() if folder in Path(file).parents[:2]}
+        return [name for name in own if name.partition(".")[0] not in PROJECT]
+
+    before = {name: sys.modules.pop(name) for name in loaded()}
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in loaded():
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
-def check_network(build: Callable[[], nn.Module], name: str) -> None:
-    """Raise NetworkError unless the network takes images (N, 1, 28, 28), returns logits (N, 10) and can be trained."""
+def _used_code(network: Callable, name: str) -> list[Callable]:
+    """The user's classes and functions that are sent with a network. Raises NetworkError if it cannot be sent."""
+    sent = []
+
+    class Pickler(cloudpickle.Pickler):
+        def reducer_override(self, thing):
+            reduced = super().reducer_override(thing)
+            is_code = isinstance(thing, type | FunctionType) and thing.__module__ != "builtins"
+            if is_code and reduced is not NotImplemented:  # as a whole, not by its name
+                sent.append(thing)
+            return reduced
+
+    try:
+        Pickler(io.BytesIO()).dump(network)
+    except Exception as error:
+        raise NetworkError(f"{name} cannot be sent to another process: {_describe(error)}") from error
+    return [thing for thing in sent if thing is not network and "." not in thing.__qualname__]  # no methods
+
+
+def _text(thing: Callable) -> str:
+    """The code of a class or function; where it is not available, a comment that no other network has."""
+    if not isinstance(thing, type | FunctionType):
+        return f"# {thing!r}\n"  # e.g. a partial
+    with suppress(OSError, TypeError):
+        return textwrap.dedent(inspect.getsource(thing))
+    # `inspect` does not find a class in a notebook's cell. Its methods know the cell.
+    for method in filter(inspect.isfunction, vars(thing).values()):
+        lines = linecache.getlines(method.__code__.co_filename)
+        for number, line in enumerate(lines):
+            if re.match(rf"\s*class {thing.__name__}\b", line):
+                return textwrap.dedent("".join(inspect.getblock(lines[number:])))
+    return f"# The code of {thing.__name__} is not available, {datetime.now()}.\n"
+
+
+def check_network(build: Callable[[], nn.Module], name: str) -> nn.Module:
+    """A network that takes images (N, 1, 28, 28), returns logits (N, 10) and can be trained, else NetworkError."""
     with torch.random.fork_rng(devices=[]):
         network = build()
         if fault := parameters_fault(network):
@@ -138,7 +172,7 @@ def check_network(build: Callable[[], nn.Module], name: str) -> None:
             images = torch.randn(count, 1, 28, 28)
             try:
                 logits = network.train(mode)(images)
-            except (Exception, SystemExit) as error:  # anything, it may be the user's code
+            except (Exception, SystemExit) as error:
                 raise NetworkError(f"{name} cannot take images {tuple(images.shape)}: {_describe(error)}") from error
             if fault := logits_fault(logits, count):
                 raise NetworkError(f"{name} {fault}")
@@ -152,6 +186,7 @@ def check_network(build: Callable[[], nn.Module], name: str) -> None:
             logits.sum().backward()
         except RuntimeError as error:
             raise NetworkError(f"{name} cannot be trained: {_describe(error)}") from error
+    return network
 
 
 def _leaves(logits: torch.Tensor) -> set[torch.Tensor]:
@@ -166,12 +201,8 @@ def _leaves(logits: torch.Tensor) -> set[torch.Tensor]:
     return leaves
 
 
-def _describe(error: Exception, file: str = "") -> str:
+def _describe(error: BaseException, file: Path | None = None) -> str:
     """The kind and the first line of an error, with the line number in `file`."""
-    text = (str(error).splitlines() or [""])[0]
-    place, trace = "", error.__traceback__
-    while trace:
-        if trace.tb_frame.f_code.co_filename == file:
-            place = f" (line {trace.tb_lineno})"
-        trace = trace.tb_next
-    return f"{type(error).__name__}: {text}{place}"
+    text, *_ = [*str(error).splitlines(), ""]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return f"{type(error).__name__}: {text}" + (f" (line {lines[-1]})" if lines else "")
