@@ -48,7 +48,7 @@ def test_damaged_measurements_are_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(cards, "ROBUSTNESS", tmp_path / "robustness.json")
     assert cards.read_records() == {}
     cards.ROBUSTNESS.write_text('{"s5": ')
-    with pytest.raises(ValueError, match="robustness.json cannot be read"):
+    with pytest.raises(ValueError, match="robustness.json is not valid JSON"):
         cards.read_records()
 
 

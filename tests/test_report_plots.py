@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
+from s5.experiments.claims import BUDGETS
 from s5.experiments.ledger import read_ledger
 from s5.reports import plots, tables
-from s5.reports.goals import BUDGETS
 from s5.training.files import PEERS
 
 NAN = float("nan")
@@ -75,15 +75,13 @@ def test_frontier_draws_peers_at_their_last_epoch_and_much_larger_ones_at_the_ed
     assert drawn[">"] == [[axes.get_xlim()[1], 99.19]]
 
 
-@pytest.mark.parametrize("points", ["few", "recorded"])
-def test_frontier_texts_do_not_overlap(points, recorded):
-    figure = recorded if points == "recorded" else plots.plot_frontier(POINTS, PEER_LIST)
-    figure.draw_without_rendering()
-    words = [text for axes in figure.axes for text in axes.texts if text.get_text() not in ("", "99.4%")]
+def test_frontier_texts_do_not_overlap(recorded):
+    recorded.draw_without_rendering()
+    words = [text for axes in recorded.axes for text in axes.texts if text.get_text() not in ("", "99.4%")]
     boxes = {text: Text.get_window_extent(text) for text in words}
     for first, second in combinations(words, 2):
         assert not boxes[first].overlaps(boxes[second]), (first.get_text(), second.get_text())
-    width, height = figure.bbox.size
+    width, height = recorded.bbox.size
     assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height for box in boxes.values())
 
 

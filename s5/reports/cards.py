@@ -18,6 +18,7 @@ from s5.experiments.trial import Trial
 from s5.inference import robustness
 from s5.inference.trained import load_trained, trained_networks, weights_file
 from s5.reports.goals import parameters_text
+from s5.reports.speed_tables import read_measurements
 from s5.training.augmentation import MEAN, STD
 from s5.training.command_line import plural
 from s5.training.files import RESULTS, TRAINED, atomic_path
@@ -74,12 +75,7 @@ def measure() -> None:
 
 def read_records() -> dict:
     """The measurements by name of the network; none if there is no file. Raises ValueError if it is damaged."""
-    try:
-        return json.loads(ROBUSTNESS.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ValueError(f"{ROBUSTNESS} cannot be read: restore it, or delete it and run with --measure") from error
+    return read_measurements(ROBUSTNESS) if ROBUSTNESS.exists() else {}
 
 
 def checksum(name: str) -> str:

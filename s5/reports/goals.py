@@ -16,7 +16,6 @@ from s5.experiments.ledger import minutes_on_a_cpu
 from s5.experiments.trial import Trial
 from s5.training.command_line import plural
 
-BUDGETS = (500, 1_000, 2_000, 5_000, 8_000, 20_000)  # a network has fewer parameters than its budget
 SIGNIFICANCE = 0.001  # p-value below which a mean is shown to be above `Goal.above`
 
 

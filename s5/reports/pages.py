@@ -9,8 +9,9 @@ import pandas as pd
 
 from helpers import Net, mistakes, predict
 from s5.analysis import inspection, plots
+from s5.analysis.notebook import epoch_table
 from s5.analysis.statistics import describe_seeds, wilson_interval
-from s5.analysis.style import Picture
+from s5.analysis.style import Picture, save_figure
 from s5.experiments.claims import BASELINE, KNOWN
 from s5.experiments.ledger import select
 from s5.experiments.trial import IMAGES, Trial
@@ -34,7 +35,7 @@ from s5.training.files import EXPORT, PEERS, README, RESULTS_PAGE, ROOT, WEIGHTS
 from s5.training.mnist import load_mnist
 
 FIGURES = ROOT / "figures"
-SHORT_LOG = (5, 10, 15, 20)  # epochs
+SHORT_LOG = ["5", "10", "15", "20"]  # epochs
 MARKER = re.compile(r"(<!-- ([\w-]+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
@@ -70,7 +71,8 @@ def sections(trials: list[Trial]) -> dict[str, str]:
     shown = shown_trial(tested)
     speed = speed_tables.read_measurements()
     export = speed_tables.read_measurements(EXPORT)
-    log = log_table(shown.curve)
+    log = epoch_table(shown.curve, "test")
+    short = log.set_index("Epoch").loc[SHORT_LOG, ["Train accuracy", "Test accuracy"]].add("%").reset_index()
     layers = inspection.layer_table(Net())
     layers["Parameters"] = layers["Parameters"].map("{:,}".format)
     figures = {f"figure-{name}": f"![{text}](figures/{name}.png)" for name, text in alternatives(trials).items()}
@@ -78,7 +80,7 @@ def sections(trials: list[Trial]) -> dict[str, str]:
         "claims": to_markdown(claims_table(trials)),
         "layers": to_markdown(layers),
         "counts": describe_counts(),
-        "log": to_markdown(log[log["Epoch"].isin(SHORT_LOG)][["Epoch", "Train accuracy", "Test accuracy"]]),
+        "log": to_markdown(short),
         "goals": to_markdown(goals_table(trials)),
         "earlier": to_markdown(earlier_claims_table(trials)),
         "seeds": f"`Net`, test set, last epoch: {describe_seeds([t.accuracy for t in select(tested, variant='s5')])}.",
@@ -139,29 +141,9 @@ def describe_shown(trial: Trial) -> str:
 
 def describe_counts() -> str:
     """The number of layers of each kind in `Net`, as a list."""
+    names = {"Linear": "Fully connected (Linear)", "GAP": "Global average pooling"}
     counts = inspection.count_layers(Net())
-    names = {
-        "BatchNorm2d": "BatchNorm2d layers",
-        "Dropout": "Dropout layers",
-        "Linear": "Fully connected (Linear) layers",
-        "GAP": "Global average pooling layers",
-    }
-    return "\n".join(f"- **{name} used:** {counts[kind]}" for kind, name in names.items())
-
-
-def log_table(curve: list[dict]) -> pd.DataFrame:
-    """The training log of a run on the test split, one row per epoch."""
-    log = pd.DataFrame(curve)
-    columns = {
-        "Epoch": log["epoch"],
-        "Learning rate": log["learning_rate"].map("{:.5f}".format),
-        "Train loss": log["train_loss"].map("{:.4f}".format),
-        "Train accuracy": log["train_accuracy"].map("{:.2f}%".format),
-        "Test loss": log["eval_loss"].map("{:.4f}".format),
-        "Test accuracy": [f"{epoch['eval_correct']}/{IMAGES} ({epoch['eval_accuracy']:.2f}%)" for epoch in curve],
-        "Seconds": log["seconds"].map("{:.1f}".format),
-    }
-    return pd.DataFrame(columns)
+    return "\n".join(f"- **{names.get(kind, kind)} layers used:** {count}" for kind, count in counts.items())
 
 
 def to_markdown(table: pd.DataFrame) -> str:
@@ -208,8 +190,7 @@ def draw_figures(trials: list[Trial]) -> None:
     """Draw the pages' figures; each file also has its text. Raises DataError without the full MNIST, and ValueError."""
     shown = shown_trial(current_trials("test", trials))
     for name, picture in (pictures(trials) | {"mistakes": _draw_mistakes(shown)}).items():
-        with atomic_path(FIGURES / f"{name}.png") as temporary:
-            picture.savefig(temporary, format="png", metadata={"Description": picture.text_alternative()})
+        save_figure(picture, FIGURES / f"{name}.png")
 
 
 def _draw_mistakes(shown: Trial) -> Picture:

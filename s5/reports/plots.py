@@ -21,7 +21,8 @@ from s5.analysis.style import (
     styled,
     tile_figure,
 )
-from s5.reports.goals import BUDGETS
+from s5.experiments.claims import BUDGETS
+from s5.experiments.figures import budget_axis
 from s5.training.command_line import plural
 
 FRONTIER_TICKS = [96, 97, 98, 98.5, 99, 99.2, 99.4, 99.5, 99.6, 99.7, 99.8]  # percent
@@ -165,11 +166,7 @@ def plot_training_time(points):
 def _frontier_axes(axes, points, accuracies):
     """Set the scales, limits and ticks; the limits contain the points, their intervals and `accuracies`."""
     sizes = [*points["parameters"], *BUDGETS]
-    axes.set_xscale("log")
-    axes.set_xticks(BUDGETS, [f"{budget:,}" for budget in BUDGETS])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.grid(axis="x", color="#BBBBBB", linewidth=0.8)
-    axes.set_xlabel("parameters; the vertical lines are the budgets")
+    budget_axis(axes)
     axes.set_xlim(0.5 * min(sizes), 2.2 * max(sizes))
     values = points[["mean", "low", "high"]].to_numpy().ravel()
     accuracy_axis(axes, [*values[np.isfinite(values)], *accuracies], limits=(98.75, 99.65))

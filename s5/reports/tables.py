@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from functools import cache
@@ -22,11 +21,11 @@ from s5.analysis.statistics import (
     pooled_difference,
     wilson_interval,
 )
-from s5.experiments.claims import BASELINE, CLAIMS, MILD
+from s5.experiments.claims import BASELINE, BUDGETS, CLAIMS, MILD
+from s5.experiments.compare import network_table
 from s5.experiments.ledger import by_variant, mean_loss, minutes_on_a_cpu, read_ledger, select
 from s5.experiments.trial import IMAGES, PRECISIONS, Trial
 from s5.experiments.variants import FINAL, SGD, VARIANTS, changes_in_words
-from s5.reports.goals import BUDGETS
 from s5.training.recipe import Recipe
 
 VARIANTS_PRECISION = "bfloat16"  # in it all variants were trained anew by one version of the code; before, in float32
@@ -83,35 +82,18 @@ def summary_table(trials: list[Trial]) -> pd.DataFrame:
     Seeds whose training collapsed are only counted (`trained`). The Wilson interval is that of one network with the
     mean's accuracy on 10,000 images, excluding seed noise.
     """
-    rows, groups = [], dict(list(to_frame(trained(trials)).groupby("variant")))
-    counts = Counter(trial.variant for trial in trials)
-    for name in [name for name in VARIANTS if name in groups]:
-        group = groups[name]
-        low, high = wilson_interval(round(group["accuracy"].mean() / 100 * IMAGES), IMAGES)
-        rows.append(
-            {
-                "Variant": name,
-                **_size_and_accuracy(group),
-                "Seeds": seeds_text(len(group), counts[name]),
-                "Minimum": f"{group['accuracy'].min():.2f}",
-                "Wilson 95%": f"{low:.2f}–{high:.2f}",
-                "Best-epoch bias": f"{(group['best_accuracy'] - group['accuracy']).mean():.3f}",
-                "Seconds per epoch": f"{(group['seconds'] / group['epochs']).median():.1f}",
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _size_and_accuracy(group: pd.DataFrame) -> dict:
-    """The columns that describe the trials of one network, over seeds."""
-    return {
-        "Parameters": f"{group['parameters'].iloc[0]:,}",
-        "Multiply-adds": f"{group['macs'].iloc[0]:,}",
-        "Epochs": group["epochs"].iloc[0],
-        "Seeds": len(group),
-        "Mean": f"{group['accuracy'].mean():.3f}",
-        "Std": f"{group['accuracy'].std():.3f}" if len(group) > 1 else "–",
-    }
+    found, whole = by_variant(trained(trials)), by_variant(trials)
+    groups = {name: found[name] for name in VARIANTS if name in found}
+    table = network_table(groups).rename(columns={"Network": "Variant"}).drop(columns="Loss")
+    table["Seeds"] = [seeds_text(len(group), len(whole[name])) for name, group in groups.items()]
+    for row, group in enumerate(map(to_frame, groups.values())):
+        accuracies = group["accuracy"]
+        low, high = wilson_interval(round(accuracies.mean() / 100 * IMAGES), IMAGES)
+        table.loc[row, "Minimum"] = f"{accuracies.min():.2f}"
+        table.loc[row, "Wilson 95%"] = f"{low:.2f}–{high:.2f}"
+        table.loc[row, "Best-epoch bias"] = f"{(group['best_accuracy'] - accuracies).mean():.3f}"
+        table.loc[row, "Seconds per epoch"] = f"{(group['seconds'] / group['epochs']).median():.1f}"
+    return table
 
 
 @cache  # many trials share a recipe
@@ -133,17 +115,18 @@ def earlier_claims_table(trials: list[Trial]) -> pd.DataFrame:
     Current are the claims and the recipe that `s5` is compared with.
     """
     current = {trial.key: trial.precision for claim in (*CLAIMS.values(), BASELINE) for trial in claim.trials(trials)}
-    tested = select(trials, split="test", data="mnist")
-    frame = to_frame(trial for trial in tested if current.get(trial.key) != trial.precision)
+    groups: dict[tuple, list[Trial]] = {}
+    for trial in select(trials, split="test", data="mnist"):
+        if current.get(trial.key) != trial.precision:
+            key = trial.variant, f"`{trial.network}`", trial.precision, trial.recipe
+            groups.setdefault(key, []).append(trial)
     rows = []
-    for (variant, network, precision, recipe), group in frame.groupby(
-        ["variant", "network", "precision", "recipe"], sort=False
-    ):
-        row = {"Variant": variant, "Network": f"`{network}`", **_size_and_accuracy(group)}
-        row["95% interval"] = interval_text(list(group["accuracy"]))
-        row["Minimum"] = f"{group['accuracy'].min():.2f}"
+    for (variant, network, precision, recipe), group in groups.items():
+        accuracies = [trial.accuracy for trial in group]
+        row = {"Variant": variant, **network_table({network: group}).iloc[0].drop(["Multiply-adds", "Loss"])}
+        row |= {"95% interval": interval_text(accuracies), "Minimum": f"{min(accuracies):.2f}"}
         rows.append(row | {"Precision": precision, "Recipe": recipe_in_words(recipe)})
-    return pd.DataFrame(rows).drop(columns="Multiply-adds", errors="ignore")
+    return pd.DataFrame(rows)
 
 
 def tried_groups(trials: list[Trial]) -> dict[tuple[str, int, str, str], list[Trial]]:
@@ -167,21 +150,11 @@ def tried_table(trials: list[Trial]) -> pd.DataFrame:
     better than their few mistakes do. "Recipe" is that of `recipe_in_words`.
     """
     rows = []
-    for (network, epochs, recipe, precision), group in tried_groups(trials).items():
-        parameters = group[0].parameters
-        budget = next((budget for budget in BUDGETS if parameters < budget), math.inf)
-        row = {
-            "Budget": f"< {budget:,}" if budget < math.inf else "none",
-            "Network": f"`{network}`",
-            "Parameters": f"{parameters:,}",
-            "Epochs": epochs,
-            "Seeds": len(group),
-            "Mean": f"{statistics.mean(trial.accuracy for trial in group):.3f}",
-            "Loss": f"{mean_loss(group):.4f}",
-            "Precision": precision,
-            "Recipe": recipe,
-        }
-        rows.append((-budget, mean_loss(group), row))
+    for (network, _, recipe, precision), group in tried_groups(trials).items():
+        budget = next((budget for budget in BUDGETS if group[0].parameters < budget), math.inf)
+        row = {"Budget": f"< {budget:,}" if budget < math.inf else "none"}
+        row |= network_table({f"`{network}`": group}).iloc[0].drop(["Multiply-adds", "Std"])
+        rows.append((-budget, mean_loss(group), row | {"Precision": precision, "Recipe": recipe}))
     return pd.DataFrame([row for *_, row in sorted(rows, key=lambda item: item[:2])])
 
 

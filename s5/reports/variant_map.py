@@ -63,7 +63,7 @@ def path_to(name: str) -> str:
 
 
 @styled()
-def plot_map(table: pd.DataFrame, title: str | None = None) -> Picture:
+def plot_map(table: pd.DataFrame) -> Picture:
     """The tree on the left, and on the right the change of each variant's errors against its parent, with 95% interval.
 
     table: as `map_table` makes it. Raises ValueError if it is empty.
@@ -91,14 +91,11 @@ def plot_map(table: pd.DataFrame, title: str | None = None) -> Picture:
         changes.plot([], [], linestyle="none", marker=marker, color=colour, label=meaning)
     if used:
         figure.legend(loc="outside lower center", ncols=len(used))
-    figure.suptitle(title or _finding(table), x=0.01, ha="left")
-    return figure
-
-
-def _finding(table: pd.DataFrame) -> str:
     tested = table[~table["verdict"].isin(["", "not tested"])]
-    clear = tested["verdict"].isin(["fewer errors", "more errors"]).sum()
-    return f"The way to the final model: {clear} of {len(tested)} tested changes are beyond seed noise"
+    clear = (tested["verdict"] != "no").sum()
+    found = f"The way to the final model: {clear} of {len(tested)} tested changes are beyond seed noise"
+    figure.suptitle(found, x=0.01, ha="left")
+    return figure
 
 
 def _change_axis(axes, shown) -> None:
