@@ -79,6 +79,7 @@ def test_map_of_a_few_trials_shows_all_of_each_interval(accuracies):
         for name, accuracy in zip(("sgd", "dropout"), accuracies, strict=True)
     ]
     figure = plot_map(map_table(own))
+    figure.draw_without_rendering()
     assert figure.text_alternative().startswith("The way to the final model: ")
     changes = figure.axes[1]
     low, high = changes.get_xlim()

@@ -142,7 +142,7 @@ def _draw_change(axes, place: int, row) -> None:
         axes.plot(places[:2], [place, place], "-", color=colour, linewidth=2)
     axes.plot(places[2], place, linestyle="none", marker=marker, color=colour, markersize=6)
     text = f"{row.errors:+,.0f}%" + (f" ({row.errors_low:+,.0f} to {row.errors_high:+,.0f})" if is_known else "")
-    is_right = row.errors > 0  # on the side where the line at 0 is not in the way
+    is_right = int(row.errors > 0)  # on the side where the line at 0 is not in the way
     end = places[is_right] if is_known else places[2]
     style = {"va": "center", "ha": "left" if is_right else "right", "fontsize": 8.5, "color": colour}
     axes.annotate(text, (end, place), (6 if is_right else -6, 0), textcoords="offset points", **style)
