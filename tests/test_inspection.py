@@ -138,21 +138,16 @@ def test_macs_by_hand():
 
 
 def test_summary_of_net():
-    statistics = summary(Net())
-    assert statistics.total_params == statistics.trainable_params == 18_214
-    text = str(statistics)
-    assert "conv1" in text
-    assert "18,214" in text
-    assert "Total mult-adds (M): 1.95" in text
+    text = str(summary(Net()))
+    for part in ("conv1", "18,214", "Total mult-adds (M): 1.95"):
+        assert part in text
 
 
 # --- Checks -----------------------------------------------------------------------------------------------------------
 
 
 def test_net_passes_the_checks():
-    table = check_requirements(Net())
-    assert set(table["Result"]) == {"pass"}
-    assert rows(table) == [
+    assert rows(check_requirements(Net())) == [
         ("Parameters", "18,214", "18,214", "pass"),
         ("Parameter budget", "< 20,000", "18,214", "pass"),
         ("BatchNorm2d layers", "5", "5", "pass"),
@@ -168,16 +163,13 @@ def test_modified_net_fails_the_checks_it_violates():
     model.gap = nn.AdaptiveAvgPool2d((1, 2))
     model.fc = nn.Linear(80, 30)  # 2,430 parameters instead of 410
     table = check_requirements(model)
-    assert "FAIL" in set(table["Result"])
     assert table["Result"].tolist() == ["FAIL", "FAIL", "FAIL", "FAIL", "pass", "FAIL"]
     assert table["Found"].tolist() == ["20,226", "20,226", "4", "1", "1", "0"]
 
 
 def test_budget_is_a_strict_bound_and_the_exact_number_is_optional():
-    assert list(check_requirements(Net(), parameters=None, counts={}, budget=18_214)["Result"]) == ["FAIL"]
-    assert list(check_requirements(Net(), parameters=None, counts={}, budget=18_215)["Result"]) == ["pass"]
-    with pytest.raises(KeyError):
-        check_requirements(Net(), counts={"Conv2d": 5})
+    for budget, result in ((18_214, "FAIL"), (18_215, "pass")):
+        assert list(check_requirements(Net(), parameters=None, counts={}, budget=budget)["Result"]) == [result]
 
 
 def test_layer_counts_include_all_dropout_types_but_only_global_pooling():
@@ -206,13 +198,10 @@ def test_receptive_field_of_net():
 
 
 def test_adaptive_pooling_has_the_window_that_the_sizes_imply():
-    assert rows(receptive_field_table(nn.Sequential(conv(2), nn.AdaptiveMaxPool2d(3)), (1, 1, 7, 13))) == [
-        ("0 (Conv2d)", 2, 1, 0, "6×12×1", 1, 2),
-        ("1 (AdaptiveMaxPool2d)", "2×4", "2×4", 0, "3×3×1", "2×4", "3×5"),
-    ]
-    # 28 into 5: windows of 6 and 7 values that start at 0, 5, 11, 16 and 22; the middle one holds 11 to 16
-    assert rows(receptive_field_table(nn.Sequential(nn.AdaptiveAvgPool2d(5)))) == [
-        ("0 (AdaptiveAvgPool2d)", "–", "–", 0, "5×5×1", "–", 6)
+    model = nn.Sequential(nn.AdaptiveMaxPool2d((4, 7)), nn.AdaptiveAvgPool2d(3))
+    assert rows(receptive_field_table(model)) == [
+        ("0 (AdaptiveMaxPool2d)", "7×4", "7×4", 0, "4×7×1", "7×4", "7×4"),
+        ("1 (AdaptiveAvgPool2d)", "–", "–", 0, "3×3×1", "–", "14×12"),  # of unequal windows
     ]
 
 
