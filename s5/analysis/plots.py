@@ -80,7 +80,7 @@ def _draw_band(axes, histories, key):
 
     Returns the values at its edges.
     """
-    epochs = pd.DataFrame(itertools.chain(*histories)).astype(float).groupby("epoch")[key]
+    epochs = pd.DataFrame(itertools.chain(*histories), columns=["epoch", key]).astype(float).groupby("epoch")[key]
     lowest, highest = epochs.min().dropna(), epochs.max().dropna()
     axes.fill_between(lowest.index, lowest, highest, color=COLOURS[1], alpha=0.2, linewidth=0, zorder=1)
     return [*lowest, *highest]
