@@ -1,7 +1,5 @@
 """Reports on a network, compared with numbers worked out by hand; receptive fields also with gradients."""
 
-import random
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -140,21 +138,16 @@ def test_macs_by_hand():
 
 
 def test_summary_of_net():
-    statistics = summary(Net())
-    assert statistics.total_params == statistics.trainable_params == 18_214
-    text = str(statistics)
-    assert "conv1" in text
-    assert "18,214" in text
-    assert "Total mult-adds (M): 1.95" in text
+    text = str(summary(Net()))
+    for part in ("conv1", "18,214", "Total mult-adds (M): 1.95"):
+        assert part in text
 
 
 # --- Checks -----------------------------------------------------------------------------------------------------------
 
 
 def test_net_passes_the_checks():
-    table = check_requirements(Net())
-    assert set(table["Result"]) == {"pass"}
-    assert rows(table) == [
+    assert rows(check_requirements(Net())) == [
         ("Parameters", "18,214", "18,214", "pass"),
         ("Parameter budget", "< 20,000", "18,214", "pass"),
         ("BatchNorm2d layers", "5", "5", "pass"),
@@ -170,16 +163,13 @@ def test_modified_net_fails_the_checks_it_violates():
     model.gap = nn.AdaptiveAvgPool2d((1, 2))
     model.fc = nn.Linear(80, 30)  # 2,430 parameters instead of 410
     table = check_requirements(model)
-    assert "FAIL" in set(table["Result"])
     assert table["Result"].tolist() == ["FAIL", "FAIL", "FAIL", "FAIL", "pass", "FAIL"]
     assert table["Found"].tolist() == ["20,226", "20,226", "4", "1", "1", "0"]
 
 
 def test_budget_is_a_strict_bound_and_the_exact_number_is_optional():
-    assert list(check_requirements(Net(), parameters=None, counts={}, budget=18_214)["Result"]) == ["FAIL"]
-    assert list(check_requirements(Net(), parameters=None, counts={}, budget=18_215)["Result"]) == ["pass"]
-    with pytest.raises(KeyError):
-        check_requirements(Net(), counts={"Conv2d": 5})
+    for budget, result in ((18_214, "FAIL"), (18_215, "pass")):
+        assert list(check_requirements(Net(), parameters=None, counts={}, budget=budget)["Result"]) == [result]
 
 
 def test_layer_counts_include_all_dropout_types_but_only_global_pooling():
@@ -203,16 +193,15 @@ def test_receptive_field_of_net():
         ("conv3.0 (Conv2d)", 3, 1, 1, "7×7×40", 4, 24),
         ("gap (AdaptiveAvgPool2d)", 7, 7, 0, "1×1×40", 28, 28),  # the whole image
     ]
+    with pytest.raises(ValueError, match="input_size"):
+        receptive_field_table(Net(), (1, 28, 28))
 
 
 def test_adaptive_pooling_has_the_window_that_the_sizes_imply():
-    assert rows(receptive_field_table(nn.Sequential(conv(2), nn.AdaptiveMaxPool2d(3)), (1, 1, 8, 13))) == [
-        ("0 (Conv2d)", 2, 1, 0, "7×12×1", 1, 2),
-        ("1 (AdaptiveMaxPool2d)", "3×4", "2×4", 0, "3×3×1", "2×4", "4×5"),
-    ]
-    # 28 into 5: windows of 6 and 7 values that start at 0, 5, 11, 16 and 22; the middle one holds 11 to 16
-    assert rows(receptive_field_table(nn.Sequential(nn.AdaptiveAvgPool2d(5)))) == [
-        ("0 (AdaptiveAvgPool2d)", 7, 5.5, 0, "5×5×1", 5.5, 6)
+    model = nn.Sequential(nn.AdaptiveMaxPool2d((4, 7)), nn.AdaptiveAvgPool2d(3))
+    assert rows(receptive_field_table(model)) == [
+        ("0 (AdaptiveMaxPool2d)", "7×4", "7×4", 0, "4×7×1", "7×4", "7×4"),
+        ("1 (AdaptiveAvgPool2d)", "–", "–", 0, "3×3×1", "–", "14×12"),  # of unequal windows
     ]
 
 
@@ -224,11 +213,7 @@ def squeeze_and_excite(m, x):
     ("fields", "jumps", "model"),
     [
         # The second convolution's dilation adds 4 steps of 2 pixels: 3 + 8 = 11.
-        (
-            [3, 11, 15, 17],
-            [2, 2, 2, 4],
-            nn.Sequential(conv(3, stride=2), conv(3, dilation=2), conv(3), nn.AvgPool2d(2)),
-        ),
+        ([3, 11, 15], [2, 2, 2], nn.Sequential(conv(3, stride=2), conv(3, dilation=2), conv(3))),
         ([5], [1], nn.Sequential(conv(3, dilation=2, padding="same"))),
         ([3, 3, 5], [1, 1, 1], nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 3))),
         ([3, 6], [1, 2], Forward(lambda m, x: m.b(m.a(x)[0])[0], a=pool_with_indices(3, 1), b=pool_with_indices(4, 2))),
@@ -254,11 +239,6 @@ def test_receptive_field_and_jump(fields, jumps, model):
     assert table["Jump"].tolist() == jumps
 
 
-def test_input_size_without_a_batch_dimension():
-    with pytest.raises(ValueError, match="input_size"):
-        receptive_field_table(Net(), (1, 28, 28))
-
-
 def test_receptive_field_of_shared_convolutions_on_a_crop():
     table = receptive_field_table(parse("shared 12 ×1 / ×2 / ×2 / ×2 gdconv crop 2").build())
     assert set(table["Layer"]) == {"stem.1 (Conv2d)", "conv (Conv2d)", "pool (MaxPool2d)", "end.0 (Conv2d)"}
@@ -267,31 +247,18 @@ def test_receptive_field_of_shared_convolutions_on_a_crop():
     assert table["Receptive field"].tolist() == [3, 5, 6, 10, 14, 16, 22, 24, 24, 24, 24, 24]
 
 
-def gradient_extent(model, size):
-    """Height and width of the region of the image on which the unit in the middle of the output depends."""
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 2, 1), ((3, 1), 1, 3), ((2, 3), (1, 2), (1, 2))])
+def test_receptive_field_agrees_with_gradients(kernel, stride, dilation):
+    model = nn.Sequential(conv(kernel, stride=stride, dilation=dilation), conv(3, dilation=2), nn.AvgPool2d((2, 3)))
     for parameter in model.parameters():
         parameter.data.fill_(1.0)  # positive, so that no two paths cancel
-    image = torch.ones(1, 1, size, size, requires_grad=True)
+    image = torch.ones(1, 1, 48, 48, requires_grad=True)
     output = model(image)
     output[0, 0, output.shape[2] // 2, output.shape[3] // 2].backward()
     seen = image.grad[0, 0].nonzero()
-    return tuple((seen.max(dim=0).values - seen.min(dim=0).values + 1).tolist())
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_receptive_field_agrees_with_gradients(seed):
-    draw = random.Random(seed)
-
-    def layer():
-        kernel, stride = [(draw.randint(1, 3), draw.randint(1, 3)) for _ in range(2)]
-        stride = tuple(min(s, k, 2) for s, k in zip(stride, kernel, strict=True))
-        if draw.random() < 0.3:
-            return nn.AvgPool2d(kernel, stride)
-        return conv(kernel, stride=stride, dilation=(draw.randint(1, 3), draw.randint(1, 3)))
-
-    model = nn.Sequential(*[layer() for _ in range(3)])
+    height, width = (seen.max(dim=0).values - seen.min(dim=0).values + 1).tolist()
     field = receptive_field_table(model, (1, 1, 48, 48))["Receptive field"].iloc[-1]
-    assert (field if isinstance(field, str) else f"{field}×{field}") == "{}×{}".format(*gradient_extent(model, 48))
+    assert field == (height if height == width else f"{height}×{width}")
 
 
 # --- Side effects -----------------------------------------------------------------------------------------------------
@@ -315,11 +282,3 @@ def test_report_has_no_side_effects(report):
     assert model.fc.bias.grad.eq(1).all()
     assert sum(parameter.grad is not None for parameter in model.parameters()) == 1
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-
-
-def test_failing_report_restores_the_modes():
-    model = nn.Sequential(conv(3, channels=2)).train()
-    with pytest.raises(RuntimeError):
-        count_macs(model)  # one channel instead of two
-    assert model.training
-    assert model[0].training

@@ -1,4 +1,4 @@
-"""Whatever is put in, nothing but the documented errors comes out: recipes, networks' lines, ledgers, images.
+"""Whatever is put in, nothing but the documented errors comes out: recipes, networks' lines, images.
 
 Few examples by default, the same ones every time. More, and new ones each time: HYPOTHESIS_PROFILE=thorough pytest
 tests/test_properties.py
@@ -7,7 +7,6 @@ tests/test_properties.py
 import json
 import math
 import os
-import warnings
 from dataclasses import fields
 
 import numpy as np
@@ -15,11 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from s5.experiments.ledger import KEYS, LedgerWarning, read_ledger
 from s5.inference.preprocessing import DigitError, prepare
 from s5.networks.grammar import BLOCKS, HEADS, OPTIONS, NetworkError, parse
 from s5.training.recipe import CHOICES, Recipe
-from tests.utils import make_trial
 
 COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("few", max_examples=60, derandomize=True, **COMMON)
@@ -75,42 +72,6 @@ def test_a_line_is_a_network_or_one_line_says_what_is_wrong(line):
         return
     assert parse(str(network)) == network
     assert network.parameters > 0
-
-
-# --- Ledgers ----------------------------------------------------------------------------------------------------------
-
-TRIAL = make_trial(3)
-
-
-@st.composite
-def changed_lines(draw) -> bytes:
-    """A trial's line with keys removed or replaced, cut off, or with other bytes in it."""
-    keys = draw(st.lists(st.sampled_from(KEYS), max_size=2, unique=True))
-    trial = dict(TRIAL)
-    for key in keys:
-        if draw(st.booleans()):
-            del trial[key]
-        else:
-            trial[key] = draw(ANYTHING)
-    line = bytearray(json.dumps(trial).encode())
-    for _ in range(draw(st.integers(0, 2))):
-        position = draw(st.integers(0, len(line) - 1))
-        line[position : position + draw(st.integers(0, 3))] = draw(st.binary(max_size=3))
-    return bytes(line[: draw(st.integers(0, len(line)))] if draw(st.booleans()) else line)
-
-
-@given(st.lists(changed_lines(), max_size=3))
-def test_a_ledger_with_faulty_lines_keeps_the_others(tmp_path_factory, lines):
-    path = tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
-    last = make_trial(2**40)
-    path.write_bytes(b"\n".join([*lines, json.dumps(last).encode(), b""]))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trials = read_ledger(path)
-    assert all(issubclass(warning.category, LedgerWarning) for warning in caught)
-    assert last in trials
-    for trial in trials:
-        assert set(KEYS) <= trial.keys()
 
 
 # --- Images -----------------------------------------------------------------------------------------------------------

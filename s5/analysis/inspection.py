@@ -136,11 +136,11 @@ def receptive_field_table(model: nn.Module, input_size: tuple[int, ...] = IMAGE)
     Columns: Layer, Kernel, Stride, Padding, Output size (height×width×channels), Jump (input pixels between
     neighbouring outputs) and Receptive field (input pixels); "height×width" if the two differ.
 
-    The receptive field is measured, so it is right for any architecture: a pixel belongs to it if NaN at that pixel
-    makes the unit in the middle of the map NaN, in any channel. (NaN passes max-pooling, ReLU and zero weights, which
-    block gradients.) It is the extent of these pixels in the image: padding is not counted, and a layer that depends on
-    the whole image has the image's size. For how kernels and strides add up to it, see Araujo, Norris and Sim,
-    "Computing receptive fields of convolutional neural networks", Distill 2019.
+    The receptive field is measured, so it is right for any architecture: it is the extent of the pixels that make the
+    unit in the middle of the map NaN if they are NaN. (NaN passes max-pooling, ReLU and zero weights, which block
+    gradients.) Padding is not counted, and a layer that depends on the whole image has the image's size. For how
+    kernels and strides add up to it, see Araujo, Norris and Sim, "Computing receptive fields of convolutional neural
+    networks", Distill 2019.
 
     The jump is the product of the strides of these layers. Maps of equal size are assumed to have equal jumps. After
     an operation that changes the size otherwise (functional pooling, upsampling) it is unknown, "–"; a crop or padding
@@ -178,33 +178,20 @@ def receptive_field_table(model: nn.Module, input_size: tuple[int, ...] = IMAGE)
     return pd.DataFrame(rows, columns=columns)
 
 
-def _window(layer: nn.Module, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[tuple, tuple, tuple]:
-    """Kernel, stride and padding of a layer, each (height, width), from the sizes of its input and output maps."""
-    if isinstance(layer, ADAPTIVE):
-        return *zip(*map(_adaptive_window, before, after), strict=True), (0, 0)
-    kernel, padding = _pair(layer.kernel_size), layer.padding
-    if padding == "same":  # an odd sum of padding is split with the smaller half first
-        padding = tuple(dilation * (size - 1) // 2 for dilation, size in zip(layer.dilation, kernel, strict=True))
-    return kernel, _pair(layer.stride), _pair(0 if padding == "valid" else padding)
+def _window(layer: nn.Module, before: tuple[int, ...], after: tuple[int, ...]) -> tuple:
+    """Kernel, stride and padding of a layer, from the sizes of its input and output maps; "–" for unequal windows."""
+    if not isinstance(layer, ADAPTIVE):
+        return layer.kernel_size, _pair(layer.stride), layer.padding
+    window = tuple(old // new if old % new == 0 else "–" for old, new in zip(before, after, strict=True))
+    return window, window, 0
 
 
-def _adaptive_window(before: int, after: int) -> tuple[int, float]:
-    """The largest window of adaptive pooling along one axis, and the mean distance between windows.
-
-    Output i pools the inputs ⌊i·before/after⌋ … ⌈(i+1)·before/after⌉ - 1.
-    """
-    starts = [i * before // after for i in range(after)]
-    ends = [-(-(i + 1) * before // after) for i in range(after)]
-    stride = starts[-1] / (after - 1) if after > 1 else before
-    return max(end - start for start, end in zip(starts, ends, strict=True)), _number(stride)
-
-
-def _next_jump(jumps: dict[int, float | str], before: int, after: int, stride: float) -> float | str:
+def _next_jump(jumps: dict[int, int | str], before: int, after: int, stride: int | str) -> int | str:
     """The jump after a layer along one axis, "–" if unknown; it is also noted in `jumps`, the latest size last."""
     if before not in jumps:
         latest = next(reversed(jumps))
         jumps[before] = jumps[latest] if latest / 2 < before < latest * 2 else "–"
-    jump = "–" if jumps[before] == "–" else _number(jumps[before] * stride)
+    jump = "–" if "–" in (jumps[before], stride) else jumps[before] * stride
     jumps.pop(after, None)
     jumps[after] = jump
     return jump
@@ -259,11 +246,6 @@ def _text(value):
     """One value if height and width are equal, else "height×width"."""
     height, width = _pair(value)
     return height if height == width else f"{height}×{width}"
-
-
-def _number(value: float) -> float:
-    """An int if the value is whole, else a float with two decimals."""
-    return int(value) if value == int(value) else round(value, 2)
 
 
 def black_images(model: nn.Module, input_size: tuple[int, ...]) -> torch.Tensor:

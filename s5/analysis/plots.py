@@ -8,6 +8,7 @@ images (N, 28, 28), uint8 or float; labels and predictions (N,), digits from 0 t
 import itertools
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.colors import CenteredNorm
 from matplotlib.ticker import LogLocator, MaxNLocator
@@ -79,13 +80,9 @@ def _draw_band(axes, histories, key):
 
     Returns the values at its edges.
     """
-    by_epoch = {}
-    for row in itertools.chain(*histories):
-        if row[key] is not None:
-            by_epoch.setdefault(row["epoch"], []).append(row[key])
-    epochs, values = zip(*sorted(by_epoch.items()), strict=True)
-    lowest, highest = list(map(min, values)), list(map(max, values))
-    axes.fill_between(epochs, lowest, highest, color=COLOURS[1], alpha=0.2, linewidth=0, zorder=1)
+    epochs = pd.DataFrame(itertools.chain(*histories), columns=["epoch", key]).astype(float).groupby("epoch")[key]
+    lowest, highest = epochs.min().dropna(), epochs.max().dropna()
+    axes.fill_between(lowest.index, lowest, highest, color=COLOURS[1], alpha=0.2, linewidth=0, zorder=1)
     return [*lowest, *highest]
 
 

@@ -42,14 +42,16 @@ SAMPLE_TRAIN_PER_DIGIT = 400  # of 500
 
 SAMPLE_WARNING = """\
 ********************************************************************************
-MNIST COULD NOT BE DOWNLOADED. What follows is made from a SAMPLE of 5,000 of its
-training images (4,000 to train, 1,000 to test): these are NO MNIST RESULTS.
+What follows is made from a SAMPLE of 5,000 of MNIST's training images (4,000 to
+train, 1,000 to test): these are NO MNIST RESULTS.
+
+{error}
+********************************************************************************"""
+NOT_DOWNLOADED = """\
+MNIST could not be downloaded:
 
 {reason}
 
-{advice}
-********************************************************************************"""
-ADVICE = """\
 For the full data set, connect to the network and run again, or set MNIST_ROOT to
 a folder that holds MNIST/raw/, or put the four uncompressed files into
 {raw}"""
@@ -59,7 +61,7 @@ class DataError(RuntimeError):
     """MNIST cannot be loaded. The message says why and what to do."""
 
 
-class _DownloadFailed(Exception):
+class DownloadError(DataError):
     """The network failed, not the disk: only then the sample may be used instead."""
 
 
@@ -120,11 +122,10 @@ def load_mnist(root: str | Path | None = None, allow_sample: bool = True) -> Mni
     if missing := [name for name in FILES if name not in present]:
         try:
             _download(missing, raw)
-        except _DownloadFailed as error:
-            advice = ADVICE.format(raw=raw)
+        except DownloadError as error:
             if not allow_sample:
-                raise DataError(f"MNIST could not be downloaded:\n{error}\n{advice}") from error
-            print(SAMPLE_WARNING.format(reason=error, advice=advice), file=sys.stderr)
+                raise
+            print(SAMPLE_WARNING.format(error=error), file=sys.stderr)
             return load_sample()
     return MnistData(*(_read(raw / name) for name in FILES), source="mnist")
 
@@ -197,7 +198,7 @@ def _read(path: Path) -> Tensor:
 def _download(names: list[str], raw: Path) -> None:
     """Download the files `names` into the folder `raw`, where each appears whole and verified, or not at all.
 
-    Raises _DownloadFailed if the network fails and DataError if the disk does.
+    Raises DownloadError if the network fails and DataError if the disk does.
     """
     try:
         raw.mkdir(parents=True, exist_ok=True)
@@ -206,7 +207,11 @@ def _download(names: list[str], raw: Path) -> None:
         print(f"Downloading MNIST (11 MB) into {raw}")
         # Inside `raw`, because os.replace is atomic only within one file system.
         with tempfile.TemporaryDirectory(dir=raw, prefix=".download-") as temporary:
-            _fetch(temporary)
+            try:
+                _fetch(temporary)
+            except (RuntimeError, HTTPException, URLError, ConnectionError, TimeoutError) as error:
+                reason = textwrap.indent(str(error).strip(), "    ")
+                raise DownloadError(NOT_DOWNLOADED.format(reason=reason, raw=raw)) from error
             for name in names:
                 _verify(_raw(temporary) / name)
                 os.replace(_raw(temporary) / name, raw / name)
@@ -226,8 +231,6 @@ def _fetch(folder: str) -> None:
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             MNIST(folder, download=True)
-    except (RuntimeError, HTTPException, URLError, ConnectionError, TimeoutError) as error:
-        raise _DownloadFailed(textwrap.indent(str(error).strip(), "    ")) from error
     finally:
         socket.setdefaulttimeout(before)
 
