@@ -1,36 +1,52 @@
-"""The search: what is drawn, the rounds, resuming, and a real one on the sample."""
+"""The search: what is drawn, the rounds, resuming, its figure, and a real one on the sample."""
 
-import os
-import signal
+import re
 import statistics
 
 import pytest
+from matplotlib.text import Text
 
-from s5.experiments import search
+from s5.commands import search as command
+from s5.experiments import search, sweep
+from s5.experiments.figures import plot_search
 from s5.experiments.ledger import mean_loss
-from s5.training.recipe import Recipe
-from tests.utils import make_trial, read_strictly
+from s5.experiments.trial import Trial
+from s5.networks.grammar import parse
+from tests.utils import make_trial, read_strictly, run_here
 
-# The worker processes import this file to find `stand_in`, so it must not import torch.
+HERE = {"device": "cpu", "workers": 1}
 
 
-def stand_in(variant: str, seed: int, changes: dict, **_) -> dict:
+def stand_in(variant: str, seed: int, changes: dict, **_) -> Trial:
     """A replacement for `run_trial`: the loss is the smaller, the more channels the network begins with."""
     channels = int(variant.split()[1])
-    about = {"variant": variant, "network": variant, "recipe": Recipe(**changes).as_dict(), "data": "mnist"}
-    return make_trial(seed, accuracy=99.9, loss=1 / channels + seed / 1e6, **about)
+    return make_trial(seed, 99.9, 1 / channels + seed / 1e6, changes, variant=variant, data="mnist")
 
 
-@pytest.mark.parametrize("below", [500, 2_000, 20_000])
-def test_networks_are_different_and_within_the_budget(below):
-    from s5.networks.grammar import parse
+def failing_stand_in(variant: str, **trial) -> Trial:
+    """A replacement for `run_trial` that fails for one block."""
+    if variant.startswith("conv"):
+        raise RuntimeError("no luck")
+    return stand_in(variant, **trial)
 
-    lines = search.draw_networks(below, 30, seed=0)
+
+@pytest.fixture
+def path(monkeypatch, tmp_path):
+    """Replaces training; returns the path of the user's ledger."""
+    monkeypatch.setattr(sweep, "run_trial", stand_in)
+    monkeypatch.setattr(sweep, "run_locally", run_here)
+    monkeypatch.setattr(sweep, "load_data", lambda sample: None)
+    monkeypatch.setattr(search, "pick_precision", lambda *_: "float32")  # which the stand-in returns
+    return tmp_path / "ledger.jsonl"
+
+
+def test_networks_are_different_and_within_the_budget():
+    lines = search.draw_networks(2000, 30, seed=0)
     assert len(set(lines)) == 30
-    assert all(search.SMALLEST_SHARE * below <= parse(line).parameters < below for line in lines)
+    assert all(search.SMALLEST_SHARE * 2000 <= parse(line).parameters < 2000 for line in lines)
     assert len({line.split()[0] for line in lines}) == 4, "every block"
-    assert search.draw_networks(below, 30, seed=0) == lines
-    assert search.draw_networks(below, 30, seed=1) != lines
+    assert search.draw_networks(2000, 5, seed=0) == lines[:5]
+    assert search.draw_networks(2000, 5, seed=1) != lines[:5]
 
 
 def test_a_third_goes_on_for_three_times_as_long_and_the_last_from_several_seeds():
@@ -39,89 +55,105 @@ def test_a_third_goes_on_for_three_times_as_long_and_the_last_from_several_seeds
     assert [(each.networks, each.epochs, len(each.seeds)) for each in search.rounds(2, 5)] == [(2, 5, 3)]
 
 
-@pytest.fixture
-def stood_in(monkeypatch, sample):
-    monkeypatch.setattr("s5.experiments.trial.run_trial", stand_in)
-    monkeypatch.setattr("s5.experiments.trial.load_data", lambda _: sample)
-    monkeypatch.setattr("s5.training.device.pick_precision", lambda *_: "float32")  # which the stand-in returns
-
-
-def test_the_best_of_each_round_goes_on_and_a_second_call_trains_nothing(stood_in, tmp_path, capsys):
-    path = tmp_path / "ledger.jsonl"
-    found = search.search(2000, trials=12, ledger=path, device="cpu", workers=1)
+def test_the_best_of_each_round_goes_on_and_a_second_call_trains_nothing(path, capsys):
+    found = search.search(2000, trials=12, ledger=path, **HERE)
     drawn = search.draw_networks(2000, 12, seed=0)
-    channels = sorted((int(line.split()[1]) for line in drawn), reverse=True)
-    assert int(found.best.split()[1]) == channels[0]
+    assert int(found.best.split()[1]) == max(int(line.split()[1]) for line in drawn)
     assert len(read_strictly(path)) == 12 + 4 + 3 * 3
     assert list(found.table["Seeds"]) == [3, 3, 3]
     assert list(found.table["Epochs"]) == [9, 9, 9]
     assert list(found.table["Loss"]) == sorted(found.table["Loss"])
-    assert {trial["split"] for trial in read_strictly(path)} == {"validation"}
+    assert {trial.split for trial in read_strictly(path)} == {"validation"}
     assert "Round 2 of 3: 4 networks, 3 epochs, 1 seed" in capsys.readouterr().out
 
     content = path.read_bytes()
-    again = search.search(2000, trials=12, ledger=path, device="cpu", workers=1)
+    again = search.search(2000, trials=12, ledger=path, **HERE)
     assert path.read_bytes() == content
     assert again.table.equals(found.table)
-    assert "12 already in ledger.jsonl, 0 to run" in capsys.readouterr().out
+    assert "12 already recorded, 0 to run" in capsys.readouterr().out
 
 
-def test_a_learning_rate_can_be_drawn_for_each_network(stood_in, tmp_path):
-    path = tmp_path / "ledger.jsonl"
-    found = search.search(2000, trials=9, vary_rate=True, ledger=path, device="cpu", workers=1)
+def test_a_learning_rate_can_be_drawn_for_each_network(path):
+    found = search.search(2000, trials=9, vary_rate=True, ledger=path, **HERE)
     rates = {}
     for trial in read_strictly(path):
-        rates.setdefault(trial["variant"], set()).add(trial["recipe"]["learning_rate"])
+        rates.setdefault(trial.variant, set()).add(trial.recipe.learning_rate)
     assert all(len(each) == 1 for each in rates.values()), "the same in all rounds"
     assert len(set().union(*rates.values())) > 5
     assert all(search.RATES[0] <= rate <= search.RATES[1] for (rate,) in rates.values())
     assert {found.table["Learning rate"][0]} == rates[found.best]
 
 
-def test_dry_run_trains_nothing(tmp_path, capsys):
-    path = tmp_path / "ledger.jsonl"
+def test_a_network_whose_trial_fails_is_out_and_the_output_says_so(path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "run_trial", failing_stand_in)
+    drawn = search.draw_networks(2000, 9, seed=0)
+    failing = [line for line in drawn if line.startswith("conv")]
+    found = search.search(2000, trials=9, ledger=path, **HERE)
+    first = {trial.variant for trial in read_strictly(path) if trial.epochs == 1}
+    assert first == {*drawn} - {*failing}
+    assert found.best in first
+    assert f"Out of the search, since a trial failed: {'; '.join(failing)}\n" in capsys.readouterr().out
+
+
+def test_a_dry_run_trains_nothing(path, capsys):
     assert search.search(1000, trials=9, dry_run=True, ledger=path, device="cpu", workers=2) is None
     printed = capsys.readouterr().out
     assert "Round 1: 9 networks, 1 epoch, 1 seed" in printed
     assert all(f"  {line}" in printed for line in search.draw_networks(1000, 9, 0))
-    assert "minutes on MNIST with 2 at a time" in printed
+    assert re.search(r"about \d+ minutes with 2 at a time", printed)
     assert not path.exists()
 
 
-def test_a_search_on_the_sample_finds_a_better_network_than_the_median(tmp_path, monkeypatch):
+def test_a_search_on_the_sample_finds_a_better_network_than_the_median(tmp_path, monkeypatch, sample):
+    monkeypatch.setattr("s5.experiments.trial.load_data", lambda _: sample.subset(2000, 200))
+    monkeypatch.setattr(sweep, "run_locally", run_here)
     monkeypatch.setattr(search, "SEEDS", [100])
     monkeypatch.setattr(search, "FINALISTS", 2)
     path = tmp_path / "ledger.jsonl"
-    found = search.search(600, trials=5, sample=True, device="cpu", ledger=path, workers=1)
-    first = {trial["variant"]: mean_loss([trial]) for trial in read_strictly(path) if trial["epochs"] == 1}
+    found = search.search(600, trials=5, sample=True, ledger=path, **HERE)
+    first = {trial.variant: mean_loss([trial]) for trial in read_strictly(path) if trial.epochs == 1}
     assert len(first) == 5
     assert first[found.best] < statistics.median(first.values())
 
 
-@pytest.mark.parametrize("wrong", [{"trials": 2.5}, {"epochs": 1.5}, {"seed": None}, {"below": "2000"}], ids=str)
-def test_wrong_arguments_are_refused(wrong, tmp_path):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a whole number"):
-        search.search(**{"below": 2000, "ledger": tmp_path / "ledger.jsonl"} | wrong)
+# --- The figure -------------------------------------------------------------------------------------------------------
 
 
-def dying_stand_in(variant: str, **trial) -> dict:
-    """A replacement for `run_trial` that kills its process for one block."""
-    if variant.startswith("conv"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return stand_in(variant, **trial)
+def searched(name: str, parameters: int, epochs: int, *losses: float) -> list[Trial]:
+    """The trials of one network in a search, one per loss."""
+    about = {"network": name, "parameters": parameters, "recipe": {"epochs": epochs}}
+    return [make_trial(seed, loss=loss, **about) for seed, loss in enumerate(losses)]
 
 
-def test_a_process_that_dies_costs_its_network_only_and_the_output_says_so(stood_in, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("s5.experiments.trial.run_trial", dying_stand_in)
-    drawn = search.draw_networks(2000, 9, seed=0)
-    dying = [line for line in drawn if line.startswith("conv")]
-    assert 0 < len(dying) < len(drawn)
-    path = tmp_path / "ledger.jsonl"
-    found = search.search(2000, trials=9, ledger=path, device="cpu", workers=2)
-    first = {trial["variant"] for trial in read_strictly(path) if trial["epochs"] == 1}
-    assert first == {*drawn} - {*dying}
-    assert found.best in first
-    assert f"Out of the search, since a trial failed: {'; '.join(dying)}\n" in capsys.readouterr().out
+def test_the_figure_shows_every_round_and_the_front_of_the_longest():
+    groups = [
+        *(searched(f"conv {number} gap", 700 + number, 1, 1.0 - number / 10) for number in range(5)),
+        searched("conv 9 gap", 750, 3, 0.4, 0.6),
+        searched("conv 8 gap", 760, 3, 0.7),
+        searched("best 7 gap", 800, 3, 0.3),
+    ]
+    figure = plot_search(groups)
+    figure.draw_without_rendering()
+    assert {"1 epoch: 5 networks", "3 epochs: 3 networks", "best 7 gap"} <= {
+        text.get_text() for text in figure.findobj(Text)
+    }
+    assert figure.axes[0].lines[-1].get_xydata().tolist() == [[750, 0.5], [800, 0.3]]
+    assert figure.axes[0].get_xscale() == "linear"
+    several = [searched("conv 4 gap", 900, 15, 0.1), searched("conv 9 gap", 19_000, 15, 0.2)]
+    assert plot_search(several).axes[0].get_xscale() == "log"
+    with pytest.raises(ValueError, match="no trials"):
+        plot_search([])
+
+
+@pytest.mark.parametrize("losses", [(0.0312, 0.0318), (0.5, 0.5001), (6.0, 9.0)])
+def test_losses_that_are_alike_have_ticks(losses):
+    groups = [searched(f"conv {index} gap", 900 + index, 1, loss) for index, loss in enumerate(losses, 3)]
+    axes = plot_search(groups).axes[0]
+    low, high = axes.get_ylim()
+    assert sum(low <= tick <= high for tick in axes.get_yticks()) >= 2
+
+
+# --- The command line -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -129,30 +161,33 @@ def test_a_process_that_dies_costs_its_network_only_and_the_output_says_so(stood
     [
         ("", "the following arguments are required: --below"),
         ("--below 0", "below must be a whole number from 1 to 1,000,000, not 0"),
-        ("--below 1" + 400 * "0", "below must be a whole number from 1 to 1,000,000, not 1000"),
         ("--below few", "argument --below: invalid int value: 'few'"),
         ("--below 2000 --trials 0", "trials must be a whole number from 1 to 10,000, not 0"),
-        ("--below 2000 --epochs 0", "epochs must be a whole number from 1 to 100, not 0"),
         ("--below 2000 --epochs 99999999999", "epochs must be a whole number from 1 to 100, not 99999999999"),
         ("--below 2000 --workers 0", "workers must be a whole number, 1 or more, not 0"),
         ("--below 2000 --seed -1", "seed must be a whole number, 0 or more"),
         ("--below 2000 --ray=", "ray must be auto, local or a cluster's address"),
         ("--below 2000 --figure tests", "argument --figure: tests is a folder, not a file"),
-        ("--below 2000 --figure " + 300 * "n", "--figure: the name is too long: nnn"),
         ("--below 2000 --device abacus", "device must be auto, cpu, cuda or mps, not 'abacus'"),
+        ("--below 20 --dry-run", "only 0 of 60 networks were found below 20 parameters"),
     ],
 )
-def test_wrong_options_give_one_line_and_exit_code_2(arguments, message, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        search.main(arguments.split())
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2
-    assert error.startswith("search: ")
-    assert message in error
-    assert error.count("\n") == 1
-
-
-def test_a_budget_that_no_network_fits_is_one_line(monkeypatch, capsys):
+def test_wrong_options_give_one_line_and_exit_code_2(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(search, "DRAWS", 50)
-    assert search.main(["--below", "20", "--dry-run"]) == 1
-    assert capsys.readouterr().err == "search: only 0 of 60 networks were found below 20 parameters\n"
+    with pytest.raises(SystemExit) as stopped:
+        command.main(arguments.split())
+    assert stopped.value.code == 2
+    assert re.fullmatch(f"search: .*{message}.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("wrong", [{"trials": 2.5}, {"epochs": 1.5}, {"seed": None}, {"below": "2000"}], ids=str)
+def test_wrong_arguments_are_refused(wrong, path):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a whole number"):
+        search.search(**{"below": 2000, "ledger": path} | wrong)
+
+
+def test_the_command_prints_the_best_and_saves_the_figure(path, tmp_path, capsys):
+    options = ["--below", "2000", "--trials", "3", "--ledger", str(path), "--device", "cpu"]
+    assert command.main([*options, "--figure", str(tmp_path / "f.png")]) == 0
+    assert "\nBest: " in capsys.readouterr().out
+    assert (tmp_path / "f.png").exists()

@@ -1,4 +1,4 @@
-"""One trial and its line in the ledger."""
+"""One trial: what cannot be is refused, and what a training records."""
 
 import json
 import os
@@ -6,8 +6,7 @@ import pickle
 import signal
 import sys
 import threading
-from contextlib import nullcontext
-from functools import partial
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,81 +14,108 @@ from safetensors import safe_open
 from torch import nn
 
 import helpers
-from s5.experiments import ledger, trial
-from s5.experiments.claims import find_variant
+from s5.experiments import trial
+from s5.experiments.claims import CLAIMS, find_variant
 from s5.experiments.distillation import Ensemble
-from s5.experiments.evidence import PRECISIONS
+from s5.experiments.ledger import append_trial
+from s5.experiments.trial import Trial
 from s5.experiments.variants import VARIANTS
-from s5.networks.user_code import Source
+from s5.networks.grammar import NetworkError
+from s5.networks.user_code import from_object
 from s5.training.checkpoint import load_weights
 from s5.training.mnist import validation_split
-from tests.utils import devices, read_strictly, wait_for
+from tests.utils import make_trial, read_strictly, wait_for
 
 ONE_EPOCH = {"epochs": 1}
 
 
-def run_trial(data, split="validation", changes=ONE_EPOCH) -> dict:
-    return trial.run_trial("s5", 3, split, changes, sample=True, device="cpu", data=data)
+def run_trial(data, variant="s5", split="validation", changes=ONE_EPOCH, **options) -> Trial:
+    return trial.run_trial(variant, 3, split, changes, sample=True, device="cpu", threads=1, data=data, **options)
 
 
 @pytest.fixture(scope="module")
-def line(small):
+def trained(small):
     return run_trial(small)
 
 
-def test_a_trial_is_a_line_of_the_ledger(line, tmp_path):
-    assert list(line) == list(ledger.KEYS)
-    assert json.loads(json.dumps(line)) == line
-    assert pickle.loads(pickle.dumps(line)) == line
-    assert ledger.append_trial(line, tmp_path / "ledger.jsonl")
-    assert read_strictly(tmp_path / "ledger.jsonl") == [line]
+# --- The record -------------------------------------------------------------------------------------------------------
 
 
-def test_a_trial_records_its_settings_and_results(line):
-    assert line["variant"] == "s5"
-    assert line["recipe"] == VARIANTS["s5"].recipe.as_dict() | ONE_EPOCH
-    assert (line["seed"], line["split"], line["epochs"], line["data"]) == (3, "validation", 1, "sample")
-    assert line["parameters"] == 18_214
-    assert 1_940_000 < line["macs"] < 1_960_000
-    assert len(line["curve"]) == 1
-    assert line["accuracy"] == line["best_accuracy"] == pytest.approx(line["curve"][-1]["eval_accuracy"])
-    assert line["device"].startswith("cpu")
-    assert line["seconds"] > 0
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": None}, "seed must be of the type int, not None"),
+        ({"seed": -1}, "seed must be 0 or more, not -1"),
+        ({"parameters": True}, "parameters must be of the type int"),
+        ({"macs": 0}, "macs must be 1 or more"),
+        ({"split": "valid"}, "split must be validation or test, not 'valid'"),
+        ({"precision": "float64"}, "precision must be float32 or bfloat16"),
+        ({"data": "cifar"}, "data must be mnist or sample"),
+        ({"epochs": 3}, "epochs is 3, the recipe's 20, and the curve has 20"),
+        ({"curve": []}, "the curve has 0"),
+        ({"curve": [{"epoch": 1}] * 20}, "an epoch of the curve has the keys epoch, learning_rate"),
+        ({"accuracy": 99.5}, "accuracy is 99.5, but 99.4 by the curve"),
+        ({"best_accuracy": 99.5}, "best_accuracy is 99.5, but 99.4 by the curve"),
+        ({"mistakes": {"7": 3}}, "accuracy is 99.4, but 99.8995 by the curve"),
+        ({"mistakes": {str(index): 10 for index in range(6)}}, "mistakes: image '0' of 1,000 taken for 10"),
+        ({"mistakes": {str(index): 1 for index in range(995, 1001)}}, "mistakes: image '1000' of 1,000"),
+        ({"data": "mnist", "mistakes": {}}, "994 right answers and 0 mistakes are not 10,000 images"),
+    ],
+    ids=str,
+)
+def test_a_trial_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(make_trial(), **changes)
 
 
-def test_mistakes_agree_with_the_accuracy(line, small):
+def test_a_trial_is_a_line_of_the_ledger(trained, tmp_path):
+    assert Trial.from_dict(json.loads(json.dumps(trained.as_dict()))) == trained
+    assert pickle.loads(pickle.dumps(trained)) == trained
+    append_trial(trained, tmp_path / "ledger.jsonl")
+    assert read_strictly(tmp_path / "ledger.jsonl") == [trained]
+
+
+def test_a_claim_counts_the_trials_of_its_seeds_and_precision():
+    claim = CLAIMS["below_500"]
+    about = {"variant": claim.name, "network": claim.network, "recipe": claim.recipe.as_dict()}
+    about |= {"split": "test", "data": "mnist", "precision": claim.precision}
+    trials = [make_trial(seed, **about) for seed in (21, 20, 99)]
+    others = [make_trial(22, **about | change) for change in ({"precision": "float32"}, {"split": "validation"})]
+    assert [each.seed for each in claim.trials([*trials, *others])] == [20, 21]
+
+
+# --- The training -----------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_records_its_settings_and_results(trained, small):
+    assert (trained.variant, trained.network, trained.source) == ("s5", "Net", "")
+    assert trained.recipe == VARIANTS["s5"].recipe.changed(**ONE_EPOCH)
+    assert (trained.seed, trained.split, trained.epochs, trained.data) == (3, "validation", 1, "sample")
+    assert trained.parameters == 18_214
+    assert 1_940_000 < trained.macs < 1_960_000
+    assert trained.accuracy == trained.best_accuracy == pytest.approx(trained.curve[-1]["eval_accuracy"])
+    assert trained.device.startswith("cpu")
+    assert trained.device.endswith("1 thread")
+    assert trained.seconds > 0
     labels = validation_split(small).eval_labels
     assert len(labels) == 100, "a sixth of the 600 training images; the test images are 200"
-    assert line["accuracy"] == pytest.approx(100 * (1 - len(line["mistakes"]) / len(labels)))
-    for index, predicted in line["mistakes"].items():
-        assert predicted in range(10)
-        assert predicted != labels[int(index)]
+    assert trained.accuracy == pytest.approx(100 * (1 - len(trained.mistakes) / len(labels)))
+    assert all(predicted != labels[int(index)] for index, predicted in trained.mistakes.items())
 
 
-def test_the_same_trial_twice_gives_the_same_result(line, small):
-    def without_times(line: dict) -> dict:
-        curve = [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in line["curve"]]
-        return line | {"curve": curve, "seconds": None, "time": None}
+def test_the_same_trial_twice_gives_the_same_result(trained, small):
+    def result(each: Trial) -> tuple:
+        return each.key, each.mistakes, [epoch["eval_loss"] for epoch in each.curve]
 
-    assert without_times(run_trial(small)) == without_times(line)
-
-
-def test_split_test_evaluates_on_the_test_images(small):
-    line = run_trial(small, "test")
-    assert line["split"] == "test"
-    assert line["curve"][0]["eval_correct"] + len(line["mistakes"]) == len(small.eval_labels) == 200
+    assert result(run_trial(small)) == result(trained)
 
 
-def test_an_unknown_split_is_refused(small):
+def test_split_test_evaluates_on_the_test_images_and_any_other_word_is_refused(small):
+    tested = run_trial(small, split="test")
+    assert tested.split == "test"
+    assert tested.curve[0]["eval_correct"] + len(tested.mistakes) == len(small.eval_labels) == 200
     with pytest.raises(ValueError, match="split must be validation or test, not 'valid'"):
-        run_trial(small, "valid")
-
-
-def test_changes_replace_fields_of_the_recipe(small):
-    recipe = trial.planned_recipe("s5", {"epochs": 3, "optimizer": "sgd", "learning_rate": 0.05})
-    assert (recipe.epochs, recipe.optimizer, recipe.learning_rate) == (3, "sgd", 0.05)
-    assert recipe.momentum == trial.planned_recipe("s5").momentum
-    assert run_trial(small, changes={"epochs": 1, "batch_size": 100})["recipe"]["batch_size"] == 100
+        run_trial(small, split="valid")
 
 
 @pytest.mark.parametrize(
@@ -100,8 +126,12 @@ def test_changes_replace_fields_of_the_recipe(small):
         ({"nesterov": "maybe"}, "nesterov must be true or false, not 'maybe'"),
         ({"teacher": "nobody"}, "teacher must be a variant, .*s5.*, not 'nobody'"),
     ],
+    ids=str,
 )
-def test_bad_changes_are_refused(changes, message):
+def test_changes_replace_fields_of_the_recipe_and_bad_ones_are_refused(changes, message):
+    recipe = trial.planned_recipe("s5", {"epochs": 3, "optimizer": "sgd", "learning_rate": 0.05})
+    assert (recipe.epochs, recipe.optimizer, recipe.learning_rate) == (3, "sgd", 0.05)
+    assert recipe.momentum == trial.planned_recipe("s5").momentum
     with pytest.raises(ValueError, match=message):
         trial.planned_recipe("s5", changes)
 
@@ -119,10 +149,10 @@ def test_a_recipe_with_a_teacher_trains_with_the_distillation_loss(small, monkey
 
     monkeypatch.setattr(trial, "load_teacher", load_teacher)
     changes = {"epochs": 2, "batch_size": 50, "teacher": "budget_1k", "teacher_weight": 1.0}
-    line = run_trial(small, changes=changes)
+    student = run_trial(small, changes=changes)
     assert requested == [("budget_1k", str(validation_split(small)), "cpu")], "the student's own training images"
-    assert set(line["mistakes"].values()) == {7}
-    assert len(line["mistakes"]) == (validation_split(small).eval_labels != 7).sum()
+    assert set(student.mistakes.values()) == {7}
+    assert len(student.mistakes) == (validation_split(small).eval_labels != 7).sum()
 
 
 def test_an_interrupted_trial_raises_keyboard_interrupt(small, interruptible):
@@ -145,28 +175,19 @@ def test_an_interrupted_trial_raises_keyboard_interrupt(small, interruptible):
 
 
 def test_the_weights_that_a_trial_saves_are_those_it_was_scored_with(small, tmp_path):
-    arguments = {"split": "test", "changes": ONE_EPOCH, "sample": True, "device": "cpu", "data": small}
-    arguments |= {"precision": "float32", "weights": tmp_path / "new"}
-    lines = [trial.run_trial("s5", 3, **arguments), *trial.run_trials("conv 4 / 8 gap", [3, 4], **arguments)]
-    names = ["s5-seed3.safetensors", *(f"conv_4___8_gap-seed{seed}.safetensors" for seed in (3, 4))]
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(names)
-    for name, line in zip(names, lines, strict=True):
-        path = tmp_path / "new" / name
-        model = load_weights(find_variant(line["variant"]).build(), path)
-        wrong = helpers.mistakes(small.eval_labels, helpers.predict(model, small.eval_images))
-        assert line["mistakes"] == wrong
-        with safe_open(path, "pt") as file:
-            metadata = json.loads(file.metadata()["training"])
-        assert metadata == {key: line[key] for key in ("data", "variant", "seed", "split")}
+    scored = run_trial(small, "conv 4 / 8 gap", "test", precision="float32", weights=tmp_path / "new")
+    (path,) = (tmp_path / "new").iterdir()
+    assert path.name == "conv_4___8_gap-seed3.safetensors"
+    model = load_weights(find_variant("conv 4 / 8 gap").build(), path)
+    assert scored.mistakes == helpers.mistakes(small.eval_labels, helpers.predict(model, small.eval_images))
+    with safe_open(path, "pt") as file:
+        metadata = json.loads(file.metadata()["training"])
+    assert metadata == {key: getattr(scored, key) for key in ("data", "variant", "seed", "split")}
 
 
 def test_files_of_weights_have_different_names_that_every_file_system_takes(tmp_path):
-    lines = [
-        "conv 4 / 8 gap",
-        "conv 4 8 gap",
-        "conv 4 / 8 flat",
-        *(f"conv {'4096 ' * 60}{last} gap" for last in (1, 2)),
-    ]
+    long = [f"conv {'4096 ' * 60}{last} gap" for last in (1, 2)]
+    lines = ["conv 4 / 8 gap", "conv 4 8 gap", "conv 4 / 8 flat", *long]
     paths = {trial.weights_path(tmp_path, line, seed) for line in lines for seed in (0, 1, 2**63 - 1)}
     assert len(paths) == 3 * len(lines)
     assert {path.parent for path in paths} == {tmp_path}
@@ -174,37 +195,30 @@ def test_files_of_weights_have_different_names_that_every_file_system_takes(tmp_
         path.touch()
 
 
-OWN = Source(
-    "MyNet",
-    "class MyNet(nn.Sequential):\n"
-    "    def __init__(self):\n"
-    "        super().__init__(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(2704, 10))\n",
+def small_network() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+
+def test_the_code_of_a_users_network_goes_with_its_trial(small):
+    source = from_object(small_network)
+    of_user = run_trial(small, pickle.loads(pickle.dumps(source)))
+    assert (of_user.variant, of_user.network, of_user.source) == (source.name, source.name, source.text)
+    assert of_user.parameters == 7850
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("conv 4 q gap", 'in "conv 4 q gap", word 3: .*; it is no variant either .*s5'),
+        ("mine:MyNet", "write a network of a file as FILE.py:NAME, not 'mine:MyNet'"),
+        ("missing.py:MyNet", "missing.py cannot be read"),
+        (small_network(), "pass the class Sequential, not an instance"),
+    ],
+    ids=str,
 )
-
-
-@pytest.mark.parametrize("device", devices())
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("variant", ["s5", "below_500", OWN], ids=["s5", "below_500", "own"])
-def test_trials_at_once_give_the_lines_of_each_seed(small, monkeypatch, variant, precision, device):
-    monkeypatch.setattr(trial, "threads_for_idle_cores", nullcontext)  # the line names the threads
-    arguments = {"changes": ONE_EPOCH, "sample": True, "device": device, "precision": precision, "data": small}
-    lines = trial.run_trials(variant, [3, 4], "validation", **arguments)
-    for line in lines:
-        expected = trial.run_trial(variant, line["seed"], "validation", **arguments)
-        assert line.keys() == expected.keys() == set(ledger.KEYS)
-        assert line["accuracy"] == pytest.approx(expected["accuracy"], abs=2.0)
-        assert line["curve"][-1]["eval_loss"] == pytest.approx(expected["curve"][-1]["eval_loss"], rel=0.02)
-        for key in ("recipe", "parameters", "macs", "split", "precision", "device"):
-            assert line[key] == expected[key]
-
-
-def test_the_code_of_ones_own_network_goes_with_its_trial(small, tmp_path):
-    source = Source("MyNet", "def MyNet():\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n")
-    run = partial(trial.run_trial, seed=3, split="validation", changes=ONE_EPOCH, sample=True, device="cpu", data=small)
-    line = run(pickle.loads(pickle.dumps(source)))
-    assert (line["variant"], line["network"], line["source"]) == (source.name, source.name, source.text)
-    assert line["parameters"] == 7850
-    assert ledger.append_trial(line, tmp_path / "ledger.jsonl")
-    assert read_strictly(tmp_path / "ledger.jsonl") == [line]
-    assert run("conv 4 gap")["network"] == "conv 4 gap"
-    assert run("s5")["network"] == "Net"
+def test_a_network_is_found_by_name_line_file_or_class(network, message):
+    assert find_variant("sgd") is VARIANTS["sgd"]
+    assert find_variant("CONV 4  gap").name == "conv 4 gap"
+    assert find_variant(small_network).name.startswith("small_network@")
+    with pytest.raises(NetworkError, match=message):
+        find_variant(network)

@@ -1,16 +1,18 @@
-"""What several tests share. No torch at the top: the worker processes of some tests import this file."""
+"""What several tests share."""
 
 from __future__ import annotations
 
 import io
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from s5.experiments.claims import KNOWN
 from s5.experiments.ledger import LedgerWarning, read_ledger
+from s5.experiments.local_runner import arguments, record
 from s5.experiments.trial import Trial
 from s5.training.recipe import Recipe
 
@@ -68,7 +70,7 @@ def without_seconds(history: list[dict]) -> list[dict]:
 def make_trial(
     seed: int = 0, accuracy: float = 99.4, loss: float = 1.0, recipe: dict | None = None, **changes
 ) -> Trial:
-    """A trial of 1,000 images (MNIST: 10,000), with the same `accuracy` and `loss` in every epoch, but for `changes`."""
+    """A trial of 1,000 images (MNIST: 10,000), of the same `accuracy` and `loss` in every epoch, but for `changes`."""
     recipe, variant = Recipe(**recipe or {}), changes.get("variant", "s5")
     images = 10_000 if changes.get("data") == "mnist" else 1_000
     correct = round(accuracy * images / 100)
@@ -97,6 +99,11 @@ def make_trial(
         "time": "2025-01-01T00:00:00+00:00",
     }
     return Trial(**values | changes)
+
+
+def run_here(trials: list[dict], ledger, run, workers: int = 1) -> int:
+    """A replacement for `run_locally` without processes."""
+    return sum(not record(trial, partial(run, **arguments(trial)), ledger) for trial in trials)
 
 
 def read_strictly(path) -> list[Trial]:

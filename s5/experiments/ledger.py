@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from s5.experiments.trial import Trial
-from s5.training.files import LEDGER
+from s5.training.files import LEDGER, check_folder
 
 
 class LedgerWarning(UserWarning):
@@ -83,7 +83,7 @@ def append_line(line: str, path: str | Path) -> None:
 
 def check_writable(path: str | Path) -> None:
     """Raise OSError if the ledger cannot be written: better before the first trial than after it."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    check_folder(Path(path).parent)
     open(path, "ab").close()
 
 

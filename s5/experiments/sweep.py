@@ -47,14 +47,16 @@ def sweep(
 ) -> int:
     """Run all trials that are not recorded, `workers` at a time, and print a summary; return the number of failures.
 
-    `variants` are names, lines, "FILE.py:NAME" or classes (`claims.find_variant`); None or ["all"]: all of `variants.py`. New
-    trials are recorded in runs/ledger.jsonl; what that file or results/ledger.jsonl has is skipped. With `ledger`,
-    another file, only what that file has is skipped. `changes` replaces fields of the recipes. By default there is one
-    worker per CPU core, or one on a GPU, and each takes one thread, which is faster than one trial after another with
-    all threads. `precision`: see `s5.training.device.pick_precision`; with "auto", trials that are recorded in any
-    precision are skipped. With `ray`, a cluster's address, "auto" or "local", the trials run on a Ray cluster: see
-    `ray_runner.run_on_ray`, which also explains `gpus_per_trial` and `retries`. `weights` is a folder in which every
-    trial's weights are saved (`trial.weights_path`), on this machine only. `dry_run` only lists the trials.
+    `variants` are names, lines, "FILE.py:NAME" or classes (`claims.find_variant`); None or ["all"]: those of
+    `variants.py`. New trials are recorded in runs/ledger.jsonl; what that file or results/ledger.jsonl has is skipped.
+    With `ledger`, another file, only what that file has is skipped. `changes` replaces fields of the recipes.
+
+    By default there is one worker per CPU core, or one on a GPU, and each takes one thread, which is faster than one
+    trial after another with all threads. `precision`: see `s5.training.device.pick_precision`; with "auto", trials that
+    are recorded in any precision are skipped. With `ray`, a cluster's address, "auto" or "local", the trials run on a
+    Ray cluster: see `ray_runner.run_on_ray`, which also explains `gpus_per_trial` and `retries`. `weights` is a folder
+    in which every trial's weights are saved (`trial.weights_path`), on this machine only. `dry_run` only lists the
+    trials.
 
     Raises ValueError for a bad network, recipe or option, DataError if MNIST cannot be loaded, OSError if a file cannot
     be written, ClusterError if there is no usable cluster, and KeyboardInterrupt on Ctrl-C; no process is left running.
@@ -92,7 +94,7 @@ def run_missing(
         raise ValueError("there is nothing to run: no variant, or no seed")
     shared, kind = requested[0], pick_device(requested[0]["device"])
     precision, folder = shared["precision"], shared.get("weights")
-    check_options(workers, ray, gpus_per_trial, retries, folder)
+    check_options(workers, ray, gpus_per_trial, retries, folder, shared["threads"])
     pick_precision(precision, kind)
     if shared["split"] not in SPLITS:
         raise ValueError(f"split must be {' or '.join(SPLITS)}, not {shared['split']!r}")
@@ -143,6 +145,7 @@ def check_options(
     gpus_per_trial: float | None = None,
     retries: int | None = None,
     weights: str | Path | None = None,
+    threads: int | None = None,
 ) -> None:
     """Raise ValueError for options of `sweep` that make no sense or that would be ignored."""
     unused = [name for name, value in (("gpus_per_trial", gpus_per_trial), ("retries", retries)) if value is not None]
@@ -152,7 +155,7 @@ def check_options(
         raise ValueError("weights are saved on this machine only, not with ray")
     if ray is not None and not ray:
         raise ValueError("ray must be auto, local or a cluster's address, and it is empty")
-    for name, value, least in (("workers", workers, 1), ("retries", retries, 0)):
+    for name, value, least in (("workers", workers, 1), ("threads", threads, 1), ("retries", retries, 0)):
         if value is not None and (type(value) is not int or value < least):
             raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}")
     if gpus_per_trial is not None and not 0 <= gpus_per_trial < math.inf:
