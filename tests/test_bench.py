@@ -1,15 +1,15 @@
-"""The benchmark's timing and its command line."""
+"""The benchmark: its timing, its command line and its records."""
 
 import json
 
 import pytest
 
-from s5.benchmarks import bench, epochs, runs, timing
-from s5.experiments.claims import KNOWN
-from s5.reports.measurements import machine_faults
+from s5.benchmarks import bench, timing
+from s5.commands import bench as command
+from s5.experiments.claims import find_variant
 
 
-def test_functions_are_measured_in_turns(capsys):
+def test_functions_are_measured_in_turns():
     calls = []
     functions = {name: lambda name=name: calls.append(name) or len(calls) for name in "ab"}
     results = timing.measure_interleaved(functions, 3)
@@ -17,108 +17,78 @@ def test_functions_are_measured_in_turns(capsys):
     assert results["a"] == {"median": 3, "low": 1, "high": 5, "all": [1, 3, 5]}
 
 
-def test_environment_names_machine_versions_and_commit():
-    names = {
-        "versions",
-        "commit",
-        "processor",
-        "cores",
-        "threads",
-        "capability",
-        "system",
-        "time",
-        "device",
-        "precision",
-    }
-    assert timing.environment().keys() == names
+def test_a_machine_is_named_by_processor_cores_instructions_and_gpu(monkeypatch):
+    monkeypatch.setattr(timing.torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    for native, expected in (("AMX", "AVX512, AMX"), ("", "AVX512")):
+        monkeypatch.setattr(timing, "bfloat16_instructions", lambda native=native: native)
+        assert timing.capability() == expected
+    here = timing.environment()
+    assert timing.machine(here) == f"{here['processor']}, {here['cores']} cores, AVX512"
+    assert timing.machine(here | {"device": "cuda: Abacus"}) == f"{timing.machine(here)}, Abacus"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "epoch,horses"], "unknown part horses"),
+        (["epoch", "horses"], "unknown part horses"),
         (["--repeats", "1"], "must be 2 or more"),
         (["--seeds", "1"], "must be 2 or more"),
-        (["--device", "abacus"], "invalid choice: 'abacus'"),
     ],
 )
 def test_bad_arguments_are_reported_in_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        bench.main(arguments)
+        command.main(arguments)
     error = capsys.readouterr().err
     assert stopped.value.code == 2
     assert message in error
     assert error.count("\n") == 1
 
 
+def test_the_command_names_every_part_and_the_variant_exists():
+    assert {*bench.PARTS, bench.ACCURACY} == set(command.PARTS)
+    assert find_variant(bench.VARIANT).name == bench.VARIANT
+
+
 @pytest.fixture
 def measured(monkeypatch):
-    """Replaces the measurements: `measure` returns the part's name."""
-    monkeypatch.setattr(bench, "measure", lambda part, options, records: {"part": part})
+    """Replaces every measurement: a part gives its name, a time to accuracy its seeds."""
+    for name in bench.PARTS:
+        monkeypatch.setitem(bench.PARTS, name, lambda repeats, smoke, name=name: {"part": name})
+    monkeypatch.setattr(bench.parts, "time_to_accuracy", lambda variant, target, seeds, *_: {"seeds": seeds})
 
 
 def test_measured_parts_are_written_and_the_others_kept(measured, tmp_path):
     path = tmp_path / "speed.json"
-    here, other = timing.machine(timing.environment()), {"start": {"part": "another machine's"}}
-    own = {"memory": {"peak MB": 1}, "start": {"part": "old"}}
-    path.write_text(json.dumps({"Another, 2 cores, AVX2": other, here: own}))
-    assert bench.main(["--only", "epoch,start", "--output", str(path)]) == 0
+    here, other = timing.machine(timing.environment()), {"small": {"part": "another machine's"}}
+    path.write_text(json.dumps({"Another": other, here: {"small": {"part": "kept"}, "epoch": {"part": "old"}}}))
+    assert command.main(["epoch", "inference", "--output", str(path)]) == 0
     records = json.loads(path.read_text())
-    assert records["Another, 2 cores, AVX2"] == other
-    results = records[here]
-    assert results["memory"] == {"peak MB": 1}
-    assert results["start"]["part"] == "start"
-    assert results["epoch"]["environment"]["cores"] >= 1
-
-
-def test_a_test_accuracy_that_is_measured_again_is_kept():
-    results = {"start": {"median": 1}}
-    for measured in ({"seeds": [0, 1]}, {"seeds": [20, 21]}, {"seeds": [4, 5]}):
-        bench.update(results, "to 99.0%", measured)
-    bench.update(results, "start", {"median": 2})
-    assert results == {
-        "start": {"median": 2},
-        "to 99.0%": {"seeds": [4, 5], "earlier": [{"seeds": [0, 1]}, {"seeds": [20, 21]}]},
+    assert records["Another"] == other
+    assert {name: part["part"] for name, part in records[here].items()} == {
+        "small": "kept",
+        "epoch": "epoch",
+        "inference": "inference",
     }
-    assert bench.unused_seed("to 99.0%", {"one machine": results, "another": {}}) == 22
-    assert bench.unused_seed("to 99.4%", {"one machine": results}) == 0
+    assert records[here]["epoch"]["environment"]["cores"] >= 1
 
 
-def test_a_gpu_has_a_record_of_its_own_beside_that_of_its_processor():
-    here = timing.environment()
-    name = timing.machine(here | {"device": "cuda: NVIDIA Abacus"})
-    assert name == f"{timing.machine(here)}, NVIDIA Abacus"
-    record = {name: {"to 99.4%": {"environment": here}}}
-    assert list(machine_faults(record, 0)) == []
+def test_every_time_to_accuracy_takes_fresh_seeds_and_stays_in_the_record(measured, tmp_path):
+    path = tmp_path / "speed.json"
+    for _ in range(3):
+        assert command.main([bench.ACCURACY, "--seeds", "2", "--output", str(path)]) == 0
+    (record,) = json.loads(path.read_text()).values()
+    last = record[bench.ACCURACY]
+    assert [run["seeds"] for run in (*last["earlier"], last)] == [[0, 1], [2, 3], [4, 5]]
 
 
-def test_smoke_run_writes_nothing(measured, tmp_path):
-    assert bench.main(["--smoke", "--output", str(tmp_path / "speed.json")]) == 0
+def test_a_smoke_run_writes_nothing(measured, tmp_path):
+    assert command.main(["--smoke", "--output", str(tmp_path / "speed.json")]) == 0
     assert not list(tmp_path.iterdir())
 
 
-def test_damaged_results_are_reported_and_kept(measured, tmp_path, capsys):
+def test_a_damaged_file_is_reported_and_kept(measured, tmp_path, capsys):
     path = tmp_path / "speed.json"
     path.write_text("{")
-    assert bench.main(["--output", str(path)]) == 1
-    assert "bench: speed.json is not valid JSON" in capsys.readouterr().err
+    assert command.main(["--output", str(path)]) == 1
+    assert f"bench: {path} is not valid JSON" in capsys.readouterr().err
     assert path.read_text() == "{"
-
-
-def test_smoke_run_measures_the_start():
-    options = bench.parse_arguments(["--smoke"])
-    assert bench.measure("start", options, {})["main.py --help"]["median"] > 0
-
-
-def test_every_part_has_a_measurement():
-    for part in set(bench.PARTS) - set(bench.ACCURACY_TARGETS):
-        assert callable(getattr(epochs if part in bench.IN_EPOCHS else runs, part))
-    for _, variant in bench.ACCURACY_TARGETS.values():
-        assert variant in KNOWN
-
-
-def test_a_machine_is_named_by_its_widest_instructions(monkeypatch):
-    monkeypatch.setattr(timing.torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    for native, expected in (("AMX", "AVX512, AMX"), ("", "AVX512")):
-        monkeypatch.setattr(timing, "bfloat16_instructions", lambda native=native: native)
-        assert timing.capability() == expected
