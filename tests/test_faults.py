@@ -1,91 +1,153 @@
-"""Faults in the middle of a run or a sweep (`fault_checks.py`), each tried once or twice at a random moment.
+"""Kills, a full disk and a folder in use: a run or a sweep that continues ends with the same result.
 
-Many times: `pytest -m faults`, or MNIST_FAULT_ROUNDS=N for N times each.
+What is disturbed runs in a process of its own, as a user starts it. Many kills: `pytest -m faults`.
 """
 
 import json
-import os
+import random
+import re
+import signal
+import subprocess
 import sys
-from contextlib import nullcontext
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 
-from s5.benchmarks import fault_checks, faults
-from s5.benchmarks.fault_checks import FaultError, ImpossibleError
+import main
+from s5.commands import sweep
+from s5.experiments.ledger import append_trial
+from s5.experiments.trial import run_trial
+from s5.training.cpu import use_threads
+
+from .utils import ROOT, wait_for
 
 pytestmark = [
     pytest.mark.faults,
-    pytest.mark.skipif(sys.platform == "win32", reason="requires a fork server, as on Linux and macOS"),
+    pytest.mark.skipif(sys.platform == "win32", reason="requires signals, as on Linux and macOS"),
 ]
 
+RUN = ["--smoke", "--device", "cpu", "--epochs", "2", "--batch-size", "100", "--output"]
+SWEEP = ["--sample", "--device", "cpu", "--variants", "s5", "--seeds", "0-1", "--workers", "1"]
+SWEEP += ["--epochs", "1", "--batch-size", "200", "--ema-decay", "0", "--ledger"]
+CHANGES = {"epochs": 1, "batch_size": 200, "ema_decay": 0.0}  # of the recipe: what the sweep says
+FILES = {"checkpoint.pt", "weights.safetensors", "history.json", "curves.png"}
+FULL = 100_000  # bytes: more than what a command prints, less than a checkpoint
 
-@pytest.fixture(scope="module")
-def harness():
-    with fault_checks.prepared() as made:
-        yield made
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Everywhere, since another number of threads would change the last bits of the weights."""
+    with pytest.MonkeyPatch.context() as patch, use_threads(1):
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture
-def rounds(request) -> int | None:
-    """How often each fault is tried; None: as often as for results/faults.json."""
-    if "MNIST_FAULT_ROUNDS" in os.environ:
-        return int(os.environ["MNIST_FAULT_ROUNDS"])
-    return None if "faults" in request.config.getoption("-m") else 1
+def kills(request) -> int:
+    return 20 if "faults" in request.config.getoption("-m") else 1
 
 
-@pytest.mark.parametrize("check", faults.CHECKS, ids=lambda check: check.__name__)
-def test_a_fault_is_survived(harness, check, rounds):
-    _, usual = faults.CHECKS[check]
-    if rounds and check is fault_checks.busy_cores_under_ray:
-        pytest.skip("takes minutes; in the long form")
-    for _ in range(rounds or usual):
-        try:
-            check(harness, 1)
-        except ImpossibleError as error:
-            pytest.skip(str(error))
+@pytest.fixture(scope="module")
+def undisturbed_run(one_thread, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert main.main([*RUN, str(folder)]) == 0
+    return results(folder)
 
 
-def test_what_is_not_survived_is_noticed(harness, capsys, tmp_path):
-    """A file that is missing, another or damaged, a process that fails, and a torn or another ledger."""
+def results(folder: Path) -> tuple[bytes, str]:
+    """The weights and the history of a complete run, without the seconds that it took."""
+    assert {file.name for file in folder.iterdir()} == FILES
+    history = (folder / "history.json").read_text(encoding="utf-8")
+    return (folder / "weights.safetensors").read_bytes(), re.sub(r'"seconds": [\d.]+', "", history)
+
+
+def trials(ledger: Path) -> list[tuple]:
+    lines = [json.loads(line) for line in ledger.read_text(encoding="utf-8").splitlines()]
+    return [(line["seed"], line["accuracy"], line["mistakes"]) for line in lines]
+
+
+def start(command: list, log: Path) -> subprocess.Popen:
+    """Start a command; its output is appended to `log`."""
+    with open(log, "ab") as output:
+        return subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=output, stderr=output)
+
+
+def kill(process: subprocess.Popen, watched: Path) -> bool:
+    """Kill a process soon after it changes the file or folder; False if it ends before that.
+
+    The processes that it started must then end by themselves.
+    """
+
+    def changed() -> int | None:
+        return watched.stat().st_mtime_ns if watched.exists() else None
+
+    before = changed()
+    wait_for(lambda: changed() != before or process.poll() is not None)
+    time.sleep(random.random() ** 3)  # mostly short: while the file is written, or the next one
+    if process.poll() is not None:
+        return False
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert psutil.wait_procs(children, timeout=60)[1] == []
+    return True
+
+
+def test_a_killed_run_is_resumed_to_the_same_result(undisturbed_run, tmp_path, kills):
+    def run_or_resume() -> list[str]:
+        return ["--resume", str(run)] if (run / "checkpoint.pt").exists() else [*RUN, str(run)]
+
+    done = 0
+    while done < kills:
+        run = tmp_path / f"run-{done}"
+        watched = [run, run / "checkpoint.pt"]
+        while done < kills and kill(start(["main.py", *run_or_resume()], tmp_path / "log"), random.choice(watched)):
+            done += 1
+        assert main.main(run_or_resume()) == 0
+        assert results(run) == undisturbed_run
+
+
+def test_a_killed_sweep_is_continued_to_the_same_trials(tmp_path, kills):
+    undisturbed = tmp_path / "undisturbed.jsonl"
+    for seed in (0, 1):
+        append_trial(run_trial("s5", seed, "validation", CHANGES, sample=True, device="cpu"), undisturbed)
+    done = 0
+    while done < kills:
+        command = [*SWEEP, str(tmp_path / f"{done}.jsonl")]
+        while done < kills and kill(start(["-m", "s5", "sweep", *command], tmp_path / "log"), Path(command[-1])):
+            done += 1
+        assert sweep.main(command) == 0
+        assert trials(Path(command[-1])) == trials(undisturbed)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="requires prlimit, of Linux")
+def test_a_run_on_a_full_disk_keeps_its_last_checkpoint(undisturbed_run, tmp_path):
+    """Files of the running command can no longer grow beyond a size: what a full disk does to them."""
+    import resource
+
+    run, log = tmp_path / "run", tmp_path / "log"
+    process = start(["main.py", *RUN, run], log)
+    wait_for((run / "checkpoint.pt").exists)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (FULL, FULL))
+    assert process.wait(timeout=300) == 1
+    assert log.read_text().splitlines()[-1].startswith("main.py: ")
+    assert "Traceback" not in log.read_text()
+    assert main.main(["--resume", str(run)]) == 0
+    assert results(run) == undisturbed_run
+
+
+def test_a_second_run_in_a_folder_is_refused(tmp_path, capsys):
     run = tmp_path / "run"
-    run.mkdir()
-    for name, content in harness.run.items():
-        (run / name).write_bytes(content)
-    harness.check_run(run)
-    fault_checks.check_files(tmp_path)
-    for name, content in harness.run.items():
-        for wrong in (content[:-40], content[:40], b""):
-            (run / name).write_bytes(wrong)
-            for check in (lambda: fault_checks.check_files(tmp_path), lambda: harness.check_run(run)):
-                with pytest.raises(FaultError, match=name):
-                    check()
-        (run / name).unlink()
-        with pytest.raises(FaultError, match="instead of"):
-            harness.check_run(run)
-        (run / name).write_bytes(content)
-
-    ledger = tmp_path / "ledger.jsonl"
-    ledger.write_bytes(harness.ledger[:-40])
-    with pytest.raises(FaultError, match="ledger.jsonl is damaged"):
-        fault_checks.check_files(tmp_path)
-    with pytest.raises(FaultError, match="another ledger"):
-        harness.check_ledger(ledger, in_order=False)
-    with pytest.raises(FaultError, match="exit code 1"):
-        harness.finish("main", ["--smoke", "--output", ledger / "below"], tmp_path / "log")
-
-
-def test_the_command_records_what_was_tried(tmp_path, monkeypatch, harness, capsys):
-    def fails(*_):
-        raise FaultError("a reason")
-
-    monkeypatch.setattr(faults, "prepared", lambda: nullcontext(harness))
-    monkeypatch.setattr(faults, "CHECKS", {fails: ("bad luck", 3), (lambda *_: None): ("good luck", 2)})
-    path = tmp_path / "faults.json"
-    assert faults.main(["--output", str(path)]) == 1
-    assert json.loads(path.read_text()) == [
-        {"fault": "bad luck", "tried": 3, "survived": 0},
-        {"fault": "good luck", "tried": 2, "survived": 2},
-    ]
-    output = capsys.readouterr()
-    assert "bad luck: 0 of 3 survived\ngood luck: 2 of 2 survived\n" in output.out
-    assert output.err == 3 * "fails: a reason\n"
+    first = start(["main.py", *RUN, run], tmp_path / "log")
+    try:
+        wait_for(lambda: run.exists() and any(run.iterdir()))
+        first.send_signal(signal.SIGSTOP)
+        assert main.main([*RUN, str(run)]) == 1
+    finally:
+        first.kill()
+        first.wait()
+    error = capsys.readouterr().err
+    assert error.startswith(f"main.py: {run} is in use by ")
+    assert error.count("\n") == 1
