@@ -11,16 +11,16 @@ own int16 multiplier and bias per channel, 4 bytes. The values after the last ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s5.deployment.c_plan import Layer, Plan
 from s5.deployment.deskew import deskew_bytes
-from s5.deployment.layer_graph import Step
+from s5.deployment.layer_graph import IMAGE, GraphError, Step
 
 LARGEST_INT16 = 2**15 - 1
 
@@ -57,87 +57,84 @@ class Requantization:
 
 
 @dataclass
-class Convolution:
-    """A convolution with all that follows it until the next one, from uint8 maps to uint8 maps."""
+class Layer:
+    """A convolution with what follows it until the next one: an addition, then max-pooling, if any."""
 
-    layer: Layer
-    weight: Tensor  # int8 (outputs, inputs / groups, side, side); the same tensor in every use
-    zero_in: int
-    zero_out: int
+    conv: Step
+    size_in: tuple[int, int]  # height and width of its input
+    size_out: tuple[int, int]  # of its output, after pooling
+    output: int  # the number of the step that gives its output
+    residual: int | None = None  # the number of the layer whose input is added
+    pool: int = 1
+    # From here on set by `quantization.quantize`:
+    weight: Tensor | None = None  # int8 (outputs, inputs / groups, side, side); the same tensor in every use
+    zero_in: int = 0
+    zero_out: int = 0
+    zero_residual: int = 0
     requantization: Requantization | None = None
-    from_maps = True
-    bias = None
+
+    @property
+    def depthwise(self) -> bool:
+        """True if each output channel has one input channel."""
+        return self.conv.groups > 1
+
+    @property
+    def channels_in(self) -> int:
+        """The number of channels that it reads."""
+        return self.conv.weight.shape[1] * self.conv.groups
+
+    def inputs(self, maps: list[Tensor]) -> list[Tensor]:
+        """What it reads, of the inputs of all layers up to this one."""
+        return [maps[-1]] if self.residual is None else [maps[-1], maps[self.residual]]
 
     def __call__(self, maps: Tensor, residual: Tensor | None = None) -> Tensor:
-        """uint8 maps (N, outputs, height, width) of `maps`, and `residual` shifted by its zero point, int64."""
+        """uint8 maps (N, outputs, height, width) of uint8 `maps` and of those that are added."""
+        if residual is not None:
+            residual = residual.long() - self.zero_residual
         values = self.requantization(self.sums(maps), residual)
-        return max_pool(values.add_(self.zero_out).clamp_(0, 255).to(torch.uint8), self.layer.pool)
+        return max_pool(values.add_(self.zero_out).clamp_(0, 255).to(torch.uint8), self.pool)
 
     def sums(self, maps: Tensor) -> Tensor:
         """The exact sums, int64."""
-        conv = self.layer.conv
-        return exact(
-            lambda maps, weight: F.conv2d(maps, weight, None, conv.stride, conv.padding, 1, conv.groups),
-            (maps, self.zero_in),
-            self.weight,
-        )
+        settings = {"stride": self.conv.stride, "padding": self.conv.padding, "groups": self.conv.groups}
+        return exact_convolution(maps, self.zero_in, self.weight, **settings)
 
 
 @dataclass
 class Head:
-    """From the last maps to int16 values (N, channels): their sums, or their sums weighted by position."""
+    """From the last maps to int16 values (N, channels): their sums (mean), or sums weighted by position (gdconv)."""
 
-    kind: str  # "mean" or "gdconv"
-    zero_in: int
-    weight: Tensor | None = None  # gdconv: int8 (channels, 1, height, width)
-    requantization: Requantization | None = None  # gdconv
+    step: Step
+    size: tuple[int, int]  # height and width of the maps
+    zero_in: int = 0
     limit: int = LARGEST_INT16  # of a value
     shift: int = 0  # mean: of the sum, so that it fits
-    from_maps = True
-    bias = None
+    weight: Tensor | None = None  # gdconv: int8 (channels, 1, height, width)
+    requantization: Requantization | None = None  # gdconv
 
     def __call__(self, maps: Tensor) -> Tensor:
-        if self.kind == "mean":
+        if self.step.kind == "mean":
             sums = (maps.long() - self.zero_in).sum((2, 3))
             return (sums + (1 << self.shift >> 1)) >> self.shift
-        return self.requantization(self.sums(maps)).clamp(-self.limit, self.limit)
-
-    def sums(self, maps: Tensor) -> Tensor:
-        return exact(
-            lambda maps, weight: F.conv2d(maps, weight, groups=len(weight)), (maps, self.zero_in), self.weight
-        ).flatten(1)
-
-
-@dataclass
-class Dense:
-    """A linear layer, from maps or values to values, or to the logits."""
-
-    layer: Step
-    weight: Tensor  # int8 (outputs, inputs)
-    zero_in: int
-    from_maps: bool
-    bias: Tensor | None = None  # (10,), below 2^30, of the logits
-    requantization: Requantization | None = None  # of hidden values
-    limit: int = LARGEST_INT16
-
-    def __call__(self, values: Tensor) -> Tensor:
-        sums = self.sums(values)
-        if self.bias is not None:
-            return sums + self.bias
-        return self.requantization(sums).clamp(0 if self.layer.relu else -self.limit, self.limit)
-
-    def sums(self, values: Tensor) -> Tensor:
-        return exact(F.linear, (values.flatten(1), self.zero_in), self.weight)
+        sums = exact_convolution(maps, self.zero_in, self.weight, groups=len(self.weight)).flatten(1)
+        return self.requantization(sums).clamp(-self.limit, self.limit)
 
 
 @dataclass
 class IntegerNetwork:
-    """Integer arithmetic only; its logits times `logit_scale` are about those of the float network."""
+    """Integer arithmetic only; its logits times `logit_scale` are about those of the float network.
 
-    plan: Plan
-    convolutions: list[Convolution] = field(default_factory=list)
-    head: Head | None = None
-    dense: list[Dense] = field(default_factory=list)
+    The image goes through `deskew` and `crop`, the `layers` one after another, the head, and a linear layer.
+    """
+
+    deskew: float  # the height, in pixels; 0: none
+    crop: int
+    layers: list[Layer]
+    head: Head
+    linear: Step
+    macs: int = 0  # multiply-adds for one image
+    weight: Tensor | None = None  # of the linear layer: int8 (10, channels)
+    bias: Tensor | None = None  # of the linear layer: (10,), below 2^30
     logit_scale: float = 1.0
 
     def __call__(self, images: Tensor, batch_size: int = 50) -> Tensor:
@@ -146,33 +143,26 @@ class IntegerNetwork:
 
     @torch.inference_mode()
     def _logits(self, images: Tensor) -> Tensor:
-        maps = image_maps(images, self.plan)
-        inputs = []  # of each convolution
-        for convolution in self.convolutions:
-            inputs.append(maps)
-            maps = convolution(maps, self.residual(convolution, inputs))
-        values = self.head(maps) if self.head else maps
-        for dense in self.dense:
-            values = dense(values)
-        return values
+        maps = [self.first_maps(images)]
+        for layer in self.layers:
+            maps.append(layer(*layer.inputs(maps)))
+        return self.linear_sums(self.head(maps[-1])) + self.bias
 
-    def residual(self, convolution: Convolution, inputs: list[Tensor]) -> Tensor | None:
-        """What is added to a convolution's result, int64 without its zero point; None if nothing is."""
-        source = convolution.layer.residual
-        return None if source is None else inputs[source].long() - self.convolutions[source].zero_in
+    def first_maps(self, images: Tensor) -> Tensor:
+        """What the first layer reads, uint8 (N, 1, side, side), of uint8 images (N, 28, 28)."""
+        images = deskew_bytes(images, self.deskew) if self.deskew else images
+        return images[:, None, self.crop : 28 - self.crop, self.crop : 28 - self.crop]
+
+    def linear_sums(self, values: Tensor) -> Tensor:
+        """The sums of the linear layer, exact: int64 (N, 10)."""
+        return F.linear(values.double(), self.weight.double()).long()
 
     def weight_bytes(self) -> int:
         """The size of all constants: weights, each set once, multipliers and biases."""
-        parts = [*self.convolutions, *([self.head] if self.head else []), *self.dense]
+        parts = [*self.layers, self.head]
         weights = {id(part.weight): part.weight.numel() for part in parts if part.weight is not None}
         channels = sum(part.requantization.bytes for part in parts if part.requantization)
-        return sum(weights.values()) + channels + 4 * len(self.dense[-1].bias)
-
-
-def image_maps(images: Tensor, plan: Plan) -> Tensor:
-    """What the first layer reads, uint8 (N, 1, side, side), of uint8 images (N, 28, 28)."""
-    images = deskew_bytes(images, plan.deskew) if plan.deskew else images
-    return images[:, None, plan.crop : 28 - plan.crop, plan.crop : 28 - plan.crop]
+        return sum(weights.values()) + channels + self.weight.numel() + 4 * len(self.bias)
 
 
 def max_pool(maps: Tensor, size: int) -> Tensor:
@@ -183,14 +173,94 @@ def max_pool(maps: Tensor, size: int) -> Tensor:
     return maps
 
 
-def exact(function, maps: tuple[Tensor, int], weight: Tensor) -> Tensor:
+def exact_convolution(maps: Tensor, zero: int, weight: Tensor, **settings) -> Tensor:
     """The sums of products of integers, int64: by float32 if no sum can exceed its 24 bits, else by float64."""
-    maps, zero = maps
-    type_ = torch.float32 if bound(weight, zero, maps.dtype == torch.uint8) < 2**24 else torch.float64
-    return function(maps.to(type_) - zero, weight.to(type_)).long()
+    type_ = torch.float32 if largest_sum(weight, zero) < 2**24 else torch.float64
+    return F.conv2d(maps.to(type_) - zero, weight.to(type_), **settings).long()
 
 
-def bound(weight: Tensor, zero: int, from_maps: bool) -> int:
-    """The largest possible absolute sum."""
-    largest = max(zero, 255 - zero) if from_maps else LARGEST_INT16
-    return largest * int(weight.long().abs().flatten(1).sum(1).max())
+def largest_sum(weight: Tensor, zero: int) -> int:
+    """The largest possible absolute sum of bytes, minus `zero`, times weights."""
+    return max(zero, 255 - zero) * int(weight.long().abs().flatten(1).sum(1).max())
+
+
+# --- From steps to a network -----------------------------------------------------------------------------------------
+
+
+def network_of(steps: list[Step]) -> IntegerNetwork:
+    """The network that the steps are, in the order in which a small chip runs it, still without integers.
+
+    Raises GraphError if it is anything but convolutions one after another, with additions of an earlier layer's input
+    and max-pooling, then a mean or a global depthwise convolution, then a linear layer.
+    """
+    reader = _Reader(steps)
+    deskew, crop = reader.take("deskew"), reader.take("crop")
+    layers, inputs = [], []  # inputs: the number and the shape of the step that each layer reads
+    while reader.next_kind() == "conv":
+        inputs.append((reader.number, reader.shape))
+        layers.append(_layer(reader, inputs))
+    size = tuple(reader.shape[1:])
+    head = reader.take("mean")
+    if head is None and layers and _is_global(layers[-1]):
+        size, head = layers[-1].size_in, layers.pop().conv
+    linear = reader.take("linear")
+    if not layers or head is None or head.relu or linear is None or linear.relu or linear.shape != (10,):
+        reader.refuse()
+    if reader.next_kind():
+        reader.refuse()
+    return IntegerNetwork(deskew.size if deskew else 0.0, crop.size if crop else 0, layers, Head(head, size), linear)
+
+
+class _Reader:
+    """The steps one after another; each must read the output of the one before it."""
+
+    def __init__(self, steps: list[Step]):
+        self.steps, self.number = steps, IMAGE  # `number`: of the step that was read last
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (1, 28, 28) if self.number == IMAGE else self.steps[self.number].shape
+
+    def next_kind(self) -> str | None:
+        return self.steps[self.number + 1].kind if self.number + 1 < len(self.steps) else None
+
+    def take(self, kind: str) -> Step | None:
+        """Go on to the next step and return it if it is of this kind and reads what was read last."""
+        if self.next_kind() != kind or self.number not in self.steps[self.number + 1].inputs:
+            return None
+        self.number += 1
+        return self.steps[self.number]
+
+    def refuse(self) -> NoReturn:
+        step = self.steps[min(self.number + 1, len(self.steps) - 1)]
+        raise GraphError(
+            f"{step.name or step.kind} cannot be exported to C in this place: a network must be convolutions, full or "
+            "depthwise, with additions of an earlier layer's input and max-pooling, then a mean or a global depthwise "
+            "convolution, then a linear layer of ten outputs"
+        )
+
+
+def _layer(reader: _Reader, inputs: list[tuple[int, tuple]]) -> Layer:
+    """The layer that begins with the next step, a convolution; its input is the last of `inputs`."""
+    channels, *size_in = reader.shape
+    conv = reader.steps[reader.number + 1]
+    if conv.groups != 1 and not conv.groups == channels == len(conv.weight):
+        reader.refuse()
+    if not reader.take("conv"):
+        reader.refuse()
+    layer = Layer(conv, tuple(size_in), conv.shape[1:], reader.number)
+    if reader.next_kind() == "add":
+        others = [(number, conv.shape) for number in reader.steps[reader.number + 1].inputs if number != reader.number]
+        if len(others) != 1 or others[0] not in inputs or not reader.take("add"):
+            reader.refuse()
+        layer.residual = inputs.index(others[0])
+    if pool := reader.take("pool"):
+        layer.pool = pool.size
+    layer.output, layer.size_out = reader.number, reader.shape[1:]
+    return layer
+
+
+def _is_global(layer: Layer) -> bool:
+    """True for a depthwise convolution by the whole map and nothing else."""
+    whole = layer.depthwise and layer.size_out == (1, 1) and tuple(layer.conv.weight.shape[2:]) == layer.size_in
+    return whole and not layer.conv.padding and not layer.conv.relu and layer.residual is None and layer.pool == 1

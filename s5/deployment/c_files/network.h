@@ -1,7 +1,7 @@
 /* $file: recognises handwritten digits.
  *
  * $description
- * Constants: $weight_bytes bytes (weights, multipliers, biases)$layers.
+ * Constants: $weight_bytes bytes (weights, multipliers, biases), and $layer_bytes for the table of layers.
  * Memory: $activation_bytes bytes of activations, all static, besides the image. Multiply-adds: $macs.
  *
  *     #include "$file.h"

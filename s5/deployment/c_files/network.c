@@ -1,3 +1,45 @@
+/* Recognises handwritten digits: see $file.h. Written by code: change the network, not this file. */
+#include "$file.h"
+
+/* --- Arithmetic -------------------------------------------------------------------------------------------------- */
+
+/* The sum of bytes times weights; `zero` is the byte that stands for 0. */
+static int32_t dot(const uint8_t *bytes, int32_t zero, const int8_t *weights, int count)
+{
+    int32_t sum = 0;
+    for (int i = 0; i < count; i++)
+        sum += (bytes[i] - zero) * weights[i];
+    return sum;
+}
+
+/* value / 2^shift, to the nearest integer, halves up. C leaves the right shift of negative numbers to the compiler. */
+static int64_t divide(int64_t value, int shift)
+{
+    value += (int64_t)1 << (shift - 1);
+    return value < 0 ? ~(~value >> shift) : value >> shift;
+}
+
+static int32_t clamp(int64_t value, int32_t low, int32_t high)
+{
+    return value < low ? low : value > high ? high : (int32_t)value;
+}
+
+/* What follows the sum of a channel, BatchNorm and the scale of the output: sum * multiplier + bias * 2^bias_shift. */
+typedef struct {
+    int16_t multiplier, bias;
+} Channel;
+
+static int64_t scaled(int32_t sum, const Channel *channel, int bias_shift)
+{
+    return (int64_t)sum * channel->multiplier + channel->bias * ((int64_t)1 << bias_shift);
+}
+
+$deskew/* --- Weights ----------------------------------------------------------------------------------------------------- */
+
+$weights
+
+$head
+
 /* --- Convolutions --------------------------------------------------------------------------------------------------
  *
  * Maps are never stored whole. Each layer keeps the last few rows of its input, and as soon as a row is complete, the
@@ -158,4 +200,32 @@ static void run_convolutions(void)
                 add_row($last_row, rows_done[number] / layers[number].pool - 1);
         }
     }
+}
+
+/* --- The network ------------------------------------------------------------------------------------------------- */
+
+void ${name}_logits(const uint8_t image[784], int32_t logits[10])
+{
+    static int16_t values[$channels];
+    for (int channel = 0; channel < $channels; channel++)
+        sums[channel] = 0;
+    input_image = $image;
+    run_convolutions();
+    finish_sums(values);
+    for (int output = 0; output < 10; output++) {
+        logits[output] = linear_biases[output];
+        for (int channel = 0; channel < $channels; channel++)
+            logits[output] += (int32_t)values[channel] * linear_weights[output * $channels + channel];
+    }
+}
+
+int ${name}_predict(const uint8_t image[784])
+{
+    int32_t logits[10];
+    int digit = 0;
+    ${name}_logits(image, logits);
+    for (int i = 1; i < 10; i++)
+        if (logits[i] > logits[digit])
+            digit = i;
+    return digit;
 }
