@@ -13,7 +13,7 @@ import pandas as pd
 
 from s5.analysis.statistics import CLAIMED_ACCURACY, interval_text, mean_text, p_mean_above
 from s5.experiments.claims import KNOWN
-from s5.experiments.ledger import in_usual_precision, minutes_on_a_cpu, select
+from s5.experiments.ledger import minutes_on_a_cpu, select
 from s5.training.command_line import plural
 
 BUDGETS = (500, 1_000, 2_000, 5_000, 8_000, 20_000)  # a network has fewer parameters than its budget
