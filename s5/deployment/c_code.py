@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import shutil
 import subprocess
 import textwrap
@@ -35,30 +34,22 @@ class CompilerError(OSError):
 
 
 def write_c(network: IntegerNetwork, name: str, folder: Path, description: str = "") -> list[Path]:
-    """Write NAME.h and NAME.c to `folder`; return their paths. Raises OSError as the file system does."""
-    paths = [folder / f"{identifier(name)}{suffix}" for suffix in (".h", ".c")]
+    """Write NAME.h and NAME.c to `folder`; return their paths. `name` must be an identifier in C."""
+    paths = [folder / f"{name}{suffix}" for suffix in (".h", ".c")]
     for path, text in zip(paths, c_code(network, name, description), strict=True):
         with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="ascii")
+            temporary.write_text(text, encoding="ascii", errors="replace")  # some compilers warn of other characters
     return paths
-
-
-def identifier(name: str) -> str:
-    """The name as C allows it: letters, digits and underscores, a letter first."""
-    name = re.sub(r"\W", "_", name, flags=re.ASCII)
-    return name if name[:1].isalpha() else f"network_{name}"
 
 
 def c_code(network: IntegerNetwork, name: str, description: str = "") -> tuple[str, str]:
     """The text of the header and of the source file."""
-    file = identifier(name)
     names, _, sizes = row_buffers(network)
     header = _fill(
         "network.h",
-        file=file,
-        name=file.lower(),
-        macro=file.upper(),
-        description=textwrap.fill(_ascii(description), 116).replace("\n", "\n * "),
+        name=name,
+        macro=name.upper(),
+        description=textwrap.fill(description.replace("×", "x"), 116).replace("\n", "\n * "),
         weight_bytes=f"{network.weight_bytes():,}",
         layer_bytes=f"{LAYER_BYTES * len(network.layers):,}",
         activation_bytes=f"{activation_bytes(network):,}",
@@ -67,8 +58,7 @@ def c_code(network: IntegerNetwork, name: str, description: str = "") -> tuple[s
     )
     source = _fill(
         "network.c",
-        file=file,
-        name=file.lower(),
+        name=name,
         deskew=_fill("deskew.c", **constants(network.deskew)) + "\n" if network.deskew else "",
         weights="\n\n".join(_weights(network)),
         head=_head(network).strip(),
@@ -116,13 +106,6 @@ def activation_bytes(network: IntegerNetwork) -> int:
     return upright + sum(row_buffers(network)[2].values()) + len(network.layers) + sums_and_values
 
 
-def _ascii(text: str) -> str:
-    """For comments, since some compilers warn of other characters."""
-    for character, replacement in (("×", "x"), ("→", "->"), ("–", "-")):
-        text = text.replace(character, replacement)
-    return text.encode("ascii", "replace").decode()
-
-
 def _fill(template: str, **values) -> str:
     return Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(values)
 
@@ -133,9 +116,8 @@ def _weights(network: IntegerNetwork) -> list[str]:
     for number, layer in enumerate(network.layers):
         name = _weights_name(network, layer)
         if name not in written:
-            # The innermost loop runs over channels, which are neighbours in a map's row.
-            order = (1, 2, 3, 0) if layer.depthwise else (0, 2, 3, 1)
-            tables.append(_table("int8_t", name, layer.weight.permute(order), _describe(layer)))
+            weight = layer.weight.permute(0, 2, 3, 1)  # channels are neighbours, as in a map's row
+            tables.append(_table("int8_t", name, weight, _describe(layer)))
             written.add(name)
         tables.append(_channel_table(f"channels_{number}", layer.requantization))
     head = network.head
@@ -235,7 +217,7 @@ class CompiledNetwork:
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             raise CompilerError(f"{compiler} does not compile {source.name}: {result.stderr.strip()}")
-        self._logits = getattr(ctypes.CDLL(str(library)), f"{source.stem.lower()}_logits")
+        self._logits = getattr(ctypes.CDLL(str(library)), f"{source.stem}_logits")
         self._logits.restype = None
 
     def __call__(self, images: Tensor) -> Tensor:

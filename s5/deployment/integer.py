@@ -11,7 +11,7 @@ own int16 multiplier and bias per channel, 4 bytes. The values after the last ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import NoReturn
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s5.deployment.deskew import deskew_bytes
-from s5.deployment.layer_graph import IMAGE, GraphError, Step
+from s5.deployment.layer_graph import GraphError, Step
 
 LARGEST_INT16 = 2**15 - 1
 
@@ -127,11 +127,11 @@ class IntegerNetwork:
     The image goes through `deskew` and `crop`, the `layers` one after another, the head, and a linear layer.
     """
 
-    deskew: float  # the height, in pixels; 0: none
-    crop: int
-    layers: list[Layer]
-    head: Head
-    linear: Step
+    deskew: float = 0.0  # the height, in pixels; 0: none
+    crop: int = 0  # pixels
+    layers: list[Layer] = field(default_factory=list)
+    head: Head | None = None
+    linear: Step | None = None
     macs: int = 0  # multiply-adds for one image
     weight: Tensor | None = None  # of the linear layer: int8 (10, channels)
     bias: Tensor | None = None  # of the linear layer: (10,), below 2^30
@@ -193,74 +193,53 @@ def network_of(steps: list[Step]) -> IntegerNetwork:
     Raises GraphError if it is anything but convolutions one after another, with additions of an earlier layer's input
     and max-pooling, then a mean or a global depthwise convolution, then a linear layer.
     """
-    reader = _Reader(steps)
-    deskew, crop = reader.take("deskew"), reader.take("crop")
-    layers, inputs = [], []  # inputs: the number and the shape of the step that each layer reads
-    while reader.next_kind() == "conv":
-        inputs.append((reader.number, reader.shape))
-        layers.append(_layer(reader, inputs))
-    size = tuple(reader.shape[1:])
-    head = reader.take("mean")
-    if head is None and layers and _is_global(layers[-1]):
-        size, head = layers[-1].size_in, layers.pop().conv
-    linear = reader.take("linear")
-    if not layers or head is None or head.relu or linear is None or linear.relu or linear.shape != (10,):
-        reader.refuse()
-    if reader.next_kind():
-        reader.refuse()
-    return IntegerNetwork(deskew.size if deskew else 0.0, crop.size if crop else 0, layers, Head(head, size), linear)
+    network = IntegerNetwork()
+    layers, sources = network.layers, []  # the number of the step that each layer reads, and the shape of its output
+    shape = (1, 28, 28)  # of the output of the step before
+    for number, step in enumerate(steps):
+        layer = layers[-1] if layers and layers[-1].output == number - 1 else None  # that may go on
+        others = [each for each in step.inputs if each != number - 1]
+        follows = step.inputs[0] == number - 1 if len(step.inputs) == 1 else len(others) == 1
+        if not follows or network.linear or (step.relu and step.kind not in ("conv", "add", "pool")):
+            _refuse(step)
+        elif step.kind == "deskew" and number == 0:
+            network.deskew = step.size
+        elif step.kind == "crop" and not layers and not network.crop:
+            network.crop = step.size
+        elif step.kind == "conv" and not network.head and _is_global(step, shape) and steps[-2] is step:
+            network.head = Head(step, shape[1:])
+        elif step.kind == "conv" and not network.head and (step.groups == 1 or _is_depthwise(step, shape)):
+            layers.append(Layer(step, shape[1:], step.shape[1:], number))
+            sources.append((number - 1, shape))
+        elif step.kind == "add" and layer and layer.conv is steps[number - 1] and (others[0], step.shape) in sources:
+            layer.residual, layer.output = sources.index((others[0], step.shape)), number
+        elif step.kind == "pool" and layer and layer.pool == 1:
+            layer.pool, layer.size_out, layer.output = step.size, step.shape[1:], number
+        elif step.kind == "mean" and layers and not network.head:
+            network.head = Head(step, shape[1:])
+        elif step.kind == "linear" and network.head and step.shape == (10,):
+            network.linear = step
+        else:
+            _refuse(step)
+        shape = step.shape
+    if not network.linear or not layers:
+        _refuse(steps[-1])
+    return network
 
 
-class _Reader:
-    """The steps one after another; each must read the output of the one before it."""
-
-    def __init__(self, steps: list[Step]):
-        self.steps, self.number = steps, IMAGE  # `number`: of the step that was read last
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (1, 28, 28) if self.number == IMAGE else self.steps[self.number].shape
-
-    def next_kind(self) -> str | None:
-        return self.steps[self.number + 1].kind if self.number + 1 < len(self.steps) else None
-
-    def take(self, kind: str) -> Step | None:
-        """Go on to the next step and return it if it is of this kind and reads what was read last."""
-        if self.next_kind() != kind or self.number not in self.steps[self.number + 1].inputs:
-            return None
-        self.number += 1
-        return self.steps[self.number]
-
-    def refuse(self) -> NoReturn:
-        step = self.steps[min(self.number + 1, len(self.steps) - 1)]
-        raise GraphError(
-            f"{step.name or step.kind} cannot be exported to C in this place: a network must be convolutions, full or "
-            "depthwise, with additions of an earlier layer's input and max-pooling, then a mean or a global depthwise "
-            "convolution, then a linear layer of ten outputs"
-        )
+def _is_depthwise(conv: Step, shape: tuple[int, ...]) -> bool:
+    """True if each channel of maps of this shape gives one output."""
+    return conv.groups == shape[0] == len(conv.weight)
 
 
-def _layer(reader: _Reader, inputs: list[tuple[int, tuple]]) -> Layer:
-    """The layer that begins with the next step, a convolution; its input is the last of `inputs`."""
-    channels, *size_in = reader.shape
-    conv = reader.steps[reader.number + 1]
-    if conv.groups != 1 and not conv.groups == channels == len(conv.weight):
-        reader.refuse()
-    if not reader.take("conv"):
-        reader.refuse()
-    layer = Layer(conv, tuple(size_in), conv.shape[1:], reader.number)
-    if reader.next_kind() == "add":
-        others = [(number, conv.shape) for number in reader.steps[reader.number + 1].inputs if number != reader.number]
-        if len(others) != 1 or others[0] not in inputs or not reader.take("add"):
-            reader.refuse()
-        layer.residual = inputs.index(others[0])
-    if pool := reader.take("pool"):
-        layer.pool = pool.size
-    layer.output, layer.size_out = reader.number, reader.shape[1:]
-    return layer
+def _is_global(conv: Step, shape: tuple[int, ...]) -> bool:
+    """True for a depthwise convolution of maps of this shape by weights as large as the maps, without ReLU."""
+    return _is_depthwise(conv, shape) and conv.weight.shape[2:] == shape[1:] and not conv.padding and not conv.relu
 
 
-def _is_global(layer: Layer) -> bool:
-    """True for a depthwise convolution by the whole map and nothing else."""
-    whole = layer.depthwise and layer.size_out == (1, 1) and tuple(layer.conv.weight.shape[2:]) == layer.size_in
-    return whole and not layer.conv.padding and not layer.conv.relu and layer.residual is None and layer.pool == 1
+def _refuse(step: Step) -> NoReturn:
+    raise GraphError(
+        f"{step.name or step.kind} cannot be exported to C in this place: a network must be convolutions, full or "
+        "depthwise, with additions of an earlier layer's input and max-pooling, then a mean or a global depthwise "
+        "convolution, then a linear layer of ten outputs"
+    )
