@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import reduce
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s5.deployment.c_plan import Layer, Plan
 from s5.deployment.deskew import deskew_bytes
-from s5.deployment.layer_graph import Step
+from s5.deployment.layer_graph import GraphError, Step
 
 LARGEST_INT16 = 2**15 - 1
 
@@ -57,87 +57,84 @@ class Requantization:
 
 
 @dataclass
-class Convolution:
-    """A convolution with all that follows it until the next one, from uint8 maps to uint8 maps."""
+class Layer:
+    """A convolution with what follows it until the next one: an addition, then max-pooling, if any."""
 
-    layer: Layer
-    weight: Tensor  # int8 (outputs, inputs / groups, side, side); the same tensor in every use
-    zero_in: int
-    zero_out: int
+    conv: Step
+    size_in: tuple[int, int]  # height and width of its input
+    size_out: tuple[int, int]  # of its output, after pooling
+    output: int  # the number of the step that gives its output
+    residual: int | None = None  # the number of the layer whose input is added
+    pool: int = 1
+    # From here on set by `quantization.quantize`:
+    weight: Tensor | None = None  # int8 (outputs, inputs / groups, side, side); the same tensor in every use
+    zero_in: int = 0
+    zero_out: int = 0
+    zero_residual: int = 0
     requantization: Requantization | None = None
-    from_maps = True
-    bias = None
+
+    @property
+    def depthwise(self) -> bool:
+        """True if each output channel has one input channel."""
+        return self.conv.groups > 1
+
+    @property
+    def channels_in(self) -> int:
+        """The number of channels that it reads."""
+        return self.conv.weight.shape[1] * self.conv.groups
+
+    def inputs(self, maps: list[Tensor]) -> list[Tensor]:
+        """What it reads, of the inputs of all layers up to this one."""
+        return [maps[-1]] if self.residual is None else [maps[-1], maps[self.residual]]
 
     def __call__(self, maps: Tensor, residual: Tensor | None = None) -> Tensor:
-        """uint8 maps (N, outputs, height, width) of `maps`, and `residual` shifted by its zero point, int64."""
+        """uint8 maps (N, outputs, height, width) of uint8 `maps` and of those that are added."""
+        if residual is not None:
+            residual = residual.long() - self.zero_residual
         values = self.requantization(self.sums(maps), residual)
-        return max_pool(values.add_(self.zero_out).clamp_(0, 255).to(torch.uint8), self.layer.pool)
+        return max_pool(values.add_(self.zero_out).clamp_(0, 255).to(torch.uint8), self.pool)
 
     def sums(self, maps: Tensor) -> Tensor:
         """The exact sums, int64."""
-        conv = self.layer.conv
-        return exact(
-            lambda maps, weight: F.conv2d(maps, weight, None, conv.stride, conv.padding, 1, conv.groups),
-            (maps, self.zero_in),
-            self.weight,
-        )
+        settings = {"stride": self.conv.stride, "padding": self.conv.padding, "groups": self.conv.groups}
+        return exact_convolution(maps, self.zero_in, self.weight, **settings)
 
 
 @dataclass
 class Head:
-    """From the last maps to int16 values (N, channels): their sums, or their sums weighted by position."""
+    """From the last maps to int16 values (N, channels): their sums (mean), or sums weighted by position (gdconv)."""
 
-    kind: str  # "mean" or "gdconv"
-    zero_in: int
-    weight: Tensor | None = None  # gdconv: int8 (channels, 1, height, width)
-    requantization: Requantization | None = None  # gdconv
+    step: Step
+    size: tuple[int, int]  # height and width of the maps
+    zero_in: int = 0
     limit: int = LARGEST_INT16  # of a value
     shift: int = 0  # mean: of the sum, so that it fits
-    from_maps = True
-    bias = None
+    weight: Tensor | None = None  # gdconv: int8 (channels, 1, height, width)
+    requantization: Requantization | None = None  # gdconv
 
     def __call__(self, maps: Tensor) -> Tensor:
-        if self.kind == "mean":
+        if self.step.kind == "mean":
             sums = (maps.long() - self.zero_in).sum((2, 3))
             return (sums + (1 << self.shift >> 1)) >> self.shift
-        return self.requantization(self.sums(maps)).clamp(-self.limit, self.limit)
-
-    def sums(self, maps: Tensor) -> Tensor:
-        return exact(
-            lambda maps, weight: F.conv2d(maps, weight, groups=len(weight)), (maps, self.zero_in), self.weight
-        ).flatten(1)
-
-
-@dataclass
-class Dense:
-    """A linear layer, from maps or values to values, or to the logits."""
-
-    layer: Step
-    weight: Tensor  # int8 (outputs, inputs)
-    zero_in: int
-    from_maps: bool
-    bias: Tensor | None = None  # (10,), below 2^30, of the logits
-    requantization: Requantization | None = None  # of hidden values
-    limit: int = LARGEST_INT16
-
-    def __call__(self, values: Tensor) -> Tensor:
-        sums = self.sums(values)
-        if self.bias is not None:
-            return sums + self.bias
-        return self.requantization(sums).clamp(0 if self.layer.relu else -self.limit, self.limit)
-
-    def sums(self, values: Tensor) -> Tensor:
-        return exact(F.linear, (values.flatten(1), self.zero_in), self.weight)
+        sums = exact_convolution(maps, self.zero_in, self.weight, groups=len(self.weight)).flatten(1)
+        return self.requantization(sums).clamp(-self.limit, self.limit)
 
 
 @dataclass
 class IntegerNetwork:
-    """Integer arithmetic only; its logits times `logit_scale` are about those of the float network."""
+    """Integer arithmetic only; its logits times `logit_scale` are about those of the float network.
 
-    plan: Plan
-    convolutions: list[Convolution] = field(default_factory=list)
+    The image goes through `deskew` and `crop`, the `layers` one after another, the head, and a linear layer.
+    """
+
+    deskew: float = 0.0  # the height, in pixels; 0: none
+    crop: int = 0  # pixels
+    layers: list[Layer] = field(default_factory=list)
     head: Head | None = None
-    dense: list[Dense] = field(default_factory=list)
+    linear: Step | None = None
+    macs: int = 0  # multiply-adds for one image
+    weight: Tensor | None = None  # of the linear layer: int8 (10, channels)
+    bias: Tensor | None = None  # of the linear layer: (10,), below 2^30
     logit_scale: float = 1.0
 
     def __call__(self, images: Tensor, batch_size: int = 50) -> Tensor:
@@ -146,33 +143,26 @@ class IntegerNetwork:
 
     @torch.inference_mode()
     def _logits(self, images: Tensor) -> Tensor:
-        maps = image_maps(images, self.plan)
-        inputs = []  # of each convolution
-        for convolution in self.convolutions:
-            inputs.append(maps)
-            maps = convolution(maps, self.residual(convolution, inputs))
-        values = self.head(maps) if self.head else maps
-        for dense in self.dense:
-            values = dense(values)
-        return values
+        maps = [self.first_maps(images)]
+        for layer in self.layers:
+            maps.append(layer(*layer.inputs(maps)))
+        return self.linear_sums(self.head(maps[-1])) + self.bias
 
-    def residual(self, convolution: Convolution, inputs: list[Tensor]) -> Tensor | None:
-        """What is added to a convolution's result, int64 without its zero point; None if nothing is."""
-        source = convolution.layer.residual
-        return None if source is None else inputs[source].long() - self.convolutions[source].zero_in
+    def first_maps(self, images: Tensor) -> Tensor:
+        """What the first layer reads, uint8 (N, 1, side, side), of uint8 images (N, 28, 28)."""
+        images = deskew_bytes(images, self.deskew) if self.deskew else images
+        return images[:, None, self.crop : 28 - self.crop, self.crop : 28 - self.crop]
+
+    def linear_sums(self, values: Tensor) -> Tensor:
+        """The sums of the linear layer, exact: int64 (N, 10)."""
+        return F.linear(values.double(), self.weight.double()).long()
 
     def weight_bytes(self) -> int:
         """The size of all constants: weights, each set once, multipliers and biases."""
-        parts = [*self.convolutions, *([self.head] if self.head else []), *self.dense]
+        parts = [*self.layers, self.head]
         weights = {id(part.weight): part.weight.numel() for part in parts if part.weight is not None}
         channels = sum(part.requantization.bytes for part in parts if part.requantization)
-        return sum(weights.values()) + channels + 4 * len(self.dense[-1].bias)
-
-
-def image_maps(images: Tensor, plan: Plan) -> Tensor:
-    """What the first layer reads, uint8 (N, 1, side, side), of uint8 images (N, 28, 28)."""
-    images = deskew_bytes(images, plan.deskew) if plan.deskew else images
-    return images[:, None, plan.crop : 28 - plan.crop, plan.crop : 28 - plan.crop]
+        return sum(weights.values()) + channels + self.weight.numel() + 4 * len(self.bias)
 
 
 def max_pool(maps: Tensor, size: int) -> Tensor:
@@ -183,14 +173,73 @@ def max_pool(maps: Tensor, size: int) -> Tensor:
     return maps
 
 
-def exact(function, maps: tuple[Tensor, int], weight: Tensor) -> Tensor:
+def exact_convolution(maps: Tensor, zero: int, weight: Tensor, **settings) -> Tensor:
     """The sums of products of integers, int64: by float32 if no sum can exceed its 24 bits, else by float64."""
-    maps, zero = maps
-    type_ = torch.float32 if bound(weight, zero, maps.dtype == torch.uint8) < 2**24 else torch.float64
-    return function(maps.to(type_) - zero, weight.to(type_)).long()
+    type_ = torch.float32 if largest_sum(weight, zero) < 2**24 else torch.float64
+    return F.conv2d(maps.to(type_) - zero, weight.to(type_), **settings).long()
 
 
-def bound(weight: Tensor, zero: int, from_maps: bool) -> int:
-    """The largest possible absolute sum."""
-    largest = max(zero, 255 - zero) if from_maps else LARGEST_INT16
-    return largest * int(weight.long().abs().flatten(1).sum(1).max())
+def largest_sum(weight: Tensor, zero: int) -> int:
+    """The largest possible absolute sum of bytes, minus `zero`, times weights."""
+    return max(zero, 255 - zero) * int(weight.long().abs().flatten(1).sum(1).max())
+
+
+# --- From steps to a network -----------------------------------------------------------------------------------------
+
+
+def network_of(steps: list[Step]) -> IntegerNetwork:
+    """The network that the steps are, in the order in which a small chip runs it, still without integers.
+
+    Raises GraphError if it is anything but convolutions one after another, with additions of an earlier layer's input
+    and max-pooling, then a mean or a global depthwise convolution, then a linear layer.
+    """
+    network = IntegerNetwork()
+    layers, sources = network.layers, []  # the number of the step that each layer reads, and the shape of its output
+    shape = (1, 28, 28)  # of the output of the step before
+    for number, step in enumerate(steps):
+        layer = layers[-1] if layers and layers[-1].output == number - 1 else None  # that may go on
+        others = [each for each in step.inputs if each != number - 1]
+        follows = step.inputs[0] == number - 1 if len(step.inputs) == 1 else len(others) == 1
+        if not follows or network.linear or (step.relu and step.kind not in ("conv", "add", "pool")):
+            _refuse(step)
+        elif step.kind == "deskew" and number == 0:
+            network.deskew = step.size
+        elif step.kind == "crop" and not layers and not network.crop:
+            network.crop = step.size
+        elif step.kind == "conv" and not network.head and _is_global(step, shape) and steps[-2] is step:
+            network.head = Head(step, shape[1:])
+        elif step.kind == "conv" and not network.head and (step.groups == 1 or _is_depthwise(step, shape)):
+            layers.append(Layer(step, shape[1:], step.shape[1:], number))
+            sources.append((number - 1, shape))
+        elif step.kind == "add" and layer and layer.conv is steps[number - 1] and (others[0], step.shape) in sources:
+            layer.residual, layer.output = sources.index((others[0], step.shape)), number
+        elif step.kind == "pool" and layer and layer.pool == 1:
+            layer.pool, layer.size_out, layer.output = step.size, step.shape[1:], number
+        elif step.kind == "mean" and layers and not network.head:
+            network.head = Head(step, shape[1:])
+        elif step.kind == "linear" and network.head and step.shape == (10,):
+            network.linear = step
+        else:
+            _refuse(step)
+        shape = step.shape
+    if not network.linear or not layers:
+        _refuse(steps[-1])
+    return network
+
+
+def _is_depthwise(conv: Step, shape: tuple[int, ...]) -> bool:
+    """True if each channel of maps of this shape gives one output."""
+    return conv.groups == shape[0] == len(conv.weight)
+
+
+def _is_global(conv: Step, shape: tuple[int, ...]) -> bool:
+    """True for a depthwise convolution of maps of this shape by weights as large as the maps, without ReLU."""
+    return _is_depthwise(conv, shape) and conv.weight.shape[2:] == shape[1:] and not conv.padding and not conv.relu
+
+
+def _refuse(step: Step) -> NoReturn:
+    raise GraphError(
+        f"{step.name or step.kind} cannot be exported to C in this place: a network must be convolutions, full or "
+        "depthwise, with additions of an earlier layer's input and max-pooling, then a mean or a global depthwise "
+        "convolution, then a linear layer of ten outputs"
+    )

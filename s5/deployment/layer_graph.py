@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules.utils import _pair
 
 from s5.networks.layers import Deskew, InitialState, deskew
@@ -28,11 +29,11 @@ class GraphError(ValueError):
 class Step:
     """One operation on maps (channels, height, width), or on values (count,) after `linear`.
 
-    deskew: `architectures.deskew` to the height `size`. crop: cuts a border of `size` pixels. conv: convolution with
-    `weight` (outputs, inputs / groups, height, width), zero padding of `padding` pixels and `stride`, times `scale`
-    (outputs,), plus `bias` (outputs,). pool: the largest of each `size` × `size` pixels. mean: of each map. linear:
-    `weight` (outputs, inputs), plus `bias`, of the flattened input. add: the sum of two inputs. relu: alone only where
-    it cannot be the flag of the step before.
+    deskew: `layers.deskew` to the height `size`. crop: cuts a border of `size` pixels. conv: convolution with `weight`
+    (outputs, inputs / groups, height, width), zero padding of `padding` pixels and `stride`, times `scale` (outputs,),
+    plus `bias` (outputs,). pool: the largest of each `size` × `size` pixels. mean: of each map. linear: `weight`
+    (outputs, inputs), plus `bias`, of the flattened input. add: the sum of two inputs. relu: alone only where it cannot
+    be the flag of the step before.
     """
 
     kind: str
@@ -60,38 +61,29 @@ def steps_of(model: nn.Module) -> list[Step]:
         graph = fx.GraphModule(model, _Tracer().trace(model))
     except Exception as error:  # fx raises many types for what it cannot follow
         raise GraphError(f"the network cannot be traced: {error}") from error
-    shapes = _shapes(graph)
+    ShapeProp(graph).propagate(torch.zeros(1, 1, 28, 28))
     steps: list[Step] = []
     places: dict[fx.Node, int] = {}  # of each node's output
     uses = {node: len(node.users) for node in graph.graph.nodes}
     for node in graph.graph.nodes:
         if node.op == "placeholder":
             places[node] = IMAGE
-        elif node.op == "output":
-            continue
-        else:
+        elif node.op != "output":
             layer = graph.get_submodule(node.target) if node.op == "call_module" else None
-            places[node] = _append(steps, places, node, layer, shapes[node], uses)
+            places[node] = _append(steps, places, node, layer, uses)
     return steps
-
-
-class _Tracer(fx.Tracer):
-    """Keeps the layers of `architectures` that are steps of their own."""
-
-    def is_leaf_module(self, layer: nn.Module, name: str) -> bool:
-        return isinstance(layer, Deskew | InitialState) or super().is_leaf_module(layer, name)
 
 
 def run(steps: list[Step], images: Tensor) -> Tensor:
     """Logits, float (N, 10), of normalised images (N, 1, 28, 28) by the steps: the reference for an export."""
-    outputs: list[Tensor] = []
-    for step in steps:
-        first, *rest = (images if place == IMAGE else outputs[place] for place in step.inputs)
-        outputs.append(_run(step, first, *rest))
-    return outputs[-1]
+    outputs = {IMAGE: images}
+    for number, step in enumerate(steps):
+        outputs[number] = apply(step, *(outputs[each] for each in step.inputs))
+    return outputs[len(steps) - 1]
 
 
-def _run(step: Step, maps: Tensor, *others: Tensor) -> Tensor:
+def apply(step: Step, maps: Tensor, *others: Tensor) -> Tensor:
+    """The output of one step for a batch of its inputs."""
     match step.kind:
         case "deskew":
             maps = deskew(maps, step.size)
@@ -111,19 +103,26 @@ def _run(step: Step, maps: Tensor, *others: Tensor) -> Tensor:
     return maps.relu() if step.relu else maps
 
 
-def _append(steps: list[Step], places: dict, node: fx.Node, layer, shape: tuple, uses: dict) -> int:
+class _Tracer(fx.Tracer):
+    """Keeps the layers of `s5.networks.layers` that are steps of their own."""
+
+    def is_leaf_module(self, layer: nn.Module, name: str) -> bool:
+        return isinstance(layer, Deskew | InitialState) or super().is_leaf_module(layer, name)
+
+
+def _append(steps: list[Step], places: dict, node: fx.Node, layer: nn.Module | None, uses: dict) -> int:
     """Add the step of a node, or change the one before it; return the place of the node's output."""
-    description = f"{node.name if layer is None else node.target} ({layer or node.op})"
     inputs = tuple(places[each] for each in node.all_input_nodes)
-    if not inputs:
-        raise GraphError(f"{description} cannot be written as a step")
-    before = steps[inputs[0]] if inputs[0] != IMAGE and uses[node.all_input_nodes[0]] == 1 else None
+    before = None  # the step before this one, if nothing else reads its output
+    if inputs and inputs[0] != IMAGE and uses[node.all_input_nodes[0]] == 1:
+        before = steps[inputs[0]]
+    shape = tuple(node.meta["tensor_meta"].shape[1:]) if "tensor_meta" in node.meta else ()
 
     def add(kind: str, shape: tuple = shape, **values) -> int:
         steps.append(Step(kind, inputs, shape, name=str(node.target) if layer is not None else "", **values))
         return len(steps) - 1
 
-    function = node.target if node.op == "call_function" else getattr(torch.Tensor, str(node.target), None)
+    function = node.target if node.op == "call_function" else getattr(Tensor, str(node.target), None)
     if isinstance(layer, nn.Conv2d) and _is_plain(layer):
         one, zero = torch.ones(layer.out_channels), torch.zeros(layer.out_channels)
         bias = zero if layer.bias is None else layer.bias
@@ -134,7 +133,7 @@ def _append(steps: list[Step], places: dict, node: fx.Node, layer, shape: tuple,
         before.scale = before.scale * factor
         before.bias = (before.bias - layer.running_mean) * factor + (0 if layer.bias is None else layer.bias)
         return inputs[0]
-    if isinstance(layer, nn.ReLU) or function in (F.relu, torch.relu, torch.Tensor.relu):
+    if isinstance(layer, nn.ReLU) or function in (F.relu, torch.relu, Tensor.relu):
         if before is None:
             return add("relu", relu=True)
         before.relu = True
@@ -157,17 +156,10 @@ def _append(steps: list[Step], places: dict, node: fx.Node, layer, shape: tuple,
         return add("crop", size=-layer.padding[0]) if layer.padding[0] else inputs[0]
     if function in (operator.add, torch.add) and len(inputs) == 2 and not node.kwargs:  # without a factor
         return add("add")
-    if isinstance(layer, nn.Flatten | nn.Dropout | nn.Identity) or function in (torch.flatten, torch.Tensor.flatten):
+    if isinstance(layer, nn.Flatten | nn.Dropout | nn.Identity) or function in (torch.flatten, Tensor.flatten):
         uses[node] = max(uses[node], uses[node.all_input_nodes[0]])  # the same output under another name
         return inputs[0]
-    raise GraphError(f"{description} cannot be written as a step")
-
-
-def _is_plain_pooling(layer: nn.MaxPool2d) -> bool:
-    """True for pooling of squares side by side, without a padded, dilated or cut-off one."""
-    (height, width), stride = _pair(layer.kernel_size), _pair(layer.stride)
-    simple = not layer.padding and not layer.ceil_mode and _pair(layer.dilation) == (1, 1)
-    return simple and height == width and stride == (height, width)
+    raise GraphError(f"{node.name if layer is None else node.target} ({layer or node.op}) cannot be written as a step")
 
 
 def _is_plain(layer: nn.Conv2d) -> bool:
@@ -177,17 +169,8 @@ def _is_plain(layer: nn.Conv2d) -> bool:
     return same and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
 
 
-def _shapes(graph: fx.GraphModule) -> dict[fx.Node, tuple[int, ...]]:
-    """The shape of each node's output for one image, without the batch."""
-    shapes: dict[fx.Node, tuple[int, ...]] = {}
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, node: fx.Node):
-            result = super().run_node(node)
-            if isinstance(result, Tensor):
-                shapes[node] = tuple(result.shape[1:])
-            return result
-
-    with torch.inference_mode():
-        Recorder(graph).run(torch.zeros(1, 1, 28, 28))
-    return shapes
+def _is_plain_pooling(layer: nn.MaxPool2d) -> bool:
+    """True for pooling of squares side by side, without a padded, dilated or cut-off one."""
+    (height, width), stride = _pair(layer.kernel_size), _pair(layer.stride)
+    simple = not layer.padding and not layer.ceil_mode and _pair(layer.dilation) == (1, 1)
+    return simple and height == width and stride == (height, width)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -16,7 +14,6 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
 from s5.training.augmentation import MEAN, STD, normalize
-from s5.training.files import atomic_path
 
 OPSET = 18
 CALIBRATION_IMAGES = 1000  # training images that determine the int8 ranges
@@ -53,20 +50,7 @@ def to_onnx(network: nn.Module, path: Path, normalized: bool = False, about: dic
         verbose=False,
     )
     onnx.checker.check_model(program.model_proto, full_check=True)
-    with atomic_path(path) as temporary:
-        _save(program.model_proto, temporary, (about or {}) | _interface(normalized))
-
-
-@contextmanager
-def _only_errors_logged() -> Iterator[None]:
-    """onnxruntime recommends, on the root logger, the preprocessing that is done anyway."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    _save(program.model_proto, path, (about or {}) | _interface(normalized))
 
 
 def to_int8(source: Path, path: Path, images: Tensor) -> None:
@@ -76,7 +60,7 @@ def to_int8(source: Path, path: Path, images: Tensor) -> None:
     one scale per channel: the products of two uint8 are summed exactly by every processor, while int8 weights saturate
     on x86-64 without VNNI, with uint8 and with int8 activations alike.
     """
-    normalized = takes_normalized(onnx.load(source))
+    normalized = OnnxNetwork(source).normalized
 
     class Reader(quantization.CalibrationDataReader):
         batches = iter([{"images": (normalize(batch) if normalized else batch).numpy()} for batch in images.split(100)])
@@ -84,33 +68,32 @@ def to_int8(source: Path, path: Path, images: Tensor) -> None:
         def get_next(self):
             return next(self.batches, None)
 
-    with _only_errors_logged(), tempfile.TemporaryDirectory() as folder, atomic_path(path) as temporary:
-        folded, quantized = Path(folder) / "folded.onnx", Path(folder) / "quantized.onnx"
-        quant_pre_process(str(source), str(folded), skip_symbolic_shape=True)
-        quantization.quantize_static(
-            str(folded),
-            str(quantized),
-            Reader(),
-            quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=QUANTIZED,
-            per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QUInt8,
-            extra_options={"WeightSymmetric": True},
-        )
-        about = read_metadata(source)
-        about["arithmetic"] = "convolutions on uint8 activations and uint8 weights around 128"
-        _save(onnx.load(quantized), temporary, about)
+    logging.disable(logging.WARNING)  # onnxruntime recommends the preprocessing that is done anyway
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            folded, quantized = Path(folder) / "folded.onnx", Path(folder) / "quantized.onnx"
+            quant_pre_process(str(source), str(folded), skip_symbolic_shape=True)
+            quantization.quantize_static(
+                str(folded),
+                str(quantized),
+                Reader(),
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=QUANTIZED,
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QUInt8,
+                extra_options={"WeightSymmetric": True},
+            )
+            model = onnx.load(quantized)
+    finally:
+        logging.disable(logging.NOTSET)
+    about = read_metadata(source) | {"arithmetic": "convolutions on uint8 activations and uint8 weights around 128"}
+    _save(model, path, about)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """What an ONNX file says of itself."""
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-
-
-def takes_normalized(model: onnx.ModelProto) -> bool:
-    """True if its input is float."""
-    return model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 
 def _interface(normalized: bool) -> dict[str, str]:
@@ -128,13 +111,9 @@ def _interface(normalized: bool) -> dict[str, str]:
 
 def _save(model: onnx.ModelProto, path: Path, about: dict[str, str]) -> None:
     onnx.helper.set_model_props(model, about)
-    for node in model.graph.node:
-        node.ClearField("metadata_props")  # stack traces of the export
-        node.ClearField("doc_string")
-    for value in model.graph.value_info:
-        value.ClearField("metadata_props")
-    for tensor in model.graph.initializer:
-        tensor.ClearField("metadata_props")
+    for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        part.ClearField("metadata_props")  # stack traces of the export
+        part.ClearField("doc_string")
     model.doc_string = about.get("description", "")
     path.write_bytes(model.SerializeToString())
 
@@ -142,12 +121,9 @@ def _save(model: onnx.ModelProto, path: Path, about: dict[str, str]) -> None:
 class OnnxNetwork:
     """An ONNX file as a function from uint8 images (N, 28, 28) to logits, float32 (N, 10), on the CPU."""
 
-    def __init__(self, path: Path, optimize: bool = True):
-        """Without `optimize` the graph runs as written: a quantised one in float32, rounded between the layers."""
+    def __init__(self, path: Path):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # of more, those that wait spin, and keep other programs from their core
-        if not optimize:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.normalized = self.session.get_inputs()[0].type == "tensor(float)"
 

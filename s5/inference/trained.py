@@ -15,7 +15,7 @@ from s5.training.files import TRAINED
 
 def trained_networks() -> list[str]:
     """The names, the largest network first."""
-    names = [name for name in ("s5", *CLAIMS) if weights_file(name).is_file()]
+    names = [name for name in CLAIMS if weights_file(name).is_file()]
     return sorted(names, key=lambda name: -count_parameters(KNOWN[name].build()))
 
 
@@ -30,7 +30,7 @@ def load_trained(name: str = "s5", weights: str | Path | None = None) -> nn.Modu
     Takes normalised images, float (N, 1, 28, 28), and returns logits (N, 10). Raises ValueError for an unknown name and
     CheckpointError if the weights are missing, damaged or of another network.
     """
-    if name not in ("s5", *CLAIMS):
+    if name not in CLAIMS:
         raise ValueError(f"there is no trained network {name!r}; there are {', '.join(trained_networks())}")
     try:
         return load_weights(build(KNOWN[name].build), weights or weights_file(name)).eval()

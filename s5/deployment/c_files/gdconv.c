@@ -1,5 +1,7 @@
 /* --- The sum of each map, weighted by position (global depthwise convolution) ------------------------------------ */
 
+static int32_t sums[$channels];
+
 static void add_row(const uint8_t *row, int number)
 {
     const int8_t *weights = head_weights + number * $width * $channels;

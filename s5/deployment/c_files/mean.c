@@ -1,5 +1,7 @@
 /* --- The mean of each map, as a sum ------------------------------------------------------------------------------ */
 
+static int32_t sums[$channels];
+
 static void add_row(const uint8_t *row, int number)
 {
     (void)number; /* all rows count alike */

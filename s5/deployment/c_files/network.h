@@ -1,10 +1,10 @@
-/* $file: recognises handwritten digits.
+/* $name: recognises handwritten digits.
  *
  * $description
- * Constants: $weight_bytes bytes (weights, multipliers, biases)$layers.
+ * Constants: $weight_bytes bytes (weights, multipliers, biases), and $layer_bytes for the table of layers.
  * Memory: $activation_bytes bytes of activations, all static, besides the image. Multiply-adds: $macs.
  *
- *     #include "$file.h"
+ *     #include "$name.h"
  *
  *     static uint8_t image[28 * 28];     row by row, 0 for the black background to 255 for white ink, as in MNIST
  *     ...

@@ -222,8 +222,7 @@ function makeChoices() {
     const input = make("input", { type: "radio", name: "network" });
     input.addEventListener("change", () => chooseNetwork(number));
     const size = make("b", {}, `${data.parameters.toLocaleString("en")} parameters`);
-    const seeds = data.seeds ? `, mean of ${data.seeds} ${data.seeds === 1 ? "seed" : "seeds"}` : "";
-    const accuracy = make("small", {}, `test accuracy ${data.accuracy}${seeds}`);
+    const accuracy = make("small", {}, `test accuracy ${data.accuracy}`);
     return make("label", { title: data.line }, input, size, accuracy, make("small", {}, data.title));
   }));
 }
@@ -276,7 +275,7 @@ function make(name, properties = {}, ...children) {
 
 makeBars();
 makeChoices();
-chooseNetwork(networks.findIndex((data) => data.name === FIRST));
+chooseNetwork(Math.max(0, networks.findIndex((data) => data.name === "s5")));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showSoon);
 new ResizeObserver(() => {
   showSoon();

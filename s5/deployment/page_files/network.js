@@ -1,44 +1,24 @@
 "use strict";
-// Runs a trained network: the steps of `s5/deployment/layer_graph.py`, with the weights as `s5/deployment/page.py` packs them.
+// Runs a trained network: the steps of `s5/deployment/layer_graph.py`, as `s5/deployment/page.py` packs them.
 //
 // Maps are {channels, height, width, values}, one channel after another, row by row.
 
-const BASE = DIGITS.length;
-const DIGIT_VALUES = new Map(Array.from(DIGITS, (digit, value) => [digit, value]));
-
-/** Whole numbers, positive and negative, from text: each group of `characters` holds so many `numbers`. */
-function unpack(text, [characters, numbers]) {
-  const levels = levelsOf(characters, numbers);
-  const values = [];
-  for (let start = 0; start < text.length; start += characters) {
-    let code = 0;
-    for (const digit of text.slice(start, start + characters)) code = code * BASE + DIGIT_VALUES.get(digit);
-    for (let place = 0; place < numbers; place++) {
-      values.push((code % levels) - (levels - 1) / 2);
-      code = Math.floor(code / levels);
-    }
-  }
-  return values;
-}
-
-/** How many different numbers there are: an odd count, half of them negative. */
-function levelsOf(characters, numbers) {
-  let levels = Math.round(BASE ** (characters / numbers));
-  while (levels ** numbers > BASE ** characters || levels % 2 === 0) levels--;
-  return levels;
+/** Numbers from what `pack` in page.py writes: int16 in base64, times their unit. */
+function unpack([unit, text]) {
+  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  return Float32Array.from(new Int16Array(bytes.buffer), (value) => value * unit);
 }
 
 class Network {
   /** `data` is an entry of the page's list of networks. */
   constructor(data) {
-    const weights = data.weights.map((text) => unpack(text, data.packing));
-    const fractions = ([exponent, text]) => unpack(text, FINE).map((value) => value * 2 ** exponent);
+    const weights = data.weights.map(unpack);
     this.steps = data.steps.map((step, number) => ({
       ...step,
       inputs: step.inputs ?? [number - 1],
       weight: weights[step.weight],
-      scale: step.scale && fractions(step.scale),
-      bias: step.bias && fractions(step.bias),
+      scale: step.scale && unpack(step.scale),
+      bias: step.bias && unpack(step.bias),
     }));
   }
 
@@ -101,43 +81,33 @@ function sampleAt(values, side, x, y) {
   return sample;
 }
 
-/** Convolution with zero padding: each weight multiplies a shifted copy of its input map. */
-function convolve({ weight, scale, bias, kernel = 1, groups = 1, stride = 1, padding = 0 }, maps) {
-  const padded = padMaps(maps, padding);
-  const size = padded.height * padded.width;
-  const [inputs, outputs] = [maps.channels / groups, scale.length / groups];
-  const result = { ...padded, channels: scale.length, values: new Float32Array(scale.length * size) };
-  const sums = new Float64Array(size);
-  for (let channel = 0; channel < scale.length; channel++) {
+/** Convolution with zero padding. */
+function convolve({ weight, scale, bias, groups = 1, stride = 1, padding = 0 }, { channels, height, width, values }) {
+  const [inputs, outputs] = [channels / groups, scale.length];
+  const kernel = Math.round(Math.sqrt(weight.length / inputs / outputs));
+  const [rows, columns] = [height, width].map((side) => Math.floor((side + 2 * padding - kernel) / stride) + 1);
+  const result = { channels: outputs, height: rows, width: columns, values: new Float32Array(outputs * rows * columns) };
+  const sums = new Float64Array(rows * columns);
+  for (let output = 0; output < outputs; output++) {
+    const first = Math.floor((output * groups) / outputs) * inputs;
     sums.fill(0);
-    for (let input = 0; input < inputs; input++) {
-      const source = Math.floor(channel / outputs) * inputs + input;
-      const map = padded.values.subarray(source * size, (source + 1) * size);
-      for (let place = 0; place < kernel * kernel; place++) {
-        const shift = Math.floor(place / kernel) * padded.width + (place % kernel);
-        addShifted(sums, map, shift, weight[(channel * inputs + input) * kernel * kernel + place]);
+    for (let place = 0; place < inputs * kernel * kernel; place++) {
+      const input = Math.floor(place / kernel ** 2);
+      const [down, right] = [Math.floor(place / kernel) % kernel, place % kernel];
+      const factor = weight[output * inputs * kernel * kernel + place];
+      for (let row = 0; row < rows; row++) {
+        const y = row * stride + down - padding;
+        if (y < 0 || y >= height) continue;
+        const start = ((first + input) * height + y) * width;
+        for (let column = 0; column < columns; column++) {
+          const x = column * stride + right - padding;
+          if (x >= 0 && x < width) sums[row * columns + column] += factor * values[start + x];
+        }
       }
     }
-    result.values.set(sums.map((total) => total * scale[channel] + bias[channel]), channel * size);
+    result.values.set(sums.map((total) => total * scale[output] + bias[output]), output * rows * columns);
   }
-  const [height, width] = [padded.height, padded.width].map((side) => Math.floor((side - kernel) / stride) + 1);
-  return select(result, height, width, (y, x) => y * stride * padded.width + x * stride);
-}
-
-/** Adds `factor` times the map to the sums; the rows are one long line, so what crosses their ends is of no use. */
-function addShifted(sums, map, shift, factor) {
-  for (let place = 0; place < sums.length - shift; place++) sums[place] += factor * map[place + shift];
-}
-
-function padMaps(maps, padding) {
-  const [height, width] = [maps.height + 2 * padding, maps.width + 2 * padding];
-  const values = new Float32Array(maps.channels * height * width);
-  for (let row = 0; row < maps.channels * maps.height; row++) {
-    const [channel, y] = [Math.floor(row / maps.height), row % maps.height];
-    const start = (channel * height + y + padding) * width + padding;
-    values.set(maps.values.subarray(row * maps.width, (row + 1) * maps.width), start);
-  }
-  return { channels: maps.channels, height, width, values };
+  return result;
 }
 
 /** The maps without a border of `size` pixels. */
@@ -165,10 +135,10 @@ function averageMaps(step, { channels, height, width, values }) {
 }
 
 /** Sums of all values, weighted; the outputs are channels of one pixel. */
-function weightedSums({ weight, scale, bias }, { values }) {
+function weightedSums({ weight, bias }, { values }) {
   const count = values.length;
   const product = (row) => values.reduce((total, value, place) => total + value * weight[row * count + place], 0);
-  const outputs = scale.map((factor, row) => product(row) * factor + bias[row]);
+  const outputs = Array.from(bias, (offset, row) => product(row) + offset);
   return { channels: outputs.length, height: 1, width: 1, values: new Float32Array(outputs) };
 }
 

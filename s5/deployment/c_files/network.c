@@ -1,3 +1,45 @@
+/* Recognises handwritten digits: see $name.h. Written by code: change the network, not this file. */
+#include "$name.h"
+
+/* --- Arithmetic -------------------------------------------------------------------------------------------------- */
+
+/* The sum of bytes times weights; `zero` is the byte that stands for 0. */
+static int32_t dot(const uint8_t *bytes, int32_t zero, const int8_t *weights, int count)
+{
+    int32_t sum = 0;
+    for (int i = 0; i < count; i++)
+        sum += (bytes[i] - zero) * weights[i];
+    return sum;
+}
+
+/* value / 2^shift, to the nearest integer, halves up. C leaves the right shift of negative numbers to the compiler. */
+static int64_t divide(int64_t value, int shift)
+{
+    value += (int64_t)1 << (shift - 1);
+    return value < 0 ? ~(~value >> shift) : value >> shift;
+}
+
+static int32_t clamp(int64_t value, int32_t low, int32_t high)
+{
+    return value < low ? low : value > high ? high : (int32_t)value;
+}
+
+/* What follows the sum of a channel, BatchNorm and the scale of the output: sum * multiplier + bias * 2^bias_shift. */
+typedef struct {
+    int16_t multiplier, bias;
+} Channel;
+
+static int64_t scaled(int32_t sum, const Channel *channel, int bias_shift)
+{
+    return (int64_t)sum * channel->multiplier + channel->bias * ((int64_t)1 << bias_shift);
+}
+
+$deskew/* --- Weights ----------------------------------------------------------------------------------------------------- */
+
+$weights
+
+$head
+
 /* --- Convolutions --------------------------------------------------------------------------------------------------
  *
  * Maps are never stored whole. Each layer keeps the last few rows of its input, and as soon as a row is complete, the
@@ -8,7 +50,7 @@
 #define CROP $crop         /* pixels of the image's border that are left out */
 
 typedef struct {
-    const int8_t *weights;         /* [output][row][column][input]; depthwise: [row][column][channel] */
+    const int8_t *weights;         /* [output][row][column][input]; depthwise: one input */
     const Channel *channels;       /* [output] */
     uint8_t *rows;                 /* the last rows of the input, [row % slots][column][input]; layer 0 has the image */
     int32_t residual_multiplier;   /* of what is added */
@@ -34,13 +76,6 @@ $layers
 static const uint8_t *input_image;
 static uint8_t rows_done[LAYERS]; /* of each layer's output, before pooling */
 
-/* The part of a kernel that is inside the map, for one output pixel. */
-typedef struct {
-    const uint8_t *rows[LARGEST_SIDE];
-    int top, bottom, left, right; /* of the kernel: from, up to but without */
-    int column;                   /* of the map, where the kernel begins; may be negative */
-} Window;
-
 static const uint8_t *input_row(int number, int row)
 {
     const Layer *layer = &layers[number];
@@ -60,45 +95,6 @@ static uint8_t *output_row(int number, int row)
 static int at_least(int low, int value) { return value < low ? low : value; }
 static int at_most(int high, int value) { return value > high ? high : value; }
 
-static Window rows_of_window(int number, int row)
-{
-    const Layer *layer = &layers[number];
-    const int first = row * layer->stride - layer->padding;
-    Window window = {{0}, at_least(0, -first), at_most(layer->side, layer->height - first), 0, 0, 0};
-    for (int y = window.top; y < window.bottom; y++)
-        window.rows[y] = input_row(number, first + y);
-    return window;
-}
-
-static void move_window(Window *window, const Layer *layer, int column)
-{
-    window->column = column * layer->stride - layer->padding;
-    window->left = at_least(0, -window->column);
-    window->right = at_most(layer->side, layer->width - window->column);
-}
-
-static int32_t full_sum(const Layer *layer, const Window *window, int output)
-{
-    const int8_t *weights = layer->weights + output * layer->side * layer->side * layer->inputs;
-    const int start = (window->column + window->left) * layer->inputs;
-    const int count = (window->right - window->left) * layer->inputs;
-    int32_t sum = 0;
-    for (int y = window->top; y < window->bottom; y++)
-        sum += dot(window->rows[y] + start, layer->zero_in,
-                   weights + (y * layer->side + window->left) * layer->inputs, count);
-    return sum;
-}
-
-static int32_t depthwise_sum(const Layer *layer, const Window *window, int channel)
-{
-    int32_t sum = 0;
-    for (int y = window->top; y < window->bottom; y++)
-        for (int x = window->left; x < window->right; x++)
-            sum += (window->rows[y][(window->column + x) * layer->inputs + channel] - layer->zero_in)
-                 * layer->weights[(y * layer->side + x) * layer->inputs + channel];
-    return sum;
-}
-
 /* `residual` points to the value that is added, if any. */
 static uint8_t output_value(const Layer *layer, int output, int32_t sum, const uint8_t *residual)
 {
@@ -114,16 +110,33 @@ static uint8_t output_value(const Layer *layer, int output, int32_t sum, const u
 static void convolve_row(int number, int row)
 {
     const Layer *layer = &layers[number];
+    const int side = layer->side, inputs = layer->inputs, zero = layer->zero_in, depthwise = layer->depthwise;
+    const int count = depthwise ? 1 : inputs; /* of the channels that an output reads */
     const uint8_t *residual = layer->residual < 0 ? 0 : input_row(layer->residual, row);
     uint8_t *out = output_row(number, row / layer->pool);
-    Window window = rows_of_window(number, row);
+    /* The part of the kernel that is inside the map: top, bottom, left, right; `rows` are the rows of the map. */
+    const int first_row = row * layer->stride - layer->padding;
+    const int top = at_least(0, -first_row), bottom = at_most(side, layer->height - first_row);
+    const uint8_t *rows[LARGEST_SIDE];
+    for (int y = top; y < bottom; y++)
+        rows[y] = input_row(number, first_row + y);
     for (int column = 0; column < layer->columns_out; column++) {
+        const int first_column = column * layer->stride - layer->padding;
+        const int left = at_least(0, -first_column), right = at_most(side, layer->width - first_column);
         uint8_t *pixel = out + column / layer->pool * layer->outputs;
         const int first = row % layer->pool == 0 && column % layer->pool == 0; /* of those that are pooled */
-        move_window(&window, layer, column);
         for (int output = 0; output < layer->outputs; output++) {
-            const int32_t sum = layer->depthwise ? depthwise_sum(layer, &window, output)
-                                                 : full_sum(layer, &window, output);
+            const int8_t *weights = layer->weights + (output * side * side + left) * count;
+            int32_t sum = 0;
+            for (int y = top; y < bottom; y++) {
+                const uint8_t *bytes = rows[y] + (first_column + left) * inputs;
+                const int8_t *row_weights = weights + y * side * count;
+                if (!depthwise)
+                    sum += dot(bytes, zero, row_weights, (right - left) * inputs);
+                else
+                    for (int x = 0; x < right - left; x++)
+                        sum += (bytes[x * inputs + output] - zero) * row_weights[x];
+            }
             const uint8_t value =
                 output_value(layer, output, sum, residual ? residual + column * layer->outputs + output : 0);
             if (first || value > pixel[output])
@@ -158,4 +171,32 @@ static void run_convolutions(void)
                 add_row($last_row, rows_done[number] / layers[number].pool - 1);
         }
     }
+}
+
+/* --- The network ------------------------------------------------------------------------------------------------- */
+
+void ${name}_logits(const uint8_t image[784], int32_t logits[10])
+{
+    static int16_t values[$channels];
+    for (int channel = 0; channel < $channels; channel++)
+        sums[channel] = 0;
+    input_image = $image;
+    run_convolutions();
+    finish_sums(values);
+    for (int output = 0; output < 10; output++) {
+        logits[output] = linear_biases[output];
+        for (int channel = 0; channel < $channels; channel++)
+            logits[output] += (int32_t)values[channel] * linear_weights[output * $channels + channel];
+    }
+}
+
+int ${name}_predict(const uint8_t image[784])
+{
+    int32_t logits[10];
+    int digit = 0;
+    ${name}_logits(image, logits);
+    for (int i = 1; i < 10; i++)
+        if (logits[i] > logits[digit])
+            digit = i;
+    return digit;
 }
