@@ -64,7 +64,7 @@ def test_quickstart_commands_are_run_by_ci():
     for *_, install, command in blocks:
         arguments = install.removeprefix("pip install ")
         assert arguments != install
-        assert re.search(rf"^pip install .*{re.escape(arguments)}(\s|$)", CI, re.MULTILINE), install
+        assert re.search(rf"^(?:pip install|\$install) .*{re.escape(arguments)}(\s|$)", CI, re.MULTILINE), install
         assert re.search(rf"^(?:\w+=\w+ )?{re.escape(command)}\b", CI, re.MULTILINE), command
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
     assert "- run: bash .ci/run" in workflow
