@@ -26,8 +26,7 @@ from s5.training.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from s5.training.cpu import use_threads
-from s5.training.device import pick_precision
+from s5.training.device import pick_precision, use_threads
 from tests.utils import SHORT, assert_same_weights, devices, fit, without_seconds
 
 

@@ -30,8 +30,7 @@ from s5.benchmarks.timing import load, measure_interleaved, seconds_of
 from s5.experiments.claims import KNOWN
 from s5.training import kernels
 from s5.training.command_line import plural
-from s5.training.cpu import cores, use_threads
-from s5.training.device import pick_precision
+from s5.training.device import cores, pick_precision, use_threads
 from s5.training.files import ROOT
 from s5.training.mnist import MnistData
 from s5.training.recipe import Recipe

@@ -30,8 +30,7 @@ from s5.experiments.trial import run_trial
 from s5.experiments.vectorized import fit_vectorized
 from s5.reports import tables
 from s5.training.augmentation import normalize
-from s5.training.cpu import cores
-from s5.training.device import eval_batch_size
+from s5.training.device import cores, eval_batch_size
 from s5.training.recipe import Recipe
 
 VECTORIZED_SEEDS = 32  # trained at once on a GPU

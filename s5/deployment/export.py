@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = parse_arguments(arguments)
 
-    from s5.training.cpu import use_threads
+    from s5.training.device import use_threads
 
     try:
         if not options.c:

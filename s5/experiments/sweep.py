@@ -106,8 +106,7 @@ def run_missing(
     """
     from s5.experiments.claims import find_variant
     from s5.experiments.trial import changed_recipe, load_data, planned_recipe, run_trial, run_trials, weights_path
-    from s5.training.cpu import cores
-    from s5.training.device import pick_device
+    from s5.training.device import cores, pick_device
 
     if not requested:
         raise ValueError("there is nothing to run: no variant, or no seed")
@@ -277,8 +276,7 @@ def summary(keys: list[tuple], ledger: str | Path, precision: str = "auto") -> s
 
 def default_workers(device: str) -> int:
     """How many trials to run at a time on the device: one per CPU core, or one on a GPU."""
-    from s5.training.cpu import cores
-    from s5.training.device import pick_device
+    from s5.training.device import cores, pick_device
 
     return cores() if pick_device(device).type == "cpu" else 1
 
