@@ -239,9 +239,7 @@ def fit(
             print(f"Interrupted; kept: {len(state.history)} of {recipe.epochs} epochs.")
         except DivergenceError as error:
             state.restore(last_complete)
-            problem = (
-                f"the loss stopped being finite in epoch {len(state.history) + 1}; the model is as it was before it"
-            )
+            problem = f"{error} in epoch {len(state.history) + 1}; the model is as it was before this epoch"
             raise DivergenceError(f"{problem}. Try a smaller learning rate than {recipe.learning_rate}.") from error
         finally:
             if state.average is not None:
