@@ -93,15 +93,15 @@ def main(arguments: list[str] | None = None) -> int:
                 restore_options(options)
             elif holds_run(options.output):
                 raise OSError(f"{options.output} already holds a run: --resume it, or choose another folder")
-            return run(options, load_sample() if options.smoke else load_mnist(options.data, options.data is None))
+            run(options, load_sample() if options.smoke else load_mnist(options.data, options.data is None))
+            return 0
     except (DataError, CheckpointError, DivergenceError, OSError) as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # before the end of the first epoch, or after the training, which ends by itself
-        if holds_run(options.output):
-            print(f"Interrupted. To continue: python main.py --resume {shlex.quote(str(options.output))}")
-        else:
-            print("Interrupted in the first epoch: nothing is saved.")
+    except KeyboardInterrupt:
+        again = ["--resume", str(options.output), *(["--data", str(options.data)] if options.data else [])]
+        to_continue = f"To continue: python main.py {shlex.join(again)}"
+        print(to_continue if holds_run(options.output) else "Interrupted in the first epoch: nothing is saved.")
         return INTERRUPTED
     finally:
         with contextlib.suppress(OSError):
@@ -133,8 +133,8 @@ def restore_options(options: argparse.Namespace) -> None:
         print("This run is complete: nothing is left to train, and its results are written again.")
 
 
-def run(options: argparse.Namespace, data) -> int:
-    """Train, print and save; return the exit code."""
+def run(options: argparse.Namespace, data) -> None:
+    """Train, print and save. Raises KeyboardInterrupt if Ctrl-C ended the training early."""
     from helpers import build, fit
     from s5.analysis import inspection, plots
     from s5.analysis.statistics import describe_result
@@ -171,9 +171,7 @@ def run(options: argparse.Namespace, data) -> int:
     print(f"\n{result}" if complete else f"\nAfter {len(history)} of {recipe.epochs} epochs: {result}")
     print(f"Saved in {output}: {', '.join(RESULTS)}, {CHECKPOINT}")
     if not complete:
-        again = ["--resume", str(output), *(["--data", str(options.data)] if options.data else [])]
-        print(f"To continue: python main.py {shlex.join(again)}")
-    return 0 if complete else INTERRUPTED
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
