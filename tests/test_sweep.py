@@ -277,7 +277,7 @@ def test_the_time_on_mnist_is_not_estimated_from_the_sample(tmp_path, capsys):
 
 def test_one_worker_per_core_by_default(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("s5.training.cpu.cores", lambda: 6)
+    monkeypatch.setattr("s5.training.device.cores", lambda: 6)
     monkeypatch.setattr(
         sweep, "run_locally", lambda todo, *rest: calls.append((rest[-1], todo[0]["threads"])) or len(todo)
     )
