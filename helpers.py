@@ -6,14 +6,10 @@ augmented and normalised on the device, a whole batch at a time → `Net` → lo
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import s5.training  # noqa: F401  before torch: see there
-
-# isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,19 +18,21 @@ from torch.optim.swa_utils import AveragedModel
 
 from s5.training.augmentation import augment, normalize
 from s5.training.checkpoint import TrainingState, save_checkpoint
-from s5.training.checks import check_architecture, check_model, check_training
-from s5.training.cpu import keep_freed_memory, threads_for_idle_cores
-from s5.training.cuda_graphs import record
-from s5.training.device import autocast, compile_model, eval_batch_size, pick_device, pick_precision, use_channels_last
+from s5.training.checks import (
+    DivergenceError,
+    check_architecture,
+    check_finite,
+    check_is_module,
+    check_training,
+    evaluation_mode,
+)
+from s5.training.cuda_graphs import can_capture, cuda_graph
+from s5.training.device import autocast, eval_batch_size, pick_device, pick_precision, prepare_device, to_device
 from s5.training.mnist import MnistData, check_images, check_labelled
-from s5.training.progress import batch_bar, epoch_line
+from s5.training.progress import Epoch, report, watch
 from s5.training.recipe import Recipe, check_seed
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (inputs, logits, labels) → mean loss; inputs for distillation
-
-
-class DivergenceError(RuntimeError):
-    """The loss became infinite or NaN. The model is set back to the end of the last complete epoch."""
 
 
 class Net(nn.Module):
@@ -94,28 +92,25 @@ def train(
     *,
     scheduler: LambdaLR | None = None,
     average: AveragedModel | None = None,
-    forward: Callable[[Tensor], Tensor] | None = None,
     loss: Loss | None = None,
     precision: str = "float32",
+    graph: bool = False,
     progress: bool = True,
 ) -> tuple[float, float]:
     """Train one epoch; return the mean loss per image and the accuracy in percent, both measured during training.
 
     `images` are uint8 (N, 28, 28), `labels` int64 (N,). `scheduler` and `average` are updated after every batch;
-    `forward` is what `s5.training.device.compile_model` makes of the model; `loss` replaces the recipe's cross-entropy.
+    `loss` replaces the recipe's cross-entropy; `graph`: run the step as a CUDA graph, see `s5.training.cuda_graphs`.
     Raises DivergenceError when the loss is not finite.
     """
     model.train()
-    forward = model if forward is None else forward
     loss = cross_entropy(recipe) if loss is None else loss
     loss_sum, correct = torch.zeros(2, device=images.device)
-    seen = 0
 
-    @record(forward, loss, optimizer, [generator])
     def step(batch: Tensor) -> None:
         inputs, targets = augment(images[batch], recipe, generator), labels[batch]
         with autocast(images.device, precision):
-            logits = forward(inputs).float()
+            logits = model(inputs).float()
             batch_loss = loss(inputs, logits, targets)
         optimizer.zero_grad()
         batch_loss.backward()
@@ -123,21 +118,15 @@ def train(
         loss_sum.add_(batch_loss.detach() * len(batch))
         correct.add_((logits.argmax(1) == targets).sum())
 
+    step = cuda_graph(step, optimizer, generator) if graph else step
     order = torch.randperm(len(images), generator=generator, device=images.device)
-    bar = batch_bar(order.split(recipe.batch_size), progress)
-    for number, batch in enumerate(bar):
+    for batch in watch(order.split(recipe.batch_size), loss_sum, correct, shown=progress):
         step(batch)
         if scheduler is not None:
             scheduler.step()
         if average is not None:
             average.update_parameters(model)
-
-        seen += len(batch)
-        if number % 50 == 0:  # not every batch: reading a number makes a GPU wait
-            _check_finite(loss_sum)
-            bar.set_description(f"Train Loss={loss_sum / seen:.4f} Accuracy={100 * correct / seen:.2f}")
-    _check_finite(loss_sum)
-    return loss_sum.item() / seen, 100 * correct.item() / seen
+    return loss_sum.item() / len(images), 100 * correct.item() / len(images)
 
 
 def cross_entropy(recipe: Recipe) -> Loss:
@@ -148,20 +137,18 @@ def cross_entropy(recipe: Recipe) -> Loss:
 @torch.inference_mode()
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, int]:
     """Mean cross-entropy per image and number of correct predictions, for data as in `MnistData`, else ValueError."""
-    check_model(model)
+    check_is_module(model)
     check_labelled(images, labels)
-    model.eval()
-    use_channels_last(model)
     loss_sum, correct = torch.zeros(2, device=images.device)
     batch_size = eval_batch_size(images.device)
-    for batch, targets in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        logits = model(normalize(batch))
-        loss_sum += F.cross_entropy(logits, targets, reduction="sum")
-        correct += (logits.argmax(1) == targets).sum()
+    with evaluation_mode(to_device(model, images.device)):
+        for batch, targets in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            logits = model(normalize(batch))
+            loss_sum += F.cross_entropy(logits, targets, reduction="sum")
+            correct += (logits.argmax(1) == targets).sum()
     return loss_sum.item() / len(images), int(correct.item())
 
 
-@threads_for_idle_cores()
 def fit(
     model: nn.Module,
     data: MnistData,
@@ -169,49 +156,45 @@ def fit(
     *,
     seed: int = 0,
     device: str | torch.device = "auto",
+    threads: int | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     eval_every: int = 1,
     compile: bool | None = None,
     precision: str = "auto",
     loss: Loss | None = None,
-    progress: bool | Callable[[list[dict]], None] = True,
-) -> list[dict]:
-    """Train `model` by `recipe` and return its history, one dict per epoch.
+    progress: bool | Callable[[list[Epoch]], None] = True,
+) -> list[Epoch]:
+    """Train `model` by `recipe` and return its history, an `Epoch` for each.
 
-    Keys: epoch (from 1), learning_rate (after the last batch), train_loss, train_accuracy, eval_loss, eval_accuracy
-    (losses per image, accuracies in percent), eval_correct (images), seconds. The eval values are of
-    `data.eval_images`, test or validation, every `eval_every` epochs and after the last; otherwise None. Afterwards
-    the model holds the weights that were evaluated last: the moving average if the recipe has one.
+    `data.eval_images`, test or validation, are evaluated every `eval_every` epochs and after the last. Afterwards the
+    model holds the weights that were evaluated last: the moving average if the recipe has one.
 
-    `compile` and `precision`: see `s5.training.device`. `loss`: instead of the recipe's cross-entropy, e.g.
-    `s5.experiments.distillation.distillation_loss`. `checkpoint`: a path; the whole state is saved there after every
-    epoch, and `resume` continues from it, with as many threads and bit for bit the same results on the same machine.
-    Ctrl-C ends the run at the last complete epoch. `progress`: True prints each epoch; a function gets the history.
+    `threads`: of the CPU; None: as torch is set. `compile` and `precision`: see `s5.training.device`. `loss`: instead
+    of the recipe's cross-entropy, e.g. `s5.experiments.distillation.distillation_loss`. `checkpoint`: a path; the whole
+    state is saved there after every epoch, and `resume` continues from it, with as many threads and bit for bit the
+    same results on the same machine. Ctrl-C ends the run at the last complete epoch. `progress`: True prints each
+    epoch; a function gets the history.
 
     Raises DivergenceError (the model is set back likewise), CheckpointError, CompileError, and ValueError for any
     argument that makes no sense, such as a network of other logits or a recipe with a teacher but no `loss`.
     """
-    if type(eval_every) is not int or eval_every < 1:
-        raise ValueError(f"eval_every must be 1 or more epochs, not {eval_every!r}")
-    check_training(model, data, recipe, loss)
+    check_training(model, data, recipe, loss, eval_every, threads)
     device = pick_device(device)
     precision = pick_precision(precision, device)
-    data, model = data.to(device), model.to(device)
-    use_channels_last(model)
-    keep_freed_memory()
-    forward = compile_model(model, device, compile)
-    state = TrainingState.start(model, data, recipe, seed, device, precision)
+    data, model = data.to(device), to_device(model, device)
+    loss = cross_entropy(recipe) if loss is None else loss
+    state = TrainingState.start(model, data, recipe, seed, device, precision, threads)
     torch.manual_seed(seed)  # for dropout, which uses the global generators
     if resume:
         state.resume(checkpoint)
-    last_complete = state.capture()
+    graph = device.type == "cuda" and can_capture(model, loss, state.optimizer, compile)
     evaluated = state.average or model
-    try:
-        for number in range(len(state.history) + 1, recipe.epochs + 1):
-            start = time.perf_counter()
-            # cuDNN's fastest convolutions add up in any order: one seed would not give the same weights twice.
-            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+    last_complete = state.capture()
+    with prepare_device(model, device, state.threads, compile):
+        try:
+            for number in range(len(state.history) + 1, recipe.epochs + 1):
+                start = time.perf_counter()
                 train_loss, train_accuracy = train(
                     model,
                     data.train_images,
@@ -221,44 +204,46 @@ def fit(
                     state.generator,
                     scheduler=state.scheduler if recipe.schedule_every == "batch" else None,
                     average=state.average,
-                    forward=forward,
                     loss=loss,
                     precision=precision,
+                    graph=graph,
                     progress=progress is True,
                 )
-            learning_rate = state.optimizer.param_groups[0]["lr"]
-            if recipe.schedule_every == "epoch":
-                state.scheduler.step()
-            eval_loss = eval_accuracy = eval_correct = None
-            if number % eval_every == 0 or number == recipe.epochs:
-                eval_loss, eval_correct = evaluate(evaluated, data.eval_images, data.eval_labels)
-                eval_accuracy = 100 * eval_correct / len(data.eval_labels)
-                _check_finite(eval_loss)
-            epoch = {"epoch": number, "learning_rate": learning_rate}
-            epoch |= {"train_loss": train_loss, "train_accuracy": train_accuracy}
-            epoch |= {"eval_loss": eval_loss, "eval_accuracy": eval_accuracy, "eval_correct": eval_correct}
-            state.history.append(epoch | {"seconds": time.perf_counter() - start})
-            last_complete = state.capture()
-            if callable(progress):
-                progress(state.history)
-            elif progress:
-                print(epoch_line(state.history[-1], recipe.epochs, data))
-            if checkpoint is not None:
+                learning_rate = state.optimizer.param_groups[0]["lr"]
+                if recipe.schedule_every == "epoch":
+                    state.scheduler.step()
+                eval_loss = eval_accuracy = eval_correct = None
+                if number % eval_every == 0 or number == recipe.epochs:
+                    eval_loss, eval_correct = evaluate(evaluated, data.eval_images, data.eval_labels)
+                    eval_accuracy = 100 * eval_correct / len(data.eval_labels)
+                    check_finite(eval_loss)
+                epoch = Epoch(
+                    epoch=number,
+                    learning_rate=learning_rate,
+                    train_loss=train_loss,
+                    train_accuracy=train_accuracy,
+                    eval_loss=eval_loss,
+                    eval_accuracy=eval_accuracy,
+                    eval_correct=eval_correct,
+                    seconds=time.perf_counter() - start,
+                )
+                state.history.append(epoch)
+                last_complete = state.capture()
+                report(progress, state.history, recipe.epochs, data)
+                if checkpoint is not None:
+                    save_checkpoint(checkpoint, last_complete)
+        except KeyboardInterrupt:
+            state.restore(last_complete)
+            if checkpoint is not None and state.history:  # Ctrl-C may come before the last save
                 save_checkpoint(checkpoint, last_complete)
-    except KeyboardInterrupt:
-        state.restore(last_complete)
-        if checkpoint is not None and state.history:  # Ctrl-C may come before the last save
-            save_checkpoint(checkpoint, last_complete)
-        print(f"Interrupted; kept: {len(state.history)} of {recipe.epochs} epochs.")
-    except DivergenceError as error:
-        state.restore(last_complete)
-        complete = len(state.history)
-        kept = f"the state after epoch {complete} is kept" if complete else "the model is as it was before training"
-        problem = f"the loss stopped being finite in epoch {complete + 1}; {kept}"
-        raise DivergenceError(f"{problem}. Try a smaller learning rate than {recipe.learning_rate}.") from error
-    finally:
-        if state.average is not None:
-            model.load_state_dict(state.average.module.state_dict())
+            print(f"Interrupted; kept: {len(state.history)} of {recipe.epochs} epochs.")
+        except DivergenceError as error:
+            state.restore(last_complete)
+            problem = f"{error} in epoch {len(state.history) + 1}; the model is as it was before this epoch"
+            raise DivergenceError(f"{problem}. Try a smaller learning rate than {recipe.learning_rate}.") from error
+        finally:
+            if state.average is not None:
+                model.load_state_dict(state.average.module.state_dict())
     return state.history
 
 
@@ -268,13 +253,12 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
 
     `s5.inference.predict.read("photo.jpg")[None]` is one such image. Raises ValueError for anything else.
     """
-    check_model(model)
+    check_is_module(model)
     check_images(images, hint="; s5.inference.predict.read makes one from a file")
-    model.eval()
-    use_channels_last(model)  # loaded weights then give the trained model's predictions bit for bit
     device = next(model.parameters()).device
-    batches = images.split(eval_batch_size(device))
-    return torch.cat([model(normalize(batch.to(device))).softmax(1).cpu() for batch in batches])
+    with evaluation_mode(to_device(model, device)):
+        batches = images.split(eval_batch_size(device))
+        return torch.cat([model(normalize(batch.to(device))).softmax(1).cpu() for batch in batches])
 
 
 def mistakes(labels: Tensor, probabilities: Tensor) -> dict[str, int]:
@@ -285,8 +269,3 @@ def mistakes(labels: Tensor, probabilities: Tensor) -> dict[str, int]:
     predictions = probabilities.argmax(1)
     wrong = (predictions != labels.cpu()).nonzero().flatten().tolist()
     return {str(index): int(predictions[index]) for index in wrong}
-
-
-def _check_finite(loss: Tensor | float) -> None:
-    if not math.isfinite(loss):
-        raise DivergenceError("the loss is not finite")

@@ -4,7 +4,7 @@ python main.py                      20 epochs, results in a new folder under run
 python main.py --smoke              two epochs on a small sample, to see that everything works
 python main.py --resume runs/NAME   continue an interrupted run
 
-For distillation see python -m s5.experiments.sweep --teacher.
+For distillation see python -m s5 sweep --teacher.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from s5.training.command_line import (
     PRECISIONS,
     Parser,
     add_recipe_options,
+    check_threads,
     path,
+    plural,
     recipe_changes,
     run_command,
 )
 from s5.training.files import atomic_path, check_folder, hold_folder, remove_temporaries
 from s5.training.recipe import Recipe, check_seed
 
-# Torch takes seconds to load, so what needs it is imported inside functions: --help and option errors are immediate.
+# Torch takes seconds to load, so what needs it is imported after the options are parsed.
 
 CHECKPOINT, RESULTS = "checkpoint.pt", ("weights.safetensors", "history.json", "curves.png")
-DISTILLATION = ("teacher", "teachers", "teacher_weight", "temperature")  # s5.experiments.sweep trains teachers
+DISTILLATION = ("teacher", "teachers", "teacher_weight", "temperature")  # python -m s5 sweep trains teachers
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -43,6 +45,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=int, metavar="N", help="of weights, order and augmentation (default 0)")
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps (default auto)")
+    group.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: one per idle core)")
     about = "default auto: bfloat16 if the device multiplies it natively"
     group.add_argument("--precision", choices=PRECISIONS, default="auto", help=about)
     group = parser.add_argument_group("data").add_mutually_exclusive_group()
@@ -54,17 +57,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_recipe_options(parser, "recipe", defaults, skip=DISTILLATION)
     options = parser.parse_args(arguments)
 
-    for name, folder in (("--data", options.data), ("--output", options.output)):
-        if folder and os.path.exists(folder) and not os.path.isdir(folder):  # False where one may not look
-            parser.error(f"{name} {folder}: this is a file, not a folder")
-    if options.data and not os.path.exists(options.data):
+    if options.data and not os.path.isdir(options.data):
         parser.error(f"--data {options.data}: there is no such folder")
-    if options.output and holds_run(options.output):
-        parser.error(f"--output {options.output} already holds a run: --resume it, or choose another folder")
     if options.resume and not os.path.isfile(options.resume / CHECKPOINT):
         parser.error(f"--resume {options.resume}: there is no {CHECKPOINT} in it; give the folder of a run")
     try:
         check_seed(options.seed or 0)
+        check_threads(options.threads)
         options.recipe = (defaults.for_smoke() if options.smoke else defaults).changed(**recipe_changes(options))
         if options.device != "auto":
             from s5.training.device import pick_device
@@ -72,6 +71,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
             pick_device(options.device)
     except ValueError as error:
         parser.error(str(error))
+    new_folder = Path("runs", f"{datetime.now():%Y%m%d-%H%M%S}-seed{options.seed or 0}")
+    options.output = options.resume or options.output or new_folder
     return options
 
 
@@ -84,27 +85,27 @@ def main(arguments: list[str] | None = None) -> int:
     from s5.training.mnist import DataError, load_mnist, load_sample
 
     try:
-        prepare_output(options)
+        check_folder(options.output)  # before hours of training
         with hold_folder(options.output):
             for name in (CHECKPOINT, *RESULTS):
                 remove_temporaries(options.output / name)
             if options.resume:
                 restore_options(options)
-            elif holds_run(options.output):  # since the command line was read
+            elif holds_run(options.output):
                 raise OSError(f"{options.output} already holds a run: --resume it, or choose another folder")
-            options.seed = options.seed or 0
-            return run(options, load_sample() if options.smoke else load_mnist(options.data, options.data is None))
+            run(options, load_sample() if options.smoke else load_mnist(options.data, options.data is None))
+            return 0
     except (DataError, CheckpointError, DivergenceError, OSError) as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # before or after the training, which ends by itself
-        if holds_run(options.output):
-            print(f"Interrupted. To continue: python main.py --resume {shlex.quote(str(options.output))}")
-        else:
-            print("Interrupted before the first epoch: nothing is saved.")
-            with contextlib.suppress(OSError):  # e.g. other files are in it
-                options.output.rmdir()
+    except KeyboardInterrupt:
+        again = ["--resume", str(options.output), *(["--data", str(options.data)] if options.data else [])]
+        to_continue = f"To continue: python main.py {shlex.join(again)}"
+        print(to_continue if holds_run(options.output) else "Interrupted in the first epoch: nothing is saved.")
         return INTERRUPTED
+    finally:
+        with contextlib.suppress(OSError):
+            options.output.rmdir()  # if nothing was saved in it
 
 
 def holds_run(folder: Path) -> bool:
@@ -115,57 +116,51 @@ def holds_run(folder: Path) -> bool:
 def restore_options(options: argparse.Namespace) -> None:
     """Take from the checkpoint what the command line does not set; `fit` refuses what differs from it."""
     from s5.training.checkpoint import CheckpointError, load_checkpoint
-    from s5.training.device import pick_device, pick_precision
+    from s5.training.device import pick_device
 
     stored = load_checkpoint(options.resume / CHECKPOINT)
+    begun = stored["run"]
     try:
-        options.recipe = Recipe(**stored["recipe"]).changed(**recipe_changes(options))
-        options.device = pick_device(stored["device"] if options.device == "auto" else options.device)
-        options.precision = stored["precision"] if options.precision == "auto" else options.precision
-        pick_precision(options.precision, options.device)
-        check_seed(stored["seed"])
+        options.recipe = Recipe(**begun["recipe"]).changed(**recipe_changes(options))
+        options.device = pick_device(begun["device"] if options.device == "auto" else options.device)
     except (TypeError, ValueError) as error:  # a recipe of another version; a device that is missing here
         raise CheckpointError(f"{options.resume} cannot be resumed here: {error}") from error
-    if options.seed is None:
-        options.seed = stored["seed"]
-    if options.data is None and "SAMPLE" in stored["data"]:
-        options.smoke = True
+    options.precision = begun["precision"] if options.precision == "auto" else options.precision
+    options.seed = begun["seed"] if options.seed is None else options.seed
+    options.threads = options.threads or begun["threads"]
+    options.smoke |= begun["is_sample"] and options.data is None
     if len(stored["history"]) == options.recipe.epochs:
         print("This run is complete: nothing is left to train, and its results are written again.")
 
 
-def prepare_output(options: argparse.Namespace) -> None:
-    """Make the output folder and check that it is writable, before hours of training."""
-    new = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-seed{options.seed or 0}"
-    options.output = options.resume or options.output or new
-    check_folder(options.output)
-
-
-def run(options: argparse.Namespace, data) -> int:
-    """Train, print and save; return the exit code."""
+def run(options: argparse.Namespace, data) -> None:
+    """Train, print and save. Raises KeyboardInterrupt if Ctrl-C ended the training early."""
     from helpers import build, fit
     from s5.analysis import inspection, plots
     from s5.analysis.statistics import describe_result
     from s5.analysis.style import save_figure
     from s5.training.checkpoint import save_weights
-    from s5.training.device import pick_device, pick_precision
+    from s5.training.device import pick_device, pick_precision, pick_threads
+    from s5.training.provenance import provenance
 
-    recipe, seed, output = options.recipe, options.seed, options.output
+    recipe, seed, output = options.recipe, options.seed or 0, options.output
     model = build(seed=seed)
     print(inspection.summary(model))
     print(data)
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
-    print(f"Device {device}, {precision}, seed {seed}, {recipe}\n")
+    reason = "as the run was begun" if options.resume else "as asked for"
+    threads, reason = (options.threads, reason) if options.threads else pick_threads()
+    print(f"Device {device}, {precision}, {plural(threads, 'thread')} ({reason}), seed {seed}, {recipe}\n")
 
-    checkpoint = output / CHECKPOINT
-    where = {"device": device, "precision": precision, "checkpoint": checkpoint}
-    history = fit(model, data, recipe, seed=seed, resume=bool(options.resume), **where)
-    if not history:  # Ctrl-C in the first epoch; `fit` has reported it
-        return INTERRUPTED
+    where = {"device": device, "precision": precision, "threads": threads}
+    origin = provenance(**where)  # before the training, during which the code may change
+    history = fit(model, data, recipe, seed=seed, checkpoint=output / CHECKPOINT, resume=bool(options.resume), **where)
+    if not history:  # Ctrl-C in the first epoch
+        raise KeyboardInterrupt
 
     result = describe_result(history[-1]["eval_correct"], data)
-    record = {"result": result, "data": data.source, "split": data.split, "seed": seed, "precision": precision}
+    record = {"result": result, "data": data.source, "split": data.split, "seed": seed, "threads": threads, **origin}
     record |= {"recipe": recipe.as_dict(), "history": history}
     save_weights(model, output / "weights.safetensors", {"data": data.source, "result": result})
     with atomic_path(output / "history.json") as temporary:
@@ -176,9 +171,7 @@ def run(options: argparse.Namespace, data) -> int:
     print(f"\n{result}" if complete else f"\nAfter {len(history)} of {recipe.epochs} epochs: {result}")
     print(f"Saved in {output}: {', '.join(RESULTS)}, {CHECKPOINT}")
     if not complete:
-        again = ["--resume", str(output), *(["--data", str(options.data)] if options.data else [])]
-        print(f"To continue: python main.py {shlex.join(again)}")
-    return 0 if complete else INTERRUPTED
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

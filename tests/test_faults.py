@@ -19,7 +19,7 @@ import main
 from s5.commands import sweep
 from s5.experiments.ledger import append_trial
 from s5.experiments.trial import run_trial
-from s5.training.cpu import use_threads
+from s5.training.device import use_threads
 
 from .utils import ROOT, wait_for
 

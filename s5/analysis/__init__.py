@@ -1,1 +1,1 @@
-"""One network looked at: layers, parameters, receptive fields, figures, statistics."""
+"""One network looked at: layers, parameters, receptive field, figures, statistics, and what notebooks show."""

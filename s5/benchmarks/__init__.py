@@ -1,1 +1,1 @@
-import s5.training  # noqa: F401  before torch, see there
+"""How fast training and inference are, beside the pipeline that the project started from."""

@@ -26,8 +26,7 @@ from s5.benchmarks.timing import CPU, load, measure_interleaved, seconds_of, sum
 from s5.experiments.claims import CLAIMS, find_variant
 from s5.training.augmentation import normalize
 from s5.training.command_line import plural
-from s5.training.cpu import use_threads
-from s5.training.device import eval_batch_size, pick_precision
+from s5.training.device import eval_batch_size, pick_precision, use_threads
 from s5.training.mnist import MnistData
 from s5.training.recipe import Recipe
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 
 from s5.experiments.trial import load_data
-from s5.training.cpu import cores
-from s5.training.device import bfloat16_instructions, pick_precision
+from s5.training.device import bfloat16_instructions, cores, pick_precision
 from s5.training.mnist import MnistData
 from s5.training.provenance import provenance
 

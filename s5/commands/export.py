@@ -105,7 +105,7 @@ def write_files(options: argparse.Namespace) -> int:
 
     from s5.deployment.export import export, record
     from s5.inference.trained import trained_networks
-    from s5.training.cpu import use_threads
+    from s5.training.device import use_threads
     from s5.training.mnist import load_mnist, load_sample
 
     names = trained_networks() if "all" in options.names else options.names

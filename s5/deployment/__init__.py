@@ -1,1 +1,1 @@
-import s5.training  # noqa: F401  before torch, see there
+"""A trained network elsewhere: the web page, ONNX, C."""

@@ -1,1 +1,1 @@
-import s5.training  # noqa: F401  before torch, see there
+"""Many trainings: variants, claims, trials, the ledger, sweep, compare, search, distillation."""

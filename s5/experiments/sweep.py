@@ -20,8 +20,7 @@ from s5.experiments.trial import SPLITS, Trial, changed_recipe, load_data, run_t
 from s5.experiments.variants import VARIANTS, Variant
 from s5.networks.user_code import Source
 from s5.training.command_line import plural
-from s5.training.cpu import cores
-from s5.training.device import pick_device, pick_precision
+from s5.training.device import cores, pick_device, pick_precision
 from s5.training.files import LEDGER, USER_LEDGER, check_folder
 from s5.training.recipe import check_seed
 

@@ -19,8 +19,7 @@ from s5.experiments.distillation import distillation_loss, load_teacher
 from s5.experiments.variants import Variant
 from s5.networks.user_code import Source
 from s5.training.checkpoint import save_weights
-from s5.training.cpu import threads_for_idle_cores
-from s5.training.device import pick_device, pick_precision
+from s5.training.device import pick_device, pick_precision, threads_for_idle_cores
 from s5.training.mnist import MnistData, load_mnist, load_sample, validation_split
 from s5.training.progress import Epoch
 from s5.training.provenance import provenance

@@ -1,1 +1,1 @@
-import s5.training  # noqa: F401  before torch, see there
+"""A trained network in use from Python: prediction, preparation of images, robustness."""

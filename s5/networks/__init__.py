@@ -1,1 +1,1 @@
-"""Networks as data: the layers, the grammar of lines, a user's own code."""
+"""Other networks as data: layers, the grammar of lines, and code of the user's."""

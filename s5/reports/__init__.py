@@ -1,1 +1,1 @@
-import s5.training  # noqa: F401  before torch, see there
+"""What is written from the ledger: tables, figures, notebook sections, model cards, pages, and their check."""

@@ -1,18 +1,25 @@
-"""What a network must be to be trained, and what it is trained with: wrong kinds are named before torch meets them."""
+"""Validate the arguments of `helpers.py`, with clear errors, and tell what a network is made of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from s5.training.command_line import check_threads
 from s5.training.mnist import MnistData
 from s5.training.recipe import Recipe, short
 
 CLASSES = 10
 PROJECT = ("torch", "helpers", "s5")  # packages whose layers and losses are known to this project
+
+
+class DivergenceError(RuntimeError):
+    """The loss became infinite or NaN."""
 
 
 def is_project_code(thing: object) -> bool:
@@ -26,23 +33,31 @@ def has_only_project_layers(model: nn.Module) -> bool:
 
 
 def has_hooks(*modules: nn.Module) -> bool:
-    """True if someone listens to a module's calls, which a fused or recorded layer would not make."""
+    """True if one of the modules has hooks."""
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, name) for module in modules for name in names)
 
 
-def runs(forward: Callable[[Tensor], Tensor], device: torch.device) -> bool:
-    """Whether a forward pass of two black images works; the random state is left as it is."""
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode; afterwards every module is in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            forward(torch.zeros(2, 1, 28, 28, device=device))
-    except Exception:  # anything, it is the user's code
-        return False
-    return True
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def check_finite(loss: Tensor | float) -> None:
+    """Raise DivergenceError if the loss is infinite or NaN."""
+    if not math.isfinite(loss):
+        raise DivergenceError("the loss is not finite")
 
 
 def check_architecture(architecture: Callable[[], nn.Module]) -> None:
-    """Raise ValueError unless this is a class or function, of which a network can be built."""
+    """Raise ValueError unless this is a class or function that may return a network."""
     if isinstance(architecture, nn.Module):
         name = type(architecture).__name__
         raise ValueError(f"architecture must be a class or function, not a network: write {name}, not {name}()")
@@ -50,7 +65,7 @@ def check_architecture(architecture: Callable[[], nn.Module]) -> None:
         raise ValueError(f"architecture must be a class or function that returns a network, not {short(architecture)}")
 
 
-def check_model(model: nn.Module) -> None:
+def check_is_module(model: nn.Module) -> None:
     """Raise ValueError unless this is a network."""
     if isinstance(model, type):
         raise ValueError(f"model must be a network, not the class {model.__name__}: write {model.__name__}()")
@@ -58,27 +73,33 @@ def check_model(model: nn.Module) -> None:
         raise ValueError(f"model must be of the type Module, not {type(model).__name__}")
 
 
-def check_training(model: nn.Module, data: MnistData, recipe: Recipe, loss: Callable | None = None) -> None:
-    """Raise ValueError unless these can be used for training: the arguments of `helpers.fit`."""
-    check_model(model)
+def check_training(
+    model: nn.Module,
+    data: MnistData,
+    recipe: Recipe,
+    loss: Callable | None = None,
+    eval_every: int = 1,
+    threads: int | None = None,
+) -> None:
+    """Raise ValueError unless these arguments of `helpers.fit` can be used for training."""
+    check_is_module(model)
     for name, value, kind in (("data", data, MnistData), ("recipe", recipe, Recipe)):
         if not isinstance(value, kind):
             raise ValueError(f"{name} must be of the type {kind.__name__}, not {type(value).__name__}")
+    if type(eval_every) is not int or eval_every < 1:
+        raise ValueError(f"eval_every must be 1 or more epochs, not {short(eval_every)}")
+    check_threads(threads)
     if loss is not None and not callable(loss):
         raise ValueError(f"loss must be a function of inputs, logits and labels, not {short(loss)}")
     if recipe.teacher and loss is None:
         raise ValueError(f"to learn from {recipe.teacher!r}, pass loss=distillation_loss(teacher, recipe)")
     if fault := parameters_fault(model):
         raise ValueError(f"the model {fault}")
-    modes = {module: module.training for module in model.modules()}
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            logits = model.eval()(torch.zeros(2, 1, 28, 28, device=next(model.parameters()).device))
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluation_mode(model):
+            logits = model(torch.zeros(2, 1, 28, 28, device=next(model.parameters()).device))
     except Exception as error:
         raise ValueError(f"the model cannot take images of shape (N, 1, 28, 28): {error}") from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if fault := logits_fault(logits, 2):
         raise ValueError(f"the model {fault}")
 

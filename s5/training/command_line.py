@@ -1,6 +1,6 @@
 """What the command lines share: one-line errors, exit codes, plurals, and an option for every field of a recipe.
 
-No torch here, so that `--help` is immediate.
+No torch here: it takes seconds to load, and `--help` should not.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from s5.training.recipe import CHOICES, Recipe
+from s5.training.recipe import CHOICES, Recipe, short
 
 INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 PRECISIONS = ("auto", "float32", "bfloat16")  # of a forward and backward pass: see device.py
+MAX_THREADS = 1024
 MAX_NAME, MAX_PATH = 255, 4000  # bytes that the usual file systems take
 TYPES = {"int": int, "float": float, "str": str}
 METAVARS = {"int": "N", "float": "X", "str": "NAME"}
@@ -53,6 +54,12 @@ def output_file(text: str) -> Path:
     if os.path.isdir(path(text)):  # False where one may not look
         raise argparse.ArgumentTypeError(f"{text} is a folder, not a file")
     return Path(text)
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise ValueError unless this is a number of threads, or None for as many as torch is set to."""
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
+        raise ValueError(f"threads must be a whole number from 1 to {MAX_THREADS:,}, not {short(threads)}")
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:

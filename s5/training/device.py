@@ -1,27 +1,29 @@
-"""The device that a network is trained on, and what makes it fast there: precision, memory layout, compiling."""
+"""The device that a network is trained on, and what makes it fast there: precision, threads, layout, fused layers."""
 
 from __future__ import annotations
 
-import copy
-import platform
-import time
-from collections.abc import Callable
-from functools import cache
-from weakref import WeakSet
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import psutil
 import torch
 from torch import Tensor, nn
 
-from s5.training.checks import has_only_project_layers, runs
+from s5.training.checks import has_only_project_layers
 from s5.training.command_line import PRECISIONS
-from s5.training.cuda_graphs import Recordable, can_record
-from s5.training.fused import fuse
+from s5.training.fused import fused_forwards
 from s5.training.kernels import can_compile
 
-MIN_GAIN = 1.2  # by which bfloat16 must be faster to be used where only a measurement tells
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h, glibc's
+SECONDS_TO_LOOK = 0.2  # how long the other programs' load is measured
 
 
-def pick_device(device: str = "auto") -> torch.device:
+# --- Device and precision ---------------------------------------------------------------------------------------------
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
     """The device by name; "auto" takes CUDA, else Apple's MPS, else the CPU.
 
     Raises ValueError when the name is unknown or the machine has no such device.
@@ -32,7 +34,7 @@ def pick_device(device: str = "auto") -> torch.device:
         "cpu": True,
     }
     if device == "auto":
-        return torch.device(next(name for name, is_available in available.items() if is_available))
+        device = next(name for name, is_available in available.items() if is_available)
     kind = str(device).split(":")[0]
     if kind not in available:
         raise ValueError(f"device must be auto, cpu, cuda or mps, not {device!r}")
@@ -50,42 +52,21 @@ def pick_device(device: str = "auto") -> torch.device:
 def pick_precision(precision: str, device: torch.device) -> str:
     """The precision of the forward and backward pass, "float32" or "bfloat16"; weights are always float32.
 
-    "auto" takes bfloat16 if the device multiplies it natively: a CUDA card from Ampere on, a processor with AMX or
-    AVX512-BF16. Emulated, it takes several times as long. Raises ValueError for any other word.
+    "auto" takes bfloat16 if the device multiplies it natively: a CUDA card from Ampere on, an x86 processor with AMX
+    or AVX512-BF16. Emulated, it takes several times as long. Raises ValueError for any other word.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be {', '.join(PRECISIONS)}, not {precision!r}")
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        native = _has_fast_tensor_cores(device)
-    else:
-        native = device.type == "cpu" and _cpu_multiplies_bfloat16()
-    return "bfloat16" if native else "float32"
+        return "bfloat16" if _has_fast_tensor_cores(device) else "float32"
+    return "bfloat16" if device.type == "cpu" and bfloat16_instructions() else "float32"
 
 
 def _has_fast_tensor_cores(device: torch.device) -> bool:
     """True for a CUDA card from Ampere on: its tensor cores multiply bfloat16, and TF32, as float32 is multiplied."""
     return torch.cuda.get_device_capability(device)[0] >= 8
-
-
-@cache
-def _cpu_multiplies_bfloat16() -> bool:
-    """Ask torch on x86; measure a convolution on other processors."""
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        return bool(bfloat16_instructions())
-    images, weight = torch.randn(128, 32, 7, 7), torch.randn(40, 32, 3, 3)
-    images = images.to(memory_format=torch.channels_last)
-
-    def fastest(dtype: torch.dtype) -> float:
-        seconds = []
-        for _ in range(5):
-            start = time.perf_counter()
-            torch.conv2d(images.to(dtype), weight.to(dtype), padding=1)
-            seconds.append(time.perf_counter() - start)
-        return min(seconds)
-
-    return fastest(torch.float32) > MIN_GAIN * fastest(torch.bfloat16)
 
 
 def bfloat16_instructions() -> str:
@@ -104,49 +85,74 @@ def eval_batch_size(device: torch.device) -> int:
     return 128 if device.type == "cpu" else 1000
 
 
-def compile_model(model: nn.Module, device: torch.device, compile: bool | None = True) -> Callable[[Tensor], Tensor]:
-    """The model compiled for training, equal up to rounding; it shares its weights with `model`.
+# --- Threads ----------------------------------------------------------------------------------------------------------
 
-    On a CPU some of its layers are fused (`fused.py`), which takes two seconds the first time. On CUDA it is marked as
-    `Recordable`: the whole training step is recorded (`graphs.py`). `compile` None: on a CPU if there is a compiler, on
-    CUDA if all layers are torch's or this project's; False: returns `model`; True: always, on CUDA also a network of
-    one's own: what its forward pass does in Python, it then does for the first batches only. Raises CompileError if
-    `compile` is True and there is no compiler.
+
+def cores() -> int:
+    """The number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def use_threads(count: int) -> Iterator[None]:
+    """Let torch use this many threads; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def pick_threads() -> tuple[int, str]:
+    """The number of threads for a command that is told none, and the reason for it in a few words.
+
+    One thread per idle core, at least one, if torch would use every core. A thread beside another busy program is
+    slow, and all others wait for it at every operation: with one such program on two cores, two threads take more than
+    twice as long as one.
     """
-    if compile is None:
-        compile = can_compile() if device.type == "cpu" else device.type == "cuda" and can_record(model)
-    if not compile:
-        return model
-    if device.type == "cpu":
-        fused = fuse(model)
-        # The kernels' results are laid out channels last, which a network of one's own may not expect.
-        return fused if has_only_project_layers(model) or runs(fuse(copy.deepcopy(model).train()), device) else model
-    return Recordable(model) if device.type == "cuda" else torch.compile(model)
+    count = torch.get_num_threads()
+    if "OMP_NUM_THREADS" in os.environ:
+        return count, "as in OMP_NUM_THREADS"
+    if count != cores() or count == 1:
+        return count, "as torch is set"
+    idle = max(1, min(count, round(idle_cores())))
+    return idle, "one per core" if idle == count else "other programs use the other cores"
+
+
+@contextmanager
+def threads_for_idle_cores() -> Iterator[None]:
+    """Let torch use as many threads as `pick_threads` says; afterwards as many as before."""
+    with use_threads(pick_threads()[0]):
+        yield
+
+
+def idle_cores() -> float:
+    """How many of this process's cores are idle now; fractions add up."""
+    percent = psutil.cpu_percent(SECONDS_TO_LOOK, percpu=True)
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(percent))
+    return sum(1 - percent[core] / 100 for core in usable if core < len(percent))
+
+
+# --- Layout and compiled layers ---------------------------------------------------------------------------------------
+
+
+def to_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a model to a device, in place, and lay out its weights as they are multiplied fastest there."""
+    with torch.inference_mode(False):  # weights made in inference mode could not be trained
+        model.to(device)
+        use_channels_last(model)
+    return model
 
 
 def use_channels_last(model: nn.Module) -> None:
     """Lay out a model's convolutions channels last, in place, on devices where that is faster.
 
-    Not if the model then fails: `images.view(len(images), -1)` after a convolution works for the usual layout only.
+    Not with layers of a user: `images.view(len(images), -1)` after a convolution works for the usual layout only.
     """
-    with torch.inference_mode(False):  # weights made in inference mode could not be trained
-        if model in _CONTIGUOUS or not any(map(_is_to_be_laid_out, model.parameters())):
-            return
-        if not has_only_project_layers(model):
-            trial = copy.deepcopy(model).eval()
-            _lay_out(trial)
-            if not runs(trial, next(model.parameters()).device):
-                _CONTIGUOUS.add(model)
-                return
-        _lay_out(model)
-
-
-_CONTIGUOUS: WeakSet[nn.Module] = WeakSet()  # networks that fail channels last
-
-
-def _lay_out(model: nn.Module) -> None:
-    for parameter in filter(_is_to_be_laid_out, model.parameters()):
-        parameter.data = parameter.data.clone(memory_format=torch.channels_last)
+    if has_only_project_layers(model):
+        for parameter in filter(_is_to_be_laid_out, model.parameters()):
+            parameter.data = parameter.data.clone(memory_format=torch.channels_last)
 
 
 def _is_to_be_laid_out(parameter: nn.Parameter) -> bool:
@@ -155,6 +161,54 @@ def _is_to_be_laid_out(parameter: nn.Parameter) -> bool:
     if parameter.is_cpu:
         return not parameter.is_contiguous(memory_format=torch.channels_last)
     # cuDNN goes by the strides, also where a weight has one input channel and is contiguous in both layouts. While a
-    # weight is trained it stays as it is: fused optimisers need the same strides of everything.
+    # weight is trained it stays as it is: fused optimizers need the same strides of everything.
     is_usual = parameter.is_cuda and parameter.stride(1) != 1 and parameter.grad is None
     return is_usual and _has_fast_tensor_cores(parameter.device)
+
+
+@contextmanager
+def prepare_device(model: nn.Module, device: torch.device, threads: int, compile: bool | None = None) -> Iterator[None]:
+    """Make training of `model` fast on `device`, and repeatable: one seed gives the same weights twice.
+
+    On a CPU, BatchNorm, ReLU and max-pooling are fused (`fused.py`), which takes two seconds the first time; the model
+    has its usual layers again afterwards. `compile` None: if all layers are torch's or this project's and there is a
+    compiler; False: nothing is compiled; True: always, on MPS by torch.compile. Raises CompileError if `compile` is
+    True and there is no compiler.
+    """
+    if compile is None:
+        compile = device.type == "cpu" and has_only_project_layers(model) and can_compile()
+    forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
+    if compile and device.type == "cpu":
+        forwards = fused_forwards(model)
+    elif compile and device.type == "mps":
+        forwards = {model: torch.compile(model.forward)}
+    _keep_freed_memory()
+    # cuDNN's fastest convolutions add up in any order.
+    cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    with use_threads(threads), cudnn, _replaced(forwards):
+        yield
+
+
+@contextmanager
+def _replaced(forwards: dict[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Let each of these modules use another forward pass."""
+    for module, forward in forwards.items():
+        module.forward = forward  # of this object; it hides the method of its class
+    try:
+        yield
+    finally:
+        for module in forwards:
+            del module.forward
+
+
+def _keep_freed_memory() -> None:
+    """Keep freed memory in the process for the next batch (glibc only).
+
+    Otherwise the pages of every activation, a few megabytes each, are returned and faulted in again at every batch.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # macOS, Windows, musl
+        return
+    mallopt(M_MMAP_THRESHOLD, 8 * 2**20)
+    mallopt(M_TRIM_THRESHOLD, 2**30)

@@ -1,4 +1,4 @@
-"""A network for training on a CPU, in which BatchNorm, ReLU and max-pooling are one function of `kernels.cpp`.
+"""Training on a CPU with BatchNorm, ReLU and max-pooling as one function of `kernels.cpp`.
 
 Torch runs these layers one after the other, each over all activations.
 """
@@ -6,7 +6,6 @@ Torch runs these layers one after the other, each over all activations.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,44 +16,19 @@ from s5.training.checks import has_hooks
 from s5.training.kernels import DTYPES, NormRelu, load_kernels
 
 
-def fuse(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A function that calls `model` for training; while it runs, every `nn.Sequential` uses its `fusible` layers.
+def fused_forwards(model: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+    """For each `nn.Sequential` of the model that contains BatchNorm2d → ReLU (→ MaxPool2d(2)) a fused forward pass.
 
-    Only a Sequential that is called as a whole does; everything else runs as it is written. The model itself is not
-    changed. Raises CompileError if the kernels cannot be compiled here.
+    It uses the model's own layers and weights. Raises CompileError if the kernels cannot be compiled here.
     """
     load_kernels()
-    forwards = [(module, partial(_run, layers)) for module, layers in fusible(model)]
-    if not forwards:
-        return model
-
-    def forward(images: Tensor) -> Tensor:
-        for module, fused in forwards:
-            module.forward = fused  # of this object; it hides the method of its class
-        try:
-            return model(images)
-        finally:
-            for module, _ in forwards:
-                del module.forward
-
-    return forward
-
-
-def fusible(model: nn.Module) -> list[tuple[nn.Sequential, list[nn.Module]]]:
-    """The model's Sequentials in which BatchNorm2d → ReLU (→ MaxPool2d(2)) occurs, with these as `FusedNorm`."""
-    found = []
+    forwards = {}
     for module in model.modules():
         if type(module) is nn.Sequential and "forward" not in vars(module):
             layers = _fused_layers(list(module))
             if len(layers) < len(module):
-                found.append((module, layers))
-    return found
-
-
-def _run(layers: list[nn.Module], images: Tensor) -> Tensor:
-    for layer in layers:
-        images = layer(images)
-    return images
+                forwards[module] = nn.Sequential(*layers).forward
+    return forwards
 
 
 def _fused_layers(layers: list[nn.Module]) -> list[nn.Module]:

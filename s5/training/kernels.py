@@ -12,7 +12,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +24,6 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 KERNELS = RUNS / "kernels"  # the compiled files, one per processor and version
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
 COMPILERS = ("c++", "g++", "clang++")
-TIME_LIMIT = 120  # seconds
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -59,30 +57,31 @@ def can_compile() -> bool:
 @cache
 def load_kernels() -> ctypes.CDLL:
     """The compiled functions. Raises CompileError if there is no compiler or it fails, or no folder for its output."""
-    own = os.environ.get("CXX", "").strip()
-    try:
-        candidates = [shlex.split(own)] if own else [[name] for name in COMPILERS]
-    except ValueError as error:
-        raise CompileError(f"$CXX is not a command, but {own!r}: {error}") from error
-    compiler = next((command for command in candidates if shutil.which(command[0])), None)
-    if compiler is None:
-        wanted = f"{candidates[0][0]} ($CXX)" if len(candidates) == 1 else "g++ or clang++"
-        raise CompileError(f"compiling for the CPU requires a C++ compiler, {wanted}, which is not installed")
-    command = [*compiler, *FLAGS, "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"]
+    command = _compiler()
     identity = "\n".join([SOURCE.read_text(encoding="utf-8"), *command, platform.platform(), *_processor()])
-    name = f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    path = KERNELS / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     try:
-        if not (KERNELS / name).exists():
-            with atomic_path(KERNELS / name) as temporary:
-                _compile(command, temporary)
-        return ctypes.CDLL(str(KERNELS / name))
-    except OSError:  # a folder that cannot be written, or a damaged file
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                _compile(command, Path(folder, name))
-                return ctypes.CDLL(str(Path(folder, name)))
-        except OSError as error:
-            raise CompileError(f"the compiled {SOURCE.name} cannot be stored or loaded: {error}") from error
+        if not path.exists():
+            with atomic_path(path) as temporary:
+                subprocess.run([*command, SOURCE, "-o", temporary], check=True, capture_output=True, text=True)
+        return ctypes.CDLL(str(path))
+    except subprocess.CalledProcessError as error:
+        lines = [*error.stderr.strip().splitlines(), str(error)]
+        reason = next((line for line in lines if "error" in line), lines[0])
+        raise CompileError(f"{command[0]} cannot compile {SOURCE.name}: {reason}") from error
+    except OSError as error:
+        raise CompileError(f"the compiled {SOURCE.name} cannot be stored or loaded: {error}") from error
+
+
+def _compiler() -> list[str]:
+    """The command that compiles for this processor. `$CXX` may name a compiler and options."""
+    commands = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else [[name] for name in COMPILERS]
+    for command in commands:
+        if shutil.which(command[0]):
+            native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+            return [*command, *FLAGS, native]
+    wanted = " or ".join(command[0] for command in commands)
+    raise CompileError(f"compiling for the CPU requires a C++ compiler, {wanted}, which is not installed")
 
 
 def _processor() -> list[str]:
@@ -90,17 +89,6 @@ def _processor() -> list[str]:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
-
-
-def _compile(command: list[str], path: Path) -> None:
-    try:
-        subprocess.run([*command, SOURCE, "-o", path], check=True, capture_output=True, text=True, timeout=TIME_LIMIT)
-    except subprocess.SubprocessError as error:
-        output = getattr(error, "stderr", None) or ""
-        output = output.decode(errors="replace") if isinstance(output, bytes) else output  # bytes after the time limit
-        lines = [*output.strip().splitlines(), str(error)]
-        reason = next((line for line in lines if "error" in line), lines[0])
-        raise CompileError(f"{command[0]} cannot compile {SOURCE.name}: {reason}") from error
 
 
 def _call(name: str, *arguments: Tensor | Shape | float | bool) -> None:

@@ -1,38 +1,60 @@
-"""What is seen of a training while it runs: a bar of the batches, and a line of text per epoch."""
+"""What is seen of a training while it runs: the history, a bar of the batches, and a line of text per epoch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypedDict
 
 from torch import Tensor
 from tqdm import tqdm
 
+from s5.training.checks import check_finite
 from s5.training.mnist import MnistData
+
+BATCHES_UNREAD = 50  # between two looks at the loss: reading a number makes a GPU wait
 
 
 class Epoch(TypedDict):
-    """An entry of the history that `helpers.fit` returns. Losses are per image, accuracies in percent."""
+    """One entry of the history that `helpers.fit` returns. Without an evaluation its three values are None."""
 
     epoch: int  # from 1
     learning_rate: float  # after the last batch
-    train_loss: float
-    train_accuracy: float
-    eval_loss: float | None  # None in epochs that are not evaluated, as are the next two
-    eval_accuracy: float | None
+    train_loss: float  # mean per image, while the weights changed
+    train_accuracy: float  # in percent, likewise
+    eval_loss: float | None  # mean per image of the test or validation images
+    eval_accuracy: float | None  # in percent
     eval_correct: int | None  # images
     seconds: float
 
 
-def batch_bar(batches: Sequence[Tensor], shown: bool) -> tqdm:
-    """The batches of an epoch with a bar that vanishes at its end; none if TQDM_DISABLE is set."""
-    hidden = not shown or "TQDM_DISABLE" in os.environ  # disable=False would ignore TQDM_DISABLE
-    return tqdm(batches, leave=False, disable=hidden)
+def watch(batches: Sequence[Tensor], loss_sum: Tensor, correct: Tensor, shown: bool) -> Iterator[Tensor]:
+    """Yield the batches of an epoch; if `shown` and TQDM_DISABLE is not set, with a bar that vanishes at the end.
+
+    `loss_sum` and `correct` are sums over the images so far. Raises DivergenceError if the loss is not finite.
+    """
+    seen = 0
+    # disable=False would ignore TQDM_DISABLE
+    bar = tqdm(batches, leave=False, disable=not shown or "TQDM_DISABLE" in os.environ)
+    for number, batch in enumerate(bar):
+        yield batch
+        seen += len(batch)
+        if number % BATCHES_UNREAD == 0:
+            check_finite(loss_sum)
+            bar.set_description(f"Train Loss={loss_sum / seen:.4f} Accuracy={100 * correct / seen:.2f}")
+    check_finite(loss_sum)
 
 
-def epoch_line(epoch: dict, epochs: int, data: MnistData) -> str:
-    """One line of the training log: an entry of `fit`'s history as text."""
+def report(progress: bool | Callable[[list[Epoch]], None], history: list[Epoch], epochs: int, data: MnistData) -> None:
+    """Print the last epoch's line if `progress` is True; if it is a function, call it with the history."""
+    if callable(progress):
+        progress(history)
+    elif progress:
+        print(epoch_line(history[-1], epochs, data))
+
+
+def epoch_line(epoch: Epoch, epochs: int, data: MnistData) -> str:
+    """One line of the training log."""
     split = data.split if data.source == "mnist" else f"{data.source} {data.split}"
     trained = f"train loss {epoch['train_loss']:.4f} accuracy {epoch['train_accuracy']:.2f}%"
     evaluated = f"{split} not evaluated"

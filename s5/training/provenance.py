@@ -16,10 +16,9 @@ SOURCES = ("*.py", "*.cpp", "*.c", "*.h")
 COMMIT = "MNIST_S5_COMMIT"  # environment variable with the commit, for workers without a checkout
 
 
-def provenance(device: torch.device, precision: str) -> dict:
-    """The fields `device`, `precision`, `versions` and `commit` of a result."""
-    threads = torch.get_num_threads()
-    where = f"{platform.machine()}, {plural(threads, 'thread')}"
+def provenance(device: torch.device, precision: str, threads: int | None = None) -> dict:
+    """The fields `device`, `precision`, `versions` and `commit` of a result; `threads` None: as torch is set."""
+    where = f"{platform.machine()}, {plural(threads or torch.get_num_threads(), 'thread')}"
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     return {
