@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 
 import pandas as pd
 import torch
@@ -19,6 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.flop_counter import FlopCounterMode
 from torchinfo.enums import Units
+
+from s5.training.checks import evaluation_mode
 
 IMAGE = (1, 1, 28, 28)  # one MNIST digit
 NET_COUNTS = {"BatchNorm2d": 5, "Dropout": 0, "Linear": 1, "GAP": 1}
@@ -32,7 +33,7 @@ ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 def summary(model: nn.Module, input_size: tuple[int, ...] = IMAGE) -> torchinfo.ModelStatistics:
     """The layer summary of torchinfo, to be printed, or displayed by a notebook cell."""
-    with evaluating(model):
+    with evaluation_mode(model), torch.no_grad():
         return torchinfo.summary(
             model,
             input_data=black_images(model, input_size),  # torchinfo's own input would change the random state
@@ -64,7 +65,7 @@ def count_stored(model: nn.Module) -> int:
 
 def count_macs(model: nn.Module, input_size: tuple[int, ...] = IMAGE) -> int:
     """The multiply-adds of the convolutions and matrix products in one forward pass, counted as they are executed."""
-    with evaluating(model), FlopCounterMode(display=False) as counter:
+    with evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(black_images(model, input_size))
     return counter.get_total_flops() // 2  # a multiply-add is two floating-point operations
 
@@ -258,21 +259,8 @@ def run_observed(model: nn.Module, images: torch.Tensor, layers: Collection[str]
     modules = dict(model.named_modules())
     hooks = [modules[name].register_forward_hook(functools.partial(observe, name)) for name in layers]
     try:
-        with evaluating(model):
+        with evaluation_mode(model), torch.no_grad():
             model(images)
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards the mode of each module is restored (some may be frozen)."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
