@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -211,5 +211,5 @@ def gpu(repeats: int, smoke: bool) -> dict:
     return {"networks": _lines(CLAIMS), "seconds": measure_interleaved(functions, repeats)}
 
 
-def _lines(names) -> dict[str, str]:
+def _lines(names: Iterable[str]) -> dict[str, str]:
     return {name: find_variant(name).network_name for name in names}

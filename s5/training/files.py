@@ -16,7 +16,6 @@ RESULTS, RUNS = ROOT / "results", ROOT / "runs"
 LEDGER = RESULTS / "ledger.jsonl"  # one line per trial
 USER_LEDGER = RUNS / "ledger.jsonl"  # the same, of what users train
 SPEED, EXPORT = RESULTS / "speed.json", RESULTS / "export.json"  # timings; exported networks
-FAULTS = RESULTS / "faults.json"  # what was tried to break a run, and how often it was survived
 PEERS = RESULTS / "peers.csv"  # what other repositories state of themselves
 TRAINED = RESULTS / "weights"  # a file per claimed network, of its first seed, not the best
 WEIGHTS = TRAINED / "s5.safetensors"  # of `Net`
