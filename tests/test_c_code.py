@@ -36,7 +36,6 @@ LINES = (
     "plain 2 / 3 gdconv",
     "separable 3 5 / 6 7 / 8 gdconv crop 2",
     "separable 3 / 4 / 5 flat dropout 0.1",
-    "separable 4 / 6 6 gap stem 5",
     "shared 4 ×1 / ×2 / ×2 / ×2 gdconv crop 2",
     "shared 5 ×2 / ×1 flat",
     "shared-separable 6 ×1 / ×2 / ×2 gap",  # with signed values in the middle of a layer

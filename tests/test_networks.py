@@ -23,7 +23,6 @@ WEIGHTS = {
     "conv 4 8 / 16 32 / 38 gdconv": 0.8748,
     "conv 4 8 / 16 32 / 40 gap crop 2": 1.5376,
     "conv 4 8 / 16 32 / 40 gdconv crop 2": 3.588,
-    "conv 4 8 / 16 32 / 40 gap radial 1": 1.5376,
     "conv 4 6 / 8 12 12 / 14 16 gap": 2.5744,
     "conv 2 3 / 4 4 4 / 5 gdconv": -0.8638,
     "conv 4 6 / 8 10 / 12 / 14 gdconv crop 2": -2.1875,
@@ -38,16 +37,12 @@ WEIGHTS = {
     "shared 8 ×1 / ×2 / ×2 gap": 1.8552,
     "shared 8 ×1 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2": 0.7582,
     "cellular 6 ×2 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2": 1.8081,
-    "dense 4 / 3 / 3 / 3 gdconv crop 2": -1.333,
-    "dense 3 3 / 3 3 / 3 / 3 gdconv crop 2": 1.749,
     "shared 8 ×1 / ×2 / ×2 / ×2 gdconv crop 2": 0.7582,
     "shared 8 ×1 / ×2 / ×3 / ×3 gdconv crop 2": 0.7582,
     "shared-separable 14 ×1 / ×2 / ×2 / ×2 gdconv crop 2": 1.0377,
     "shared-separable 22 ×1 / ×2 / ×2 / ×2 gdconv crop 2": -1.1171,
     "shared 12 ×1 / ×2 / ×3 / ×3 gdconv crop 2": 2.4421,
     "shared 27 ×1 / ×2 / ×2 / ×2 gdconv crop 2": 4.1787,
-    "conv 16 24 / 32 gdconv stem 16": 1.3839,
-    "separable 32 64 / 72 88 gap stem 16": 0.5817,
     "conv 16 32 / 64 64 / 128 gdconv": -0.9027,
     "cellular 13 ×2 / ×2 / ×2 / ×2 gdconv deskew 5 crop 2": 2.2319,
     "cellular 13 ×2 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2": 2.2319,
@@ -57,8 +52,8 @@ WEIGHTS = {
 LAYERS = " (1 to 4096), / or head (gap, flat, gdconv)"
 
 BAD_LINES = {
-    "": "at the end: missing block (conv, separable, plain, shared, shared-separable, cellular, dense, linear)",
-    "net": 'word 1: "net" is no block (conv, separable, plain, shared, shared-separable, cellular, dense, linear)',
+    "": "at the end: missing block (conv, separable, plain, shared, shared-separable, cellular, linear)",
+    "net": 'word 1: "net" is no block (conv, separable, plain, shared, shared-separable, cellular, linear)',
     "conv gap": 'word 2: "gap" is no channel count (1 to 4096)',
     "conv 4 / / 8 gap": 'word 4: "/" is no channel count (1 to 4096)',
     "conv 4 8 / 16 q gap": f'word 6: "q" is no channel count{LAYERS}',
@@ -66,19 +61,14 @@ BAD_LINES = {
     "conv 4 4097 gap": f'word 3: "4097" is no channel count{LAYERS}',
     "conv 4 8.5 gap": f'word 3: "8.5" is no channel count{LAYERS}',
     "conv 1 / 2 / 3 / 4 / 5 / 6 gap": "word 11: the image can be pooled 4 times at most",
-    "conv 1 / 2 gap crop 13 stem 3": "word 3: the image can be pooled 0 times at most",
     "conv 4 gap crop 14": 'word 5: "14" is no border in pixels (1 to 13)',
-    "conv 4 gap crop 2 radial 1 crop 2": "word 8: crop is repeated",
-    "conv 4 gap shift 2": 'word 4: "shift" is no option of conv (deskew, crop, radial, stem, dropout)',
+    "conv 4 gap crop 2 deskew 5 crop 2": "word 8: crop is repeated",
+    "conv 4 gap shift 2": 'word 4: "shift" is no option of conv (deskew, crop, dropout)',
     "conv 4 / 8 gap dropout 1": 'word 7: "1" is no probability (above 0, at most 0.99)',
     "conv 4 gap dropout 0.1": "word 4: dropout follows the pooling (/), and there is none",
-    "plain 4 gap stem 8": 'word 4: "stem" is no option of plain (deskew, crop, radial, dropout)',
     "shared 4 4 gap": 'word 3: "4" is no number of uses (×1 to ×64)',
     "shared 4 ×1 ×2 gap": 'word 4: "×2" is no / or head (gap, flat, gdconv)',
     "shared 4 ×60 / ×5 gap": "word 5: more than 64 layers",
-    "dense 4 / 3 gap crop 2": 'word 5: "gap" is no channel count (1 to 4096), / or head (gdconv)',
-    "dense 4 / 3 gdconv": "at the end: dense requires crop 2",
-    "dense 4 / 3 gdconv crop 3": "word 6: dense requires crop 2",
     "linear 24 crop 2": 'word 3: "crop" is no number of units (1 to 4096)',
     f"conv {'4 ' * 65}gap": "word 66: more than 64 layers",
 }
@@ -94,10 +84,8 @@ def random_line(draw: random.Random) -> str:
     else:
         stages = (" ".join(str(draw.randint(1, 6)) for _ in range(draw.randint(1, 3))) for _ in range(depth))
         line = f"{block} {' / '.join(stages)}"
-    if block == "dense":
-        return f"{line} gdconv{draw.choice(['', ' deskew 5'])} crop 2"
-    values = {"deskew": draw.choice([3, 4.5, 5]), "crop": draw.randint(1, 5), "radial": draw.choice([0.25, 1, 10])}
-    values |= {"stem": draw.randint(1, 6), "dropout": round(draw.uniform(0.01, 0.9), draw.randint(2, 17))}
+    values = {"deskew": draw.choice([3, 4.5, 5]), "crop": draw.randint(1, 5)}
+    values["dropout"] = round(draw.uniform(0.01, 0.9), draw.randint(2, 17))
     allowed = [name for name in OPTIONS if name in BLOCKS[block][2] and (name != "dropout" or depth > 1)]
     options = [f" {name} {values[name]}" for name in allowed if draw.random() < 0.4]
     return f"{line} {draw.choice(list(HEADS))}{''.join(options)}"
@@ -143,7 +131,7 @@ def test_other_spellings():
     for typed, written in {
         "shared 12 x1 / X2 / ×2 gap": "shared 12 ×1 / ×2 / ×2 gap",
         "  Conv  4 8/16\t32 /40\n GAP ": "conv 4 8 / 16 32 / 40 gap",
-        "conv 4 / 8 gap dropout .50 stem 4 crop 02 radial 1.0": "conv 4 / 8 gap crop 2 radial 1 stem 4 dropout 0.5",
+        "conv 4 / 8 gap dropout .50 crop 02": "conv 4 / 8 gap crop 2 dropout 0.5",
         "LINEAR 24": "linear 24",
     }.items():
         assert str(parse(typed)) == written

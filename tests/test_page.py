@@ -212,7 +212,6 @@ LINES = [
     "conv 4 8 / 16 32 / 40 gap",
     "conv 3 / 4 flat",
     "plain 3 / 5 / 7 gdconv dropout 0.1",
-    "separable 4 6 / 8 / 9 gap stem 5",
     "shared 5 ×1 / ×2 / ×3 gdconv crop 2",
     "shared-separable 6 ×2 / ×2 gap",
     "shared 4 ×1 / ×2 gap deskew 5 crop 2",

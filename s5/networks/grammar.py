@@ -6,13 +6,11 @@
     shared 12 ×1 / ×2 / ×2 gap      one convolution of 12 channels, used 1, 2 and 2 times (`x1` is read too)
     shared-separable 14 ×1 / ×2 gap
     cellular 6 ×2 / ×2 gdconv       shared, without a first convolution: see layers.Cellular
-    dense 4 / 3 / 3 gdconv crop 2   each block adds channels to its input; always this head and crop
     linear 24                       fully connected: the units of each hidden layer; no head, no options
 
 Heads, each ending in a linear layer: `gap` (global average pooling), `flat` (all values), `gdconv` (global depthwise
 convolution). Options follow in any order: `deskew 5` (make every digit upright and equally high, the standard deviation
-of its rows being 5 pixels), `crop 2` (cut a border of 2 pixels), `radial 1` (add a radial pattern of this height),
-`stem 16` (begin with a 5×5 convolution of 16 channels and stride 2), `dropout 0.05` (after each pooling).
+of its rows being 5 pixels), `crop 2` (cut a border of 2 pixels), `dropout 0.05` (after each pooling).
 """
 
 from __future__ import annotations
@@ -43,18 +41,15 @@ CHANNELS, UNITS, USES = "channel count (1 to 4096)", "number of units (1 to 4096
 OPTIONS = {  # in the order of writing: the largest value (an int if only whole numbers are allowed) and the meaning
     "deskew": (14.0, "standard deviation in pixels (above 0, at most 14)"),
     "crop": (13, "border in pixels (1 to 13)"),
-    "radial": (100.0, "height (above 0, at most 100)"),
-    "stem": (MAX_CHANNELS, CHANNELS),
     "dropout": (0.99, "probability (above 0, at most 0.99)"),
 }
 BLOCKS = {  # what the numbers of the stages mean, and the heads and options that are allowed
     "conv": (CHANNELS, HEADS, OPTIONS),
     "separable": (CHANNELS, HEADS, OPTIONS),
-    "plain": (CHANNELS, HEADS, ("deskew", "crop", "radial", "dropout")),  # the stem has BatchNorm
+    "plain": (CHANNELS, HEADS, OPTIONS),
     "shared": (USES, HEADS, ("deskew", "crop")),
     "shared-separable": (USES, HEADS, ("deskew", "crop")),
     "cellular": (USES, HEADS, ("deskew", "crop")),
-    "dense": (CHANNELS, ("gdconv",), ("deskew", "crop")),
     "linear": (UNITS, (), ()),
 }
 
@@ -73,8 +68,6 @@ class Network:
     channels: int = 0  # shared: of the one convolution
     deskew: float = 0.0
     crop: int = 0
-    radial: float = 0.0
-    stem: int = 0
     dropout: float = 0.0
 
     def __str__(self) -> str:
@@ -107,8 +100,6 @@ class Network:
                 sizes = pairwise((28 * 28, *self.stages[0]))
                 hidden = [layer for pair in sizes for layer in (nn.Linear(*pair), nn.ReLU())]
                 network = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(self.stages[0][-1], 10))
-            case "dense":
-                network = layers.Dense(self.stages)
             case "shared":
                 network = layers.Shared(self.channels, uses, self._head, self.crop)
             case "shared-separable":
@@ -120,21 +111,18 @@ class Network:
         return nn.Sequential(layers.Deskew(self.deskew), network) if self.deskew else network
 
     def _layers(self) -> list[nn.Module]:
-        """Crop, radial pattern and stem, if any; convolutions with pooling and dropout in between; the head."""
-        blocks, before = [], self.stem or 1
+        """Crop, if any; convolutions with pooling and dropout in between; the head."""
+        blocks, before = [nn.ZeroPad2d(-self.crop)] if self.crop else [], 1
         for number, stage in enumerate(self.stages):
             blocks += [nn.MaxPool2d(2)] if number else []
             blocks += [nn.Dropout(self.dropout)] if number and self.dropout else []
             for channels in stage:
                 blocks += CONVOLUTIONS[self.block](before, channels)
                 before = channels
-        first = [nn.ZeroPad2d(-self.crop)] if self.crop else []
-        first += [layers.RadialBias(self.radial, 28 - 2 * self.crop)] if self.radial else []
-        first += layers.stem(self.stem) if self.stem else []  # after the blocks: the recorded order of weights
-        return [*first, *blocks, *self._head(before)]
+        return [*blocks, *self._head(before)]
 
     def _head(self, channels: int) -> list[nn.Module]:
-        side = (28 - 2 * self.crop) >> (len(self.stages) - 1 + bool(self.stem))
+        side = (28 - 2 * self.crop) >> (len(self.stages) - 1)
         return HEADS[self.head](channels, side)
 
 
@@ -154,13 +142,11 @@ def parse(line: str) -> Network:
         largest, value = OPTIONS[name]
         options[name] = words.take(words.number(largest), value)
     pools = [position for position, word in enumerate(words.words) if word == "/"]
-    possible = (28 - 2 * options.get("crop", 0)).bit_length() - 1 - ("stem" in options)
+    possible = (28 - 2 * options.get("crop", 0)).bit_length() - 1
     if len(pools) > possible:
         raise words.error(f"the image can be pooled {possible} times at most", pools[possible])
     if "dropout" in options and not pools:
         raise words.error("dropout follows the pooling (/), and there is none", words.words.index("dropout"))
-    if block == "dense" and options.get("crop") != 2:
-        raise words.error("dense requires crop 2", words.words.index("crop") if "crop" in options else None)
     return Network(block, stages, head, channels, **options)
 
 

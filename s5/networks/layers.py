@@ -63,11 +63,6 @@ def pytorch_example() -> nn.Module:
     )
 
 
-def stem(channels: int) -> list[nn.Module]:
-    """5×5 convolution with stride 2, BatchNorm, ReLU: 28×28 → 14×14 in the first layer, which saves computation."""
-    return [nn.Conv2d(1, channels, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
-
-
 class Shared(nn.Module):
     """One residual convolution, applied again and again with a BatchNorm of its own each time.
 
@@ -125,45 +120,6 @@ class InitialState(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.channels} channels, border {self.border}"
-
-
-class Dense(nn.Module):
-    """Each block's output is concatenated to its input.
-
-    `stages` are the channels that the blocks add at 24×24, 12×12, 6×6 and 3×3 pixels, on the middle of the image.
-    After Huang et al., "Densely connected convolutional networks", CVPR 2017.
-    """
-
-    def __init__(self, stages: tuple[tuple[int, ...], ...]):
-        super().__init__()
-        self.stages, before = nn.ModuleList(), 1
-        for stage in stages:
-            self.stages.append(nn.ModuleList())
-            for channels in stage:
-                self.stages[-1].append(nn.Sequential(*conv_block(before, channels)))
-                before += channels
-        self.crop, self.pool = nn.ZeroPad2d(-2), nn.MaxPool2d(2)
-        self.end = nn.Sequential(*gdconv_head(before, 24 >> (len(stages) - 1)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.crop(images)
-        for level, layers in enumerate(self.stages):
-            features = self.pool(features) if level else features
-            for layer in layers:
-                features = torch.cat([features, layer(features)], 1)
-        return self.end(features)
-
-
-class RadialBias(nn.Module):
-    """Adds a fixed radial pattern to the images, 0 in the middle and `height` at the corners, that encodes position."""
-
-    def __init__(self, height: float, side: int):
-        super().__init__()
-        squares = torch.linspace(-1, 1, side) ** 2
-        self.register_buffer("pattern", height / 2 * (squares + squares[:, None]))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images + self.pattern
 
 
 class Deskew(nn.Module):
