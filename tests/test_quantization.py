@@ -42,9 +42,8 @@ def test_logits_do_not_depend_on_the_batch(few):
 
 
 @pytest.mark.parametrize("line", ["conv 4 / 5 gap", "shared-separable 4 ×1 / ×2 gdconv"])
-@pytest.mark.parametrize("images", [0, 255])
-def test_blank_calibration_images_give_a_network_that_runs(line, images):
-    blank = torch.full((3, 28, 28), images, dtype=torch.uint8)
+def test_blank_calibration_images_give_a_network_that_runs(line):
+    blank = torch.zeros(3, 28, 28, dtype=torch.uint8)
     assert quantize(parse(line).build().eval(), blank)(blank).shape == (3, 10)
 
 
