@@ -20,8 +20,7 @@ def few(sample):
 @pytest.mark.parametrize("name", trained_networks())
 def test_logits_of_trained_networks_are_close(name, sample):
     model = load_trained(name)
-    network = quantize(model, sample.train_images[:300])
-    images = sample.eval_images[:300]
+    network, images = quantize(model, sample.train_images[:100]), sample.eval_images[:200]
     with torch.inference_mode():
         expected = model(normalize(images))
     logits = network(images) * network.logit_scale
@@ -42,14 +41,13 @@ def test_logits_do_not_depend_on_the_batch(few):
     assert torch.equal(network(few), network(few, batch_size=7))
 
 
-@pytest.mark.parametrize("line", ["conv 4 / 5 gap", "shared-separable 4 ×1 / ×2 gdconv", "linear 8 6"])
-@pytest.mark.parametrize("images", [0, 255])
-def test_blank_calibration_images_give_a_network_that_runs(line, images):
-    blank = torch.full((3, 28, 28), images, dtype=torch.uint8)
+@pytest.mark.parametrize("line", ["conv 4 / 5 gap", "shared-separable 4 ×1 / ×2 gdconv"])
+def test_blank_calibration_images_give_a_network_that_runs(line):
+    blank = torch.zeros(3, 28, 28, dtype=torch.uint8)
     assert quantize(parse(line).build().eval(), blank)(blank).shape == (3, 10)
 
 
-@pytest.mark.parametrize("line", ["conv 4 / 5 gap", "shared 4 ×1 / ×2 gdconv", "linear 8"])
+@pytest.mark.parametrize("line", ["conv 4 / 5 gap", "shared 4 ×1 / ×2 gdconv"])
 def test_weights_of_zero_give_the_biases(line, few):
     model = parse(line).build().eval()
     for each in model.parameters():
@@ -60,13 +58,13 @@ def test_weights_of_zero_give_the_biases(line, few):
     torch.testing.assert_close(network(few) * network.logit_scale, last.bias.expand(100, 10), atol=0.6, rtol=0)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_values_that_are_not_finite_are_refused(value, few):
-    model = parse("conv 4 / 5 gap").build().eval()
-    with torch.no_grad():
-        model[4].weight[0, 0, 0, 0] = value
-    with pytest.raises(GraphError, match="weights of 4 are not finite"):
-        quantize(model, few)
+def test_values_that_are_not_finite_are_refused(few):
+    broken, negative = (parse("conv 4 / 5 gap").build().eval() for _ in range(2))
+    nn.init.constant_(broken[4].weight, float("inf"))
+    negative[1].running_var.fill_(-1)
+    for model, layer in ((broken, 4), (negative, 0)):
+        with pytest.raises(GraphError, match=f"weights of {layer} are not finite"):
+            quantize(model, few)
 
 
 def test_channel_of_zeros_does_not_coarsen_the_others(few):
@@ -79,39 +77,36 @@ def test_channel_of_zeros_does_not_coarsen_the_others(few):
     assert (network(few) * network.logit_scale - expected).abs().max() < 0.02 * expected.abs().max()
 
 
-def test_negative_variance_is_refused(few):
-    model = parse("conv 4 / 5 gap").build().eval()
-    model[1].running_var.fill_(-1)
-    with pytest.raises(GraphError, match="are not finite"):
-        quantize(model, few)
+class Residual(nn.Module):
+    """A convolution, then two more whose result is added to `source`, then ReLU."""
 
-
-class Branches(nn.Module):
-    """Adds what is no earlier layer's input."""
-
-    def __init__(self):
+    def __init__(self, source=lambda images, features: features):
         super().__init__()
-        self.a, self.b = (nn.Conv2d(1, 4, 3, padding=1) for _ in range(2))
-        self.end = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+        self.source, self.first = source, nn.Conv2d(1, 6, 3, padding=1)
+        self.a, self.b = (nn.Conv2d(6, 6, 3, padding=1) for _ in range(2))
+        self.end = head(6)
 
     def forward(self, images):
-        return self.end(self.a(images) + self.b(images))
+        features = self.first(images).relu()
+        return self.end((self.source(images, features) + self.b(self.a(features).relu())).relu())
 
 
 def head(channels):
-    return nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
 
 
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (Branches, "reads an earlier layer's output|an addition"),
-        (lambda: nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(1, 4, 3), *head(4)), "0 cannot be exported to C"),
-        (lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), *head(4)), "2 groups"),
-        (lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 3, groups=4), *head(8)), "4 groups"),
-        (lambda: nn.Sequential(nn.Conv2d(1, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "end with a linear layer"),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.ReLU()), "end with a linear layer"),
-        (lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sigmoid(), *head(4)), "Sigmoid"),
+        (lambda: Residual(lambda images, features: images), "add cannot be exported to C"),
+        (lambda: nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(1, 4, 3), head(4)), "0 cannot be exported to C"),
+        (lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), head(4)), "1 cannot be exported"),
+        (lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 3, groups=4), head(8)), "1 cannot be exported"),
+        (lambda: nn.Sequential(nn.Conv2d(1, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "1 cannot be exported"),
+        (lambda: nn.Sequential(nn.Conv2d(1, 4, 3), head(4), nn.ReLU()), "cannot be exported"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), "linear layer of ten outputs"),
+        (lambda: parse("conv 3 / 4 flat crop 1").build(), "cannot be exported"),
+        (lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sigmoid(), head(4)), "Sigmoid"),
     ],
 )
 def test_network_that_cannot_be_exported_is_refused_in_one_line(build, reason, few):
@@ -121,25 +116,12 @@ def test_network_that_cannot_be_exported_is_refused_in_one_line(build, reason, f
 
 
 def test_a_plain_residual_network_is_understood(few):
-    class Residual(nn.Module):
-        """Adds the input of the first of two convolutions, then ReLU."""
-
-        def __init__(self):
-            super().__init__()
-            self.first = nn.Conv2d(1, 6, 3, padding=1)
-            self.a, self.b = (nn.Conv2d(6, 6, 3, padding=1) for _ in range(2))
-            self.end = nn.Sequential(*head(6))
-
-        def forward(self, images):
-            features = self.first(images).relu()
-            return self.end((features + self.b(self.a(features).relu())).relu())
-
     torch.manual_seed(0)
     model = Residual().eval()
     network = quantize(model, few)
     with torch.inference_mode():
         expected = model(normalize(few))
-    assert network.plan.layers[2].residual == 1
+    assert network.layers[2].residual == 1
     assert (network(few) * network.logit_scale - expected).abs().max() < 0.02 * expected.abs().max()
 
 
@@ -161,11 +143,6 @@ def test_fixed_point_is_precise_and_rounds_halves_up():
     assert (fixed_point(factor, bias)(sums) - expected).abs().max() < 0.55
     half = Requantization(torch.tensor([1], dtype=torch.int16), None, shift=1)
     assert half(torch.tensor([[-3], [-1], [1], [3]])).flatten().tolist() == [-1, 0, 1, 2]
-
-
-def test_scales_that_do_not_fit_are_refused():
-    with pytest.raises(GraphError, match="int16"):
-        fixed_point(torch.tensor([1e6]))
 
 
 def test_max_pool_of_integers_leaves_out_what_is_over():

@@ -35,18 +35,13 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The command line; exits with code 2 if it is wrong."""
     parser = Parser("export", __doc__, usage="python -m s5 export page|onnx|c [options]")
     formats = parser.add_subparsers(dest="format", metavar="page|onnx|c", required=True)
-    page, onnx, c = (
-        formats.add_parser(name, prog="export", description=description, usage=f"python -m s5 export {usage}")
-        for name, usage, description in (
-            ("page", "page [options]", "Write the page on which one draws a digit: one HTML file that works offline."),
-            ("onnx", "onnx [NETWORK ...] [options]", "Write NETWORK.onnx and NETWORK-int8.onnx, and measure them."),
-            (
-                "c",
-                "c NETWORK [...] [options]",
-                "Write NETWORK.h and NETWORK.c for a microcontroller, and measure.",
-            ),
-        )
-    )
+
+    def add(name: str, usage: str, description: str) -> Parser:
+        return formats.add_parser(name, prog="export", description=description, usage=f"python -m s5 export {usage}")
+
+    page = add("page", "page [options]", "Write the page on which one draws a digit: one HTML file that works offline.")
+    onnx = add("onnx", "onnx [NETWORK ...] [options]", "Write NETWORK.onnx and NETWORK-int8.onnx, and measure them.")
+    c = add("c", "c NETWORK [...] [options]", "Write NETWORK.h and NETWORK.c for a microcontroller, and measure them.")
     page.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the page is not up to date")
     page.add_argument("--output", type=output_file, metavar="FILE", help="default: docs/index.html")
     for each, count in ((onnx, "*"), (c, "+")):

@@ -8,7 +8,6 @@ alpha stage, without BatchNorm folded into the scales or weights that several la
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 import tempfile
 import time
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from s5.analysis.inspection import count_parameters
-from s5.analysis.statistics import noise_is_unknown
+from s5.analysis.statistics import mean_text
 from s5.deployment.c_code import CompiledNetwork, activation_bytes, find_compiler, write_c
 from s5.deployment.layer_graph import GraphError
 from s5.deployment.quantization import CALIBRATION_IMAGES, quantize
@@ -107,11 +106,9 @@ def describe(name: str, model: nn.Module, trials: list[Trial]) -> dict[str, str]
         "network": str(claim.network),
         "parameters": str(parameters),
     }
-    accuracies = [trial.accuracy for trial in claim.trials(trials)]
-    if accuracies:
-        spread = "" if noise_is_unknown(accuracies) else f", standard deviation {statistics.stdev(accuracies):.2f}"
-        mean, seeds = statistics.mean(accuracies), plural(len(accuracies), "seed")
-        about["accuracy"] = f"{mean:.2f}% of 10,000 test images in float32, mean of {seeds}{spread}"
+    if accuracies := [trial.accuracy for trial in claim.trials(trials)]:
+        seeds = plural(len(accuracies), "seed")
+        about["accuracy"] = f"{mean_text(accuracies, 2)}% of 10,000 test images before the export, mean of {seeds}"
     return about
 
 
@@ -121,23 +118,19 @@ def export_onnx(
     """Write both ONNX files. Raises ExportError if the float32 logits are not the `expected` ones of PyTorch."""
     from s5.deployment.onnx_files import CALIBRATION_IMAGES, OnnxNetwork, to_int8, to_onnx
 
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps an open file
-        paths = {"ONNX float32": Path(folder, f"{name}.onnx"), "ONNX int8": Path(folder, f"{name}-int8.onnx")}
-        to_onnx(model, paths["ONNX float32"], normalized, about)
-        to_int8(paths["ONNX float32"], paths["ONNX int8"], data.train_images[:CALIBRATION_IMAGES])
-        runs = {kind: OnnxNetwork(path) for kind, path in paths.items()}
-        exported = {
-            kind: Exported(run, run(data.eval_images), paths[kind].stat().st_size) for kind, run in runs.items()
-        }
+    with atomic_path(output / f"{name}.onnx") as path, atomic_path(output / f"{name}-int8.onnx") as path_int8:
+        to_onnx(model, path, normalized, about)
+        to_int8(path, path_int8, data.train_images[:CALIBRATION_IMAGES], normalized)
+        exported = {}
+        for kind, file in (("ONNX float32", path), ("ONNX int8", path_int8)):
+            run = OnnxNetwork(file)
+            exported[kind] = Exported(run, run(data.eval_images), file.stat().st_size)
         difference = relative_difference(exported["ONNX float32"].logits, expected)
         if not difference <= TOLERANCE:  # NaN fails too
             raise ExportError(
                 f"the float32 network's logits differ from PyTorch's by {difference:.2g} "
                 f"(relative; at most {TOLERANCE:g}): it is not written"
             )
-        for path in paths.values():
-            with atomic_path(output / path.name) as temporary:
-                shutil.copyfile(path, temporary)
     return exported
 
 

@@ -53,14 +53,13 @@ def to_onnx(network: nn.Module, path: Path, normalized: bool = False, about: dic
     _save(program.model_proto, path, (about or {}) | _interface(normalized))
 
 
-def to_int8(source: Path, path: Path, images: Tensor) -> None:
+def to_int8(source: Path, path: Path, images: Tensor, normalized: bool = False) -> None:
     """Quantise the ONNX file `source` to 8-bit convolutions and write it to `path`, with the same input and metadata.
 
     Static quantisation in QDQ format; the ranges are those of uint8 `images` (N, 28, 28). Weights are uint8 around 128,
     one scale per channel: the products of two uint8 are summed exactly by every processor, while int8 weights saturate
     on x86-64 without VNNI, with uint8 and with int8 activations alike.
     """
-    normalized = OnnxNetwork(source).normalized
 
     class Reader(quantization.CalibrationDataReader):
         batches = iter([{"images": (normalize(batch) if normalized else batch).numpy()} for batch in images.split(100)])
@@ -124,7 +123,7 @@ class OnnxNetwork:
     def __init__(self, path: Path):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # of more, those that wait spin, and keep other programs from their core
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         self.normalized = self.session.get_inputs()[0].type == "tensor(float)"
 
     def __call__(self, images: Tensor, batch_size: int = 1000) -> Tensor:

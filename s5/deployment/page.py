@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import statistics
 import string
 from pathlib import Path
 
@@ -54,18 +55,12 @@ def build_page() -> str:
 
 def describe(name: str, trials: list[Trial]) -> dict:
     """What the page says of a network: name, line, number of parameters, and its mean test accuracy in the ledger."""
-    goal = next((goal for goal in GOALS if goal.variant == name), None)
-    accuracies = [trial.accuracy for trial in CLAIMS[name].trials(trials)]
-    accuracy = "not claimed"
-    if accuracies:
-        accuracy = f"{sum(accuracies) / len(accuracies):.2f}%, mean of {plural(len(accuracies), 'seed')}"
-    return {
-        "name": name,
-        "title": re.sub("[*`]", "", goal.network) if goal else name,
-        "line": str(CLAIMS[name].network),
-        "parameters": count_parameters(CLAIMS[name].build()),
-        "accuracy": accuracy,
-    }
+    claim, accuracy = CLAIMS[name], "not claimed"
+    if accuracies := [trial.accuracy for trial in claim.trials(trials)]:
+        accuracy = f"{statistics.mean(accuracies):.2f}%, mean of {plural(len(accuracies), 'seed')}"
+    title = next((goal.network for goal in GOALS if goal.variant == name), name).replace("*", "").replace("`", "")
+    about = {"name": name, "title": title, "line": str(claim.network), "accuracy": accuracy}
+    return about | {"parameters": count_parameters(claim.build())}
 
 
 def pack_network(model: nn.Module) -> dict:

@@ -10,7 +10,8 @@ const ANNOUNCEMENT_DELAY = 700; // milliseconds: screen readers are told what wa
 
 let strokes = []; // lists of points {x, y}, in pixels of the drawing
 let drawing = new Drawing();
-let network; // {data, steps, layers}, set by `chooseNetwork`
+let network; // set by `chooseNetwork`
+let layers; // of the network: {step, pictures}, the canvases for the maps of a step
 const unfinished = new Map(); // the stroke of each pointer that is down
 
 // --- Drawing ---------------------------------------------------------------------------------------------------------
@@ -101,7 +102,7 @@ function show() {
   showInput(image);
   showAnswer(probabilities, refusal);
   showBars(probabilities);
-  network.layers.forEach(({ step, pictures }) => showMaps(pictures, outputs?.[step]));
+  layers.forEach(({ step, pictures }) => showMaps(pictures, outputs?.[step]));
 }
 
 /** The network's input and outputs for the drawing, or why there are none. */
@@ -204,16 +205,11 @@ const PALETTE = Array.from({ length: 256 }, (_, number) => {
 
 // --- Networks --------------------------------------------------------------------------------------------------------
 
-const unpacked = new Map(); // networks that were chosen before
-
 function chooseNetwork(number) {
-  const data = networks[number];
-  if (!unpacked.has(data)) unpacked.set(data, new Network(data));
-  const chosen = unpacked.get(data);
-  const layers = makeLayers(data.maps, chosen.run(new Uint8Array(SIDE * SIDE)));
-  network = { data, run: (image) => chosen.run(image), layers };
+  network = new Network(networks[number]);
+  layers = makeLayers(networks[number].maps, network.run(new Uint8Array(SIDE * SIDE)));
   find("choices").querySelectorAll("input")[number].checked = true;
-  find("size").textContent = data.parameters.toLocaleString("en");
+  find("size").textContent = networks[number].parameters.toLocaleString("en");
   showSoon();
 }
 
@@ -234,17 +230,17 @@ function makeBars() {
 
 /** Headings and pictures for the maps of the shown steps, as large as these outputs; returns [{step, pictures}]. */
 function makeLayers(shown, outputs) {
-  const layers = shown.map((step, number) => {
+  const made = shown.map((step, number) => {
     const { channels, height, width } = outputs[step];
     const pictures = Array.from({ length: channels }, () => make("canvas", { width, height }));
     const size = make("small", {}, `${channels} maps of ${height}×${width} pixels`);
     const title = make("h3", {}, `Layer ${number + 1} `, size);
     const maps = make("div", { className: "maps", ariaHidden: "true" }, ...pictures);
-    return { step, pictures, maps, parts: [title, maps, moreButton(maps, channels)] };
+    return { step, pictures, parts: [title, maps, moreButton(maps, channels)] };
   });
-  find("layers").replaceChildren(...layers.flatMap((layer) => layer.parts));
+  find("layers").replaceChildren(...made.flatMap((layer) => layer.parts));
   hideNeedlessButtons();
-  return layers;
+  return made;
 }
 
 function moreButton(maps, count) {

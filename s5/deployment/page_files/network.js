@@ -12,6 +12,7 @@ function unpack([unit, text]) {
 class Network {
   /** `data` is an entry of the page's list of networks. */
   constructor(data) {
+    this.data = data;
     const weights = data.weights.map(unpack);
     this.steps = data.steps.map((step, number) => ({
       ...step,
