@@ -26,7 +26,7 @@ from s5.training.mnist import MnistData
 from s5.training.provenance import COMMIT, current_commit
 
 POLL = 0.3  # seconds
-NOT_SENT = ["/*", "!/helpers.py", "!/s5"]  # all but these, as in a .gitignore
+NOT_SENT = ["/*", "!.", "!/helpers.py", "!/s5"]  # as in a .gitignore: all but the folder itself and these
 
 
 class ClusterError(RuntimeError):
