@@ -1,11 +1,9 @@
 """`python -m s5 sweep`: the command line, which trials are run and how, and resuming after a kill."""
 
 import argparse
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +13,7 @@ from s5.experiments import ledger, sweep
 from s5.experiments.trial import Trial, planned_recipe, weights_path
 from s5.experiments.variants import VARIANTS
 from s5.training.recipe import Recipe
-from tests.utils import ROOT, make_trial, read_strictly, run_here, wait_for
+from tests.utils import ROOT, make_trial, read_strictly, run_here
 
 
 def stand_in(variant, seed: int, changes: dict | None = None, precision: str = "float32", weights=None, **_) -> Trial:
@@ -254,23 +252,6 @@ def test_weights_are_saved_in_the_folder_and_those_of_recorded_trials_are_named(
     assert command.main([*options, "--seeds", "0-1"]) == 0
     assert [file.name for file in (tmp_path / "w").iterdir()] == ["s5-seed1.safetensors"]
     assert f"1 recorded trial without weights in {tmp_path}/w: not trained again" in capsys.readouterr().out
-
-
-def test_a_killed_sweep_resumes(path: Path, capsys):
-    options = ["--variants", "s5", "--seeds", "0-1", "--epochs", "1", "--sample", "--ledger", str(path)]
-    whole = [sys.executable, "-m", "s5", "sweep", *options, "--workers", "1"]  # with two, both may be finished
-    with subprocess.Popen(whole, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
-        wait_for(lambda: path.exists() and path.read_bytes().count(b"\n") == 1)
-        process.kill()
-    before = path.read_bytes()
-    (first,) = read_strictly(path)
-    assert first.mistakes, "a real trial"
-    assert first.device.endswith("1 thread")
-
-    assert command.main(options) == 0
-    assert "2 trials, sample validation: 1 already recorded, 1 to run" in capsys.readouterr().out
-    assert path.read_bytes().startswith(before)
-    assert [trial.seed for trial in read_strictly(path)] == [0, 1]
 
 
 def test_every_field_of_a_recipe_can_be_changed(path, capsys):

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from helpers import build, fit, mistakes, predict
@@ -19,7 +18,7 @@ from s5.experiments.distillation import distillation_loss, load_teacher
 from s5.experiments.variants import Variant
 from s5.networks.user_code import Source
 from s5.training.checkpoint import save_weights
-from s5.training.device import pick_device, pick_precision, threads_for_idle_cores
+from s5.training.device import pick_device, pick_precision, pick_threads, use_threads
 from s5.training.mnist import MnistData, load_mnist, load_sample, validation_split
 from s5.training.progress import Epoch
 from s5.training.provenance import provenance
@@ -141,14 +140,13 @@ def run_trial(
     `variant` is a name, a line or a `Source` (`claims.find_variant`). With the split "validation", trains on five
     sixths of the training images and evaluates on the others; with "test", trains on all and evaluates on the test
     images. `changes` replaces fields of the recipe. All arguments and the result can be pickled, so that a trial can
-    run in any process on any host; `data` saves loading MNIST. `weights` is a folder for the trained weights, see
+    run in any process on any host; `data` saves loading MNIST. `threads`: of the CPU; None: one per idle core (the
+    trial's `device` names the number). `weights` is a folder for the trained weights, see
     `weights_path`; a file that is there already is replaced. Raises ValueError for an unknown network, split or
     precision or a bad recipe, DataError, DivergenceError, OSError if the weights cannot be written, and
     KeyboardInterrupt if Ctrl-C ended the training early.
     """
-    if threads:
-        torch.set_num_threads(threads)
-    with threads_for_idle_cores():  # around everything, so that the trial names the number
+    with use_threads(threads or pick_threads()[0]):
         known, recipe = find_variant(variant), planned_recipe(variant, changes)
         data = split_of(split, data or load_data(sample))
         chosen = pick_device(device)
@@ -159,12 +157,12 @@ def run_trial(
         options = {"device": device, "precision": origin["precision"], "loss": loss, "progress": False}
         history = fit(model, data, recipe, seed=seed, **options)
         seconds = time.perf_counter() - start
-    if len(history) < recipe.epochs:  # `fit` returns early on Ctrl-C
-        raise KeyboardInterrupt
-    if weights is not None:
-        metadata = {"data": data.source, "variant": known.name, "seed": seed, "split": data.split}
-        save_weights(model, weights_path(weights, known.name, seed), metadata)
-    return make_trial(known, recipe, seed, data, model, history, seconds, origin)
+        if len(history) < recipe.epochs:  # `fit` returns early on Ctrl-C
+            raise KeyboardInterrupt
+        if weights is not None:
+            metadata = {"data": data.source, "variant": known.name, "seed": seed, "split": data.split}
+            save_weights(model, weights_path(weights, known.name, seed), metadata)
+        return make_trial(known, recipe, seed, data, model, history, seconds, origin)
 
 
 def make_trial(

@@ -120,13 +120,6 @@ def pick_threads() -> tuple[int, str]:
     return idle, "one per core" if idle == count else "other programs use the other cores"
 
 
-@contextmanager
-def threads_for_idle_cores() -> Iterator[None]:
-    """Let torch use as many threads as `pick_threads` says; afterwards as many as before."""
-    with use_threads(pick_threads()[0]):
-        yield
-
-
 def idle_cores() -> float:
     """How many of this process's cores are idle now; fractions add up."""
     percent = psutil.cpu_percent(SECONDS_TO_LOOK, percpu=True)
