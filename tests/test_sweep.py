@@ -71,7 +71,7 @@ def test_bad_seeds_are_refused(text):
         ("--threads 0", "threads must be a whole number"),
         ("--ray auto --retries -1", "retries must be a whole number, 0 or more, not -1"),
         ("--ray auto --gpus-per-trial nan", "gpus_per_trial must be 0 or more"),
-        ("--gpus-per-trial 0 --retries 2", "gpus_per_trial, retries: only with ray"),
+        ("--gpus-per-trial 0", "gpus_per_trial and retries: only with ray"),
         ("--ray=", "ray must be auto, local or a cluster's address, and it is empty"),
         ("--weights=", "--weights: the name is empty"),
         ("--weights w --ray auto", "weights are saved on this machine only, not with ray"),

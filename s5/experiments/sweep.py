@@ -19,7 +19,7 @@ from s5.experiments.ray_runner import run_on_ray
 from s5.experiments.trial import SPLITS, Trial, changed_recipe, load_data, run_trial, trial_key, weights_path
 from s5.experiments.variants import VARIANTS, Variant
 from s5.networks.user_code import Source
-from s5.training.command_line import plural
+from s5.training.command_line import check_threads, plural
 from s5.training.device import cores, pick_device, pick_precision
 from s5.training.files import LEDGER, USER_LEDGER, check_folder
 from s5.training.recipe import check_seed
@@ -91,51 +91,52 @@ def run_missing(
     """
     if not requested:
         raise ValueError("there is nothing to run: no variant, or no seed")
-    shared, kind = requested[0], pick_device(requested[0]["device"])
-    precision, folder = shared["precision"], shared.get("weights")
+    shared = requested[0]
+    device, precision, folder = shared["device"], shared["precision"], shared.get("weights")
     check_options(workers, ray, gpus_per_trial, retries, folder, shared["threads"])
-    pick_precision(precision, kind)
+    pick_precision(precision, pick_device(device))
     if shared["split"] not in SPLITS:
         raise ValueError(f"split must be {' or '.join(SPLITS)}, not {shared['split']!r}")
-    source = "sample" if shared["sample"] else "mnist"
-    keys, work = [], []
+    keys = [_key(trial) for trial in requested]
     done = {trial.key for trial in of_precision(recorded, precision)}
-    for trial in requested:
-        check_seed(trial["seed"])
-        variant = find_variant(trial["variant"])
-        recipe = changed_recipe(variant.recipe, trial["changes"])
-        keys.append(trial_key(variant.name, variant.network_name, recipe, trial["seed"], trial["split"], source))
-        if keys[-1] not in done:
-            work.append((variant, recipe.epochs))
-    todo = [trial for trial, key in zip(requested, keys, strict=True) if key not in done]
-    skipped = len(requested) - len(todo)
-    split = f"{source} {shared['split']}"
-    print(f"{plural(len(requested), 'trial')}, {split}: {skipped} already recorded, {len(todo)} to run")
+    todo = {key: trial for key, trial in zip(keys, requested, strict=True) if key not in done}
+    split = f"{'sample' if shared['sample'] else 'mnist'} {shared['split']}"
+    skipped = f"{len(requested) - len(todo)} already recorded, {len(todo)} to run"
+    print(f"{plural(len(requested), 'trial')}, {split}: {skipped}")
     if folder is not None:
         files = [weights_path(folder, key[0], key[3]) for key in keys if key in done]  # of a variant and a seed
         if missing := sum(not file.is_file() for file in files):
             without = f"{plural(missing, 'recorded trial')} without weights in {folder}"
             print(f"{without}: not trained again, unless with another --ledger")
     if dry_run:
-        print("\n".join(f"  {trial_name(trial)}" for trial in todo))
-    at_once = workers if ray is not None else min(workers or default_workers(shared["device"]), max(1, len(todo)))
+        print("\n".join(f"  {trial_name(trial)}" for trial in todo.values()))
+    at_once = workers if ray is not None else min(workers or default_workers(device), max(1, len(todo)))
     if todo:
-        known = comparable(recorded, shared["sample"], shared["device"], precision)
-        print(estimate(work, known, at_once))
+        work = [(find_variant(trial["variant"]), key[2].epochs) for key, trial in todo.items()]  # of a recipe
+        print(estimate(work, comparable(recorded, shared["sample"], device, precision), at_once))
     failed = 0
     if todo and not dry_run:
         if folder is not None:
             check_folder(folder)
         data = load_data(shared["sample"])  # downloads it once, or fails with one error, before several trials need it
         if ray is None:
-            failed = run_locally(todo, ledger, run_trial, at_once)
+            failed = run_locally(list(todo.values()), ledger, run_trial, at_once)
         else:
             given = {"gpus": gpus_per_trial, "retries": retries}
             given = {name: value for name, value in given.items() if value is not None}
-            failed = run_on_ray(todo, data, ledger, run_trial, ray, workers, **given)
+            failed = run_on_ray(list(todo.values()), data, ledger, run_trial, ray, workers, **given)
         recorded = [*recorded, *read_ledger(ledger)]
     found = {trial.key: trial for trial in of_precision(recorded, precision)}
     return failed, [found[key] for key in keys if key in found]
+
+
+def _key(trial: dict) -> tuple:
+    """The `trial_key` of arguments of `run_trial`. Raises ValueError for those that make no sense."""
+    check_seed(trial["seed"])
+    variant = find_variant(trial["variant"])
+    recipe = changed_recipe(variant.recipe, trial["changes"])
+    data = "sample" if trial["sample"] else "mnist"
+    return trial_key(variant.name, variant.network_name, recipe, trial["seed"], trial["split"], data)
 
 
 def check_options(
@@ -147,14 +148,14 @@ def check_options(
     threads: int | None = None,
 ) -> None:
     """Raise ValueError for options of `sweep` that make no sense or that would be ignored."""
-    unused = [name for name, value in (("gpus_per_trial", gpus_per_trial), ("retries", retries)) if value is not None]
-    if ray is None and unused:
-        raise ValueError(f"{', '.join(unused)}: only with ray")
+    check_threads(threads)
+    if ray is None and (gpus_per_trial, retries) != (None, None):
+        raise ValueError("gpus_per_trial and retries: only with ray")
     if ray is not None and weights is not None:
         raise ValueError("weights are saved on this machine only, not with ray")
-    if ray is not None and not ray:
+    if ray == "":
         raise ValueError("ray must be auto, local or a cluster's address, and it is empty")
-    for name, value, least in (("workers", workers, 1), ("threads", threads, 1), ("retries", retries, 0)):
+    for name, value, least in (("workers", workers, 1), ("retries", retries, 0)):
         if value is not None and (type(value) is not int or value < least):
             raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}")
     if gpus_per_trial is not None and not 0 <= gpus_per_trial < math.inf:

@@ -9,13 +9,10 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 
-from torch import nn
-
 from helpers import build, fit, mistakes, predict
 from s5.analysis import inspection
 from s5.experiments.claims import KNOWN, find_variant
 from s5.experiments.distillation import distillation_loss, load_teacher
-from s5.experiments.variants import Variant
 from s5.networks.user_code import Source
 from s5.training.checkpoint import save_weights
 from s5.training.device import pick_device, pick_precision, pick_threads, use_threads
@@ -162,24 +159,11 @@ def run_trial(
         if weights is not None:
             metadata = {"data": data.source, "variant": known.name, "seed": seed, "split": data.split}
             save_weights(model, weights_path(weights, known.name, seed), metadata)
-        return make_trial(known, recipe, seed, data, model, history, seconds, origin)
-
-
-def make_trial(
-    variant: Variant,
-    recipe: Recipe,
-    seed: int,
-    data: MnistData,
-    model: nn.Module,
-    history: list[Epoch],
-    seconds: float,
-    origin: dict,
-) -> Trial:
-    """The record of a finished training; `origin` is that of `provenance`."""
+        wrong = mistakes(data.eval_labels, predict(model, data.eval_images))
     return Trial(
-        variant=variant.name,
-        network=variant.network_name,
-        source=variant.network.text if isinstance(variant.network, Source) else "",
+        variant=known.name,
+        network=known.network_name,
+        source=known.network.text if isinstance(known.network, Source) else "",
         recipe=recipe,
         seed=seed,
         split=data.split,
@@ -189,7 +173,7 @@ def make_trial(
         accuracy=history[-1]["eval_accuracy"],
         best_accuracy=max(epoch["eval_accuracy"] for epoch in history),
         curve=[{key: round(value, 6) for key, value in epoch.items()} for epoch in history],
-        mistakes=mistakes(data.eval_labels, predict(model, data.eval_images)),
+        mistakes=wrong,
         seconds=round(seconds, 1),
         data=data.source,
         time=datetime.now(timezone.utc).isoformat(timespec="seconds"),

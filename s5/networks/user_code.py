@@ -166,27 +166,34 @@ def check_network(build: Callable[[], nn.Module], name: str) -> nn.Module:
     """A network that takes images (N, 1, 28, 28), returns logits (N, 10) and can be trained, else NetworkError."""
     with torch.random.fork_rng(devices=[]):
         network = build()
-        if fault := parameters_fault(network):
+        if fault := _fault(network):
             raise NetworkError(f"{name} {fault}")
-        for mode, count in itertools.product((False, True), COUNTS):
-            images = torch.randn(count, 1, 28, 28)
-            try:
-                logits = network.train(mode)(images)
-            except (Exception, SystemExit) as error:
-                raise NetworkError(f"{name} cannot take images {tuple(images.shape)}: {_describe(error)}") from error
-            if fault := logits_fault(logits, count):
-                raise NetworkError(f"{name} {fault}")
-        if not logits.isfinite().all():
-            raise NetworkError(f"{name} gives logits that are not finite for random images")
-        if not logits.requires_grad:
-            raise NetworkError(f"{name} cannot be trained: its logits do not depend on its parameters, or are detached")
-        if _leaves(logits) - set(network.parameters()):
-            raise NetworkError(f"{name} has layers that it does not know of: use nn.ModuleList instead of a list")
-        try:
-            logits.sum().backward()
-        except RuntimeError as error:
-            raise NetworkError(f"{name} cannot be trained: {_describe(error)}") from error
     return network
+
+
+def _fault(network: nn.Module) -> str:
+    """Why a network cannot be trained; empty if it can."""
+    if fault := parameters_fault(network):
+        return fault
+    for mode, count in itertools.product((False, True), COUNTS):
+        images = torch.randn(count, 1, 28, 28)
+        try:
+            logits = network.train(mode)(images)
+        except (Exception, SystemExit) as error:
+            return f"cannot take images {tuple(images.shape)}: {_describe(error)}"
+        if fault := logits_fault(logits, count):
+            return fault
+    if not logits.isfinite().all():
+        return "gives logits that are not finite for random images"
+    if not logits.requires_grad:
+        return "cannot be trained: its logits do not depend on its parameters, or are detached"
+    if _leaves(logits) - set(network.parameters()):
+        return "has layers that it does not know of: use nn.ModuleList instead of a list"
+    try:
+        logits.sum().backward()
+    except RuntimeError as error:
+        return f"cannot be trained: {_describe(error)}"
+    return ""
 
 
 def _leaves(logits: torch.Tensor) -> set[torch.Tensor]:
