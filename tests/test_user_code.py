@@ -74,16 +74,18 @@ NEIGHBOUR = "from torch import nn\n\ndef block():\n    return nn.Linear(784, {wi
 
 def test_a_file_may_import_the_modules_beside_it(file, tmp_path):
     """They are part of the text and are sent along; a module of the same name elsewhere is another one."""
-    (tmp_path / "own_blocks.py").write_text(NEIGHBOUR.format(width=10))
+    (tmp_path / "own_blocks" / "sub").mkdir(parents=True)
+    (tmp_path / "own_blocks" / "__init__.py").write_text("from .sub.linear import block\n")
+    (tmp_path / "own_blocks" / "sub" / "linear.py").write_text(NEIGHBOUR.format(width=10))
     code = "import own_blocks\n" + CODE.replace("nn.Linear(784, 10)", "own_blocks.block()")
     source = from_file(file(code))
     assert "return nn.Linear(784, 10)" in source.text
-    assert "own_blocks" not in sys.modules
+    assert not any(name.startswith("own_blocks") for name in sys.modules)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.py").write_text(code.replace("own_blocks.block()", "own_blocks.block(), nn.ReLU()"))
     (tmp_path / "other" / "own_blocks.py").write_text(NEIGHBOUR.format(width="5 * 2"))
     assert "5 * 2" in from_file(f"{tmp_path}/other/mine.py:MyNet").text
-    (tmp_path / "own_blocks.py").unlink()
+    (tmp_path / "own_blocks").rename(tmp_path / "moved")
     assert run_elsewhere(source, tmp_path) == str(source.build())
 
 

@@ -114,8 +114,8 @@ def _modules_of(folder: Path) -> Iterator[None]:
 
     def loaded() -> list[str]:
         files = {name: getattr(module, "__file__", None) or "/" for name, module in sys.modules.items()}
-        own = {name for name, file in files.items() if folder in Path(file).parents[:2]}
-        return [name for name in own if name.partition(".")[0] not in PROJECT]
+        own = {name.partition(".")[0] for name, file in files.items() if folder in Path(file).parents[:2]}
+        return [name for name in files if name.partition(".")[0] in own - set(PROJECT)]
 
     before = {name: sys.modules.pop(name) for name in loaded()}
     sys.path.insert(0, str(folder))
