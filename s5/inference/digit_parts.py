@@ -13,8 +13,7 @@ MAX_ASPECT = 1.8  # width of a digit divided by its height
 MIN_BOX = 0.93  # share of its bounding box that a box fills, lines and inside; a round 0 fills less
 MAX_LINES = 0.3  # share of a box that its thin lines cover; more is a digit of straight strokes
 MIN_INSIDE, MIN_INSIDE_BOX = 0.3, 0.1  # height of a digit in a frame, relative to the frame; and in a box of thin lines
-MAX_FILLED = 0.75  # share of its bounding box that a digit fills; more is a filled box or disc, …
-MAX_SOLIDITY, MIN_ROUND = 11.25, 0.6  # … as are, tilted too, shapes about as long as wide and more solid than digits
+MAX_SOLIDITY, MIN_ROUND = 11.25, 0.6  # of a digit; what is about as long as wide and more solid is a filled shape
 MIN_HEIGHT = 8  # pixels: the longer side of the ink, if the image is larger than one of MNIST; less is often misread
 MIN_PART = 0.03  # size of a separate part, relative to the largest; smaller ones are dirt
 SEVERAL = "several digits found: crop the image to one of them"
@@ -22,6 +21,18 @@ SEVERAL = "several digits found: crop the image to one of them"
 
 class DigitError(ValueError):
     """No single digit was found in an image; the message says why."""
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
+    """The rows and the columns of the ink."""
+    return ndimage.find_objects(mask.astype(np.int8))[0]
+
+
+def stroke_width(mask: np.ndarray) -> float:
+    """The mean width in pixels of the strokes of a mask: twice the area by the length of the edge (by Crofton)."""
+    padded = np.pad(mask, 1).astype(np.int8)
+    sides = sum(int(np.abs(np.diff(padded, axis=axis)).sum()) for axis in (0, 1))
+    return 2 * int(mask.sum()) / (np.pi / 4 * sides)
 
 
 def inside_of_frame(mask: np.ndarray) -> np.ndarray:
@@ -68,8 +79,7 @@ def check_single_digit(mask: np.ndarray) -> None:
         raise DigitError("the digit is too small: crop the image closer to it")
     if width > MAX_ASPECT * height:
         raise DigitError("the ink is wider than a digit: crop the image to a single digit")
-    is_filled = mask.sum() > MAX_FILLED * height * width and min(height, width) > 0.5 * max(height, width)
-    if is_filled or _is_solid(mask):
+    if _is_solid(mask):
         raise DigitError("the ink is a filled shape: crop the image to the digit inside it")
     side_by_side = [part for part in _parts(mask) if part[0] > 0.6 * height]
     stacked = []
