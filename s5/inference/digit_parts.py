@@ -28,6 +28,12 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
     return ndimage.find_objects(mask.astype(np.int8))[0]
 
 
+def size(mask: np.ndarray) -> tuple[int, int]:
+    """The height and the width of the ink."""
+    rows, columns = bounding_box(mask)
+    return rows.stop - rows.start, columns.stop - columns.start
+
+
 def stroke_width(mask: np.ndarray) -> float:
     """The mean width in pixels of the strokes of a mask: twice the area by the length of the edge (by Crofton)."""
     padded = np.pad(mask, 1).astype(np.int8)
@@ -46,8 +52,7 @@ def inside_of_frame(mask: np.ndarray) -> np.ndarray:
     sizes = np.bincount(labels.ravel())[1:]  # pixels of each part
     frame = int(np.argmax(heights * widths))
     height, width = heights[frame], widths[frame]
-    around, _ = ndimage.label(np.pad(labels != frame + 1, 1, constant_values=True))
-    filled = (around != around[0, 0])[1:-1, 1:-1]  # the frame and all that it encloses
+    filled = ndimage.binary_fill_holes(labels == frame + 1)  # the frame and all that it encloses
     is_box = filled.sum() > MIN_BOX * height * width and min(height, width) > 0.5 * max(height, width)
     is_thin_box = is_box and sizes[frame] < MAX_LINES * height * width
     is_other = np.arange(count) != frame
@@ -74,7 +79,7 @@ def without_specks(mask: np.ndarray) -> np.ndarray:
 
 def check_single_digit(mask: np.ndarray) -> None:
     """Raise DigitError if the ink is too small, wide or full for a digit, or several parts nearly as large as all."""
-    height, width = (int(np.ptp(np.flatnonzero(mask.any(axis)))) + 1 for axis in (1, 0))
+    height, width = size(mask)
     if max(height, width) < MIN_HEIGHT and max(mask.shape) > SIDE:
         raise DigitError("the digit is too small: crop the image closer to it")
     if width > MAX_ASPECT * height:
@@ -103,6 +108,5 @@ def _is_solid(mask: np.ndarray) -> bool:
 
 def _parts(mask: np.ndarray) -> list[tuple[int, int]]:
     """Height and width of each part of the mask that empty columns separate from the others."""
-    runs, count = ndimage.label(mask.any(0))
-    parts = (mask[:, runs == run] for run in range(1, count + 1))
-    return [(int(np.ptp(np.flatnonzero(part.any(1)))) + 1, part.shape[1]) for part in parts]
+    runs, _ = ndimage.label(mask.any(0))
+    return [size(mask[:, columns]) for (columns,) in ndimage.find_objects(runs)]

@@ -22,6 +22,7 @@ from s5.inference.digit_parts import (
     bounding_box,
     check_single_digit,
     inside_of_frame,
+    size,
     stroke_width,
     without_specks,
 )
@@ -81,9 +82,9 @@ def prepare(image: Image.Image) -> Tensor:
     ink = find_ink(cut_out_sheet(to_grey(image)))
     ink = ink[bounding_box(ink > 0)]
     scale = BOX / max(ink.shape)
-    size = [max(1, int(side * scale + 0.5)) for side in reversed(ink.shape)]
+    new_size = [max(1, int(side * scale + 0.5)) for side in reversed(ink.shape)]
     resampling = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
-    small = np.asarray(Image.fromarray(ink.astype(np.float32)).resize(size, resampling), dtype=float)
+    small = np.asarray(Image.fromarray(ink.astype(np.float32)).resize(new_size, resampling), dtype=float)
     canvas = np.zeros((3 * SIDE, 3 * SIDE))
     top, left = (int(1.5 * SIDE - round(centre, 6)) for centre in ndimage.center_of_mass(small))
     canvas[top : top + small.shape[0], left : left + small.shape[1]] = small / small.max()
@@ -164,20 +165,20 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
     # The paper: an opening removes all that is narrower than a third of the image.
     contrast = darkness - ndimage.grey_opening(darkness, (max(3, max(darkness.shape) // 3),) * 2)
     blank = without_rules(contrast)
-    contrast = _without_edge(blank, is_ruled=blank is not contrast)
-    if contrast.max() < MIN_CONTRAST:
+    if blank.max() < MIN_CONTRAST:
         raise NoInkError("no ink found: the image is empty, of a single colour or too pale")
-    threshold = otsu(contrast)
-    mask = contrast > threshold
+    mask = blank > otsu(blank)
     texture = (mask != (ndimage.uniform_filter(mask.astype(float), 3) > 0.5)).mean()
     if mask.mean() > MAX_INK or texture > MAX_TEXTURE:
         raise DigitError("ink nearly everywhere: the digit cannot be separated from its background")
-    mask = without_specks(inside_of_frame(mask))
+    contrast = _without_edge(blank, mask, is_ruled=blank is not contrast)
+    threshold = otsu(contrast)
+    mask = without_specks(inside_of_frame(contrast > threshold))
     check_single_digit(mask)
     full = np.percentile(contrast[mask], 75, method="lower")
     near = ndimage.binary_dilation(mask, _disc(2))
     ink = np.where(near, np.clip((contrast - threshold / 2) / (full - threshold / 2), 0, 1), 0)
-    height = max(side.stop - side.start for side in bounding_box(mask))
+    height = max(size(mask))
     stroke = stroke_width(mask) * BOX / height
     if stroke >= MIN_STROKE:
         return ink
@@ -190,13 +191,12 @@ def _disc(radius: int) -> np.ndarray:
     return x * x + y * y <= radius * radius + 0.5
 
 
-def _without_edge(contrast: np.ndarray, is_ruled: bool) -> np.ndarray:
-    """The contrast without ink that touches the edge, such as dark corners of a photo or remains of rules.
+def _without_edge(contrast: np.ndarray, mask: np.ndarray, is_ruled: bool) -> np.ndarray:
+    """The contrast without the ink of `mask` that touches the edge: dark corners of a photo, or remains of rules.
 
-    That stays if no other ink as large as a digit is inside. Raises DigitError if it is most of the ink and the paper
-    `is_ruled`.
+    It stays if there is no other ink as large as a digit; if most ink is at the edge of ruled paper, DigitError is
+    raised.
     """
-    mask = contrast > otsu(contrast)
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
     at_edge = mask & np.isin(labels, border(labels))
     inside = mask & ~at_edge

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from s5.inference.digit_parts import bounding_box, stroke_width
+from s5.inference.digit_parts import bounding_box, size, stroke_width
 
 MIN_SIDE = 56  # pixels; in smaller images rules cannot be told from strokes
 BLOCK = 4  # columns that are averaged before the search
@@ -34,13 +34,6 @@ class Rules:
     slope: float
     bands: list[slice]
 
-    def mask(self, shape: tuple[int, int], rim: int = 0) -> np.ndarray:
-        """True on the rules, and `rim` pixels above and below, in an image (H, W)."""
-        rows = np.zeros(len(shear(np.zeros(shape), self.slope)), bool)
-        for band in self.bands:
-            rows[max(0, band.start - rim) : band.stop + rim] = True
-        return unshear(np.repeat(rows[:, None], shape[1], 1), self.slope, shape[0])
-
 
 def border(image: np.ndarray) -> np.ndarray:
     """The outermost pixels of an image (H, W), its corners twice."""
@@ -55,7 +48,7 @@ def without_rules(contrast: np.ndarray) -> np.ndarray:
     across, down = find_rules(contrast, level), find_rules(contrast.T, level)
     if not across.bands and not down.bands:
         return contrast
-    rest = np.where(across.mask(contrast.shape, 2) | down.mask(contrast.T.shape, 2).T, 0, contrast)
+    rest = _blank_out(_blank_out(contrast, across).T, down).T
     strong = rest > max(level, INK * rest.max())
     if not strong.any():  # blank ruled paper, or a single stroke from edge to edge
         return np.zeros_like(contrast) if max(len(across.bands), len(down.bands)) > 2 else contrast
@@ -95,22 +88,17 @@ def find_rules(contrast: np.ndarray, level: float) -> Rules:
     is_found = _profile(shear(wider, slope), COVERED, thick) > level
     is_line = _profile(shear(contrast, slope), 35, thick) > level / 3
     labels, _ = ndimage.label(ndimage.binary_propagation(is_found & is_line, mask=is_line))
-    bands = [band for (band,) in ndimage.find_objects(labels)]
-    bands = [slice(max(0, band.start - 1), band.stop + 1) for band in bands if band.stop - band.start <= thick]
+    bands = [band for (band,) in ndimage.find_objects(labels) if band.stop - band.start <= thick]
     return Rules(slope, bands)
 
 
 def _profile(rows: np.ndarray, percent: float, thick: int) -> np.ndarray:
     """The percentile of each row without its NaN, 0 for rows of few numbers; less what is wider than `thick` rows."""
-    values = low_percentile(rows, percent)
-    values[(~np.isnan(rows)).mean(1) < MIN_LENGTH] = 0
+    count = (~np.isnan(rows)).sum(1)
+    places = (count * percent / 100).astype(int).clip(max=rows.shape[1] - 1)
+    values = np.sort(rows, 1)[np.arange(len(rows)), places]  # NaN are last
+    values[count < MIN_LENGTH * rows.shape[1]] = 0
     return values - ndimage.grey_opening(values, thick + 1)
-
-
-def low_percentile(rows: np.ndarray, percent: float) -> np.ndarray:
-    """The percentile of each row without its NaN."""
-    count = rows.shape[1] - np.isnan(rows).sum(1)
-    return np.sort(rows, 1)[np.arange(len(rows)), (count * percent / 100).astype(int).clip(max=rows.shape[1] - 1)]
 
 
 def _is_ruled(contrast: np.ndarray, rules: Rules, ink: np.ndarray, ink_contrast: float) -> bool:
@@ -129,11 +117,21 @@ def _is_ruled(contrast: np.ndarray, rules: Rules, ink: np.ndarray, ink_contrast:
     rows, columns = bounding_box(ink)
     is_inside = rows.start > 1 and rows.stop < height - 1
     is_inside &= EDGE * width < columns.start and columns.stop <= (1 - EDGE) * width
-    size = max(rows.stop - rows.start, columns.stop - columns.start)
+    is_large = max(size(ink)) > MIN_DIGIT * max(height, width)
     rule = sheared[inner[0]]
-    peak = np.nanmedian(np.nanmax(rule, 0))
-    is_pen = (low_percentile(rule, 35) > peak / 2).sum() > 0.6 * stroke_width(ink) and peak > ink_contrast / DARKER
-    return bool(is_inside and not is_pen and size > MIN_DIGIT * max(height, width))
+    rule = rule[:, ~np.isnan(rule).any(0)]
+    peak = np.median(rule.max(0))
+    thickness = (np.percentile(rule, 35, axis=1) > peak / 2).sum()
+    is_pen = thickness > 0.6 * stroke_width(ink) and peak > ink_contrast / DARKER
+    return bool(is_inside and is_large and not is_pen)
+
+
+def _blank_out(contrast: np.ndarray, rules: Rules) -> np.ndarray:
+    """The contrast with nothing on the rules and two pixels around them."""
+    sheared = shear(contrast, rules.slope)
+    for band in rules.bands:
+        sheared[max(0, band.start - 2) : band.stop + 2] = 0
+    return unshear(sheared, rules.slope, len(contrast))
 
 
 def _remove(contrast: np.ndarray, rules: Rules, ink: float) -> np.ndarray:
