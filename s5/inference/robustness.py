@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.ticker import FuncFormatter
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor, nn
@@ -37,10 +37,8 @@ def _moved(images: Tensor, scale: float = 1.0, degrees: float = 0.0, pixels: flo
 
 def _thickened(images: Tensor, pixels: int) -> Tensor:
     """Widen the strokes by `pixels` on each side, or thin them if it is negative."""
-    if not pixels:
-        return images
     morphology = ndimage.grey_dilation if pixels > 0 else ndimage.grey_erosion
-    footprint = ndimage.iterate_structure(ndimage.generate_binary_structure(2, 1), abs(pixels))[None]
+    footprint = np.abs(np.mgrid[-2:3, -2:3]).sum(0)[None] <= abs(pixels)
     return torch.from_numpy(morphology(images.numpy(), footprint=footprint))
 
 
@@ -73,25 +71,21 @@ class ChangedImages:
 
 
 def change_images(images: Tensor) -> list[ChangedImages]:
-    """Images, uint8 (N, 28, 28), after every change of CHANGES; preparing takes a millisecond per image and amount."""
-    unchanged = _prepare_all(images)  # every change includes a neutral amount
-    result = []
-    for name, (_, amounts, change) in CHANGES.items():
-        for amount in amounts:
-            changed = change(images, amount)
-            prepared = unchanged if torch.equal(changed, images) else _prepare_all(changed)
-            result.append(ChangedImages(name, amount, changed, *prepared))
-    return result
+    """Images, uint8 (N, 28, 28), after every change of CHANGES; preparing takes milliseconds per image and amount."""
+    return [
+        ChangedImages(name, amount, changed, *_prepare_all(changed))
+        for name, (_, amounts, change) in CHANGES.items()
+        for amount in amounts
+        for changed in [change(images, amount)]
+    ]
 
 
 def _prepare_all(images: Tensor) -> tuple[list[int], Tensor]:
     numbers, prepared = [], [images[:0]]
     for number, image in enumerate(images):
-        try:
+        with contextlib.suppress(DigitError):
             prepared.append(prepare(Image.fromarray(image.numpy()))[None])
-        except DigitError:
-            continue
-        numbers.append(number)
+            numbers.append(number)
     return numbers, torch.cat(prepared)
 
 
@@ -162,16 +156,10 @@ def plot_robustness(table: pd.DataFrame, title: str = "Accuracy on changed image
     panels = figure.subplots(math.ceil(len(names) / 3), 3, squeeze=False).ravel()
     for axes, name in zip(panels, names, strict=False):
         part = table[table["change"] == name]
-        line, dashes = ("-", "--") if len(part) > 2 else ("none", "none")  # nothing lies between black and white
-        axes.plot(part["amount"], part["accuracy"], "o", ls=line, color=COLOURS[1], label="as it is")
+        axes.plot(part["amount"], part["accuracy"], "o-", color=COLOURS[1], label="as it is")
         hollow = {"marker": "s", "markersize": 7, "fillstyle": "none"}  # what lies below is seen
-        axes.plot(part["amount"], part["prepared"], ls=dashes, color=COLOURS[0], label="prepared as a photo", **hollow)
-        if len(part) <= 2:
-            axes.set_xticks(part["amount"])
-            axes.margins(x=0.3)
-        axes.set_title(name)
-        axes.set_xlabel(CHANGES[name][0])
-        axes.set_ylim(-3, 103)
+        axes.plot(part["amount"], part["prepared"], "--", color=COLOURS[0], label="prepared as a photo", **hollow)
+        axes.set(title=name, xlabel=CHANGES[name][0], ylim=(-3, 103))
     for axes in panels[len(names) :]:
         axes.remove()
     panels[0].set_ylabel("accuracy (%)")
@@ -198,16 +186,12 @@ def plot_reliability(labels, probabilities, title: str = "Calibration: confidenc
     bars = np.abs(ends.T - enough["accuracy"].to_numpy())
     label = f"the network, 95% interval (bins of {FEW} images and more)"
     left.errorbar(enough["confidence"], enough["accuracy"], bars, fmt="o", color=COLOURS[0], capsize=3, label=label)
-    left.set_xlabel("confidence: the largest probability")
-    left.set_ylabel("accuracy")
-    left.set_title(f"expected calibration error {100 * calibration_error(table):.2f}%", fontsize=10)
+    error = f"expected calibration error {100 * calibration_error(table):.2f}%"
+    left.set(xlabel="confidence: the largest probability", ylabel="accuracy")
+    left.set_title(error, fontsize=10)
     left.legend(frameon=False, fontsize=8, loc="lower right")
     right.bar((table["bin"] + 0.5) / BINS, table["count"], width=0.9 / BINS, color=COLOURS[0])
-    right.set_xlim(left.get_xlim())
-    right.set_yscale("log")
-    # Not as 10⁴, which requires another font.
-    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    right.set_xlabel("confidence")
-    right.set_ylabel("images")
+    right.set(xlabel="confidence", ylabel="images", xlim=left.get_xlim(), yscale="log")
+    right.yaxis.set_major_formatter("{x:,.0f}")  # not as 10⁴, which requires another font
     figure.suptitle(title, x=0.01, ha="left")
     return figure
