@@ -18,6 +18,8 @@ from pathlib import Path
 
 from s5.training.command_line import Parser, path
 
+SHADES = " ░▒▓█"
+
 
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
@@ -31,7 +33,7 @@ def main(arguments: list[str]) -> int:
     add("--prepared", type=path, metavar="FOLDER", help="write the network's inputs to this folder, as PNG files")
     options = parser.parse_args(arguments)
 
-    from s5.inference.predict import find_images, read_digits, table, to_text
+    from s5.inference.predict import find_images, read_digits, table
     from s5.inference.trained import load_trained
     from s5.training.checkpoint import CheckpointError
 
@@ -61,6 +63,11 @@ def main(arguments: list[str]) -> int:
     for result in failed:
         print(f"predict: {result['image']}: {result['error']}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def to_text(image: list[list[int]]) -> str:
+    """An image of 28 rows of bytes as text, two characters per pixel."""
+    return "\n".join("".join(2 * SHADES[value * len(SHADES) // 256] for value in row) for row in image)
 
 
 def write_prepared(results: list[dict], folder: Path) -> None:

@@ -70,9 +70,7 @@ def inside_of_frame(mask: np.ndarray) -> np.ndarray:
 
 def without_specks(mask: np.ndarray) -> np.ndarray:
     """The ink without parts that are much smaller than the largest: dirt."""
-    labels, count = ndimage.label(mask, np.ones((3, 3)))
-    if count == 1:
-        return mask
+    labels, _ = ndimage.label(mask, np.ones((3, 3)))
     sizes = np.bincount(labels[mask])  # none of the background
     return (sizes >= MIN_PART * sizes.max())[labels]
 

@@ -15,7 +15,6 @@ from helpers import predict
 from s5.inference.preprocessing import DigitError, prepare, read_image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}  # of the files read from a folder
-SHADES = " ░▒▓█"
 MANY = 100  # images; for more, progress is shown
 
 
@@ -71,8 +70,3 @@ def table(results: list[dict]) -> str:
         first, second = sorted(enumerate(result["probabilities"]), key=lambda item: -item[1])[:2]
         lines.append(f"{result['image']:<{width}}  {first[0]:>5}  {first[1]:>10.2%}   {second[0]} {second[1]:.2%}")
     return "\n".join(lines)
-
-
-def to_text(image: list[list[int]]) -> str:
-    """An image of 28 rows of bytes as text, two characters per pixel."""
-    return "\n".join("".join(2 * SHADES[value * len(SHADES) // 256] for value in row) for row in image)

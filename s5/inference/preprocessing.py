@@ -40,10 +40,6 @@ MAX_TABLE_BRIGHTNESS = 0.6  # relative to the sheet on the table; a shadow is br
 MIN_STROKE = 1.6  # pixels of the box; thinner strokes are widened, as a pen is thinner than MNIST's pencils
 
 
-class NoInkError(DigitError):
-    """The image is empty."""
-
-
 def read_image(source: str | Path | bytes) -> Image.Image:
     """Open an image file, a path or its content as bytes, and apply its EXIF rotation.
 
@@ -77,7 +73,7 @@ def prepare(image: Image.Image) -> Tensor:
     """Convert an image of one digit to MNIST's format: uint8 (28, 28), white on black.
 
     The image may have any size, be in colour or grey, dark on light or light on dark, and transparent. Raises
-    DigitError if it shows no ink (NoInkError), ink nearly everywhere, or more than one digit.
+    DigitError if it shows no ink, ink nearly everywhere, or more than one digit.
     """
     ink = find_ink(cut_out_sheet(to_grey(image)))
     ink = ink[bounding_box(ink > 0)]
@@ -134,25 +130,20 @@ def _highest_contrast(image: Image.Image) -> Image.Image:
 def cut_out_sheet(grey: np.ndarray) -> np.ndarray:
     """Crop a photo, brightness (H, W), to the sheet of paper on a darker table; return it unchanged if there is none.
 
-    The sheet is nearly a rectangle, and the table fills at least one whole side of the photo. The edge of a sheet is
-    sharp, while a shadow gets darker gradually: another threshold finds the same sheet.
+    The sheet is nearly a rectangle. The table, darker than a shadow, fills at least one whole side of the photo.
     """
     threshold = otsu(grey)
     darkest_side = min(side.max() for side in (grey[0], grey[-1], grey[:, 0], grey[:, -1]))
     if min(grey.shape) < 2 * SIDE or darkest_side > threshold:
         return grey  # too small for a photo of a sheet, or no side is all table
-    sheet, less = (_largest_part(grey > level) for level in (threshold, threshold - MIN_CONTRAST / 2))
+    labels, _ = ndimage.label(grey > threshold)
+    sheet = labels == np.bincount(labels[labels > 0]).argmax()
     box = bounding_box(sheet)
-    is_sheet = sheet.sum() > max(0.8 * sheet[box].size, MIN_SHEET * grey.size) and less.sum() < 1.02 * sheet.sum()
+    is_sheet = sheet.sum() > max(0.8 * sheet[box].size, MIN_SHEET * grey.size)
     if not is_sheet or np.median(grey[grey <= threshold]) > MAX_TABLE_BRIGHTNESS * np.median(grey[sheet]):
         return grey
     rim = 1 + max(grey.shape) // 50
     return grey[box][rim:-rim, rim:-rim]
-
-
-def _largest_part(mask: np.ndarray) -> np.ndarray:
-    labels, _ = ndimage.label(mask)
-    return labels == np.bincount(labels[mask]).argmax()
 
 
 def find_ink(grey: np.ndarray) -> np.ndarray:
@@ -166,7 +157,7 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
     contrast = darkness - ndimage.grey_opening(darkness, (max(3, max(darkness.shape) // 3),) * 2)
     blank = without_rules(contrast)
     if blank.max() < MIN_CONTRAST:
-        raise NoInkError("no ink found: the image is empty, of a single colour or too pale")
+        raise DigitError("no ink found: the image is empty, of a single colour or too pale")
     mask = blank > otsu(blank)
     texture = (mask != (ndimage.uniform_filter(mask.astype(float), 3) > 0.5)).mean()
     if mask.mean() > MAX_INK or texture > MAX_TEXTURE:

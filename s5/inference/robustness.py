@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -59,38 +58,25 @@ CHANGES: dict[str, tuple[str, tuple, Callable[[Tensor, float], Tensor]]] = {
 }
 
 
-@dataclass(frozen=True)
-class ChangedImages:
-    """Images after a change, and those of them that could be prepared: their numbers and the network's inputs."""
+def change_images(images: Tensor) -> list[tuple[str, float, Tensor, Tensor]]:
+    """Each change of CHANGES and amount, with the images, uint8 (N, 28, 28), so changed, and those prepared.
 
-    change: str
-    amount: float
-    images: Tensor  # uint8 (N, 28, 28)
-    numbers: list[int]  # of the prepared images
-    prepared: Tensor  # uint8 (len(numbers), 28, 28)
-
-
-def change_images(images: Tensor) -> list[ChangedImages]:
-    """Images, uint8 (N, 28, 28), after every change of CHANGES; preparing takes milliseconds per image and amount."""
-    return [
-        ChangedImages(name, amount, changed, *_prepare_all(changed))
-        for name, (_, amounts, change) in CHANGES.items()
-        for amount in amounts
-        for changed in [change(images, amount)]
-    ]
-
-
-def _prepare_all(images: Tensor) -> tuple[list[int], Tensor]:
-    numbers, prepared = [], [images[:0]]
-    for number, image in enumerate(images):
-        with contextlib.suppress(DigitError):
-            prepared.append(prepare(Image.fromarray(image.numpy()))[None])
-            numbers.append(number)
-    return numbers, torch.cat(prepared)
+    One that cannot be prepared is black. Preparing takes milliseconds per image and amount.
+    """
+    result = []
+    for name, (_, amounts, change) in CHANGES.items():
+        for amount in amounts:
+            changed = change(images, amount)
+            prepared = torch.zeros_like(images)
+            for number, image in enumerate(changed):
+                with contextlib.suppress(DigitError):
+                    prepared[number] = prepare(Image.fromarray(image.numpy()))
+            result.append((name, amount, changed, prepared))
+    return result
 
 
 def accuracy_under_changes(
-    model: nn.Module, images: Tensor, labels: Tensor, changes: list[ChangedImages] | None = None
+    model: nn.Module, images: Tensor, labels: Tensor, changes: list | None = None
 ) -> pd.DataFrame:
     """Accuracy in percent for every change and amount, without and with preprocessing.
 
@@ -99,12 +85,12 @@ def accuracy_under_changes(
     An image that it refuses counts as a mistake.
     """
     rows = []
-    for each in change_images(images) if changes is None else changes:
-        predictions = predict(model, torch.cat([each.images, each.prepared])).argmax(1)
-        correct = predictions == torch.cat([labels, labels[each.numbers]])
-        accuracy, prepared = (100 * int(part.sum()) / len(labels) for part in correct.tensor_split([len(labels)]))
-        rows.append({"change": each.change, "amount": each.amount, "accuracy": accuracy, "prepared": prepared})
-    return pd.DataFrame(rows).round(2)
+    for name, amount, changed, prepared in changes or change_images(images):
+        correct = predict(model, changed).argmax(1) == labels
+        prepared_correct = (predict(model, prepared).argmax(1) == labels) & prepared.flatten(1).any(1)
+        accuracies = (100 * float(part.double().mean()) for part in (correct, prepared_correct))
+        rows.append((name, amount, *accuracies))
+    return pd.DataFrame(rows, columns=["change", "amount", "accuracy", "prepared"]).round(2)
 
 
 def reliability(labels: Tensor, probabilities: Tensor) -> pd.DataFrame:
@@ -140,10 +126,9 @@ def rejection_table(labels: Tensor, probabilities: Tensor, shares=REJECTED) -> p
     rows = []
     for share in shares:
         accepted = correct[: len(correct) - round(share / 100 * len(correct))]
-        mistakes = int((~accepted).sum())
-        accuracy = 100 * (1 - mistakes / len(accepted))
-        low, high = wilson_interval(len(accepted) - mistakes, len(accepted))
-        row = {"Rejected (%)": share, "Accepted": len(accepted), "Mistakes": mistakes, "Accuracy (%)": accuracy}
+        right, total = int(accepted.sum()), len(accepted)
+        low, high = wilson_interval(right, total)
+        row = {"Rejected (%)": share, "Accepted": total, "Mistakes": total - right, "Accuracy (%)": 100 * right / total}
         rows.append(row | {"95% interval": f"{low:.2f}–{high:.2f}"})
     return pd.DataFrame(rows).round(3)
 
@@ -151,17 +136,13 @@ def rejection_table(labels: Tensor, probabilities: Tensor, shares=REJECTED) -> p
 @styled()
 def plot_robustness(table: pd.DataFrame, title: str = "Accuracy on changed images") -> Picture:
     """Plot a table of `accuracy_under_changes`, one panel per change: accuracy without and with preprocessing."""
-    names = list(dict.fromkeys(table["change"]))
-    figure = Picture(figsize=(WIDTH, 2.6 * math.ceil(len(names) / 3)), layout="constrained")
-    panels = figure.subplots(math.ceil(len(names) / 3), 3, squeeze=False).ravel()
-    for axes, name in zip(panels, names, strict=False):
-        part = table[table["change"] == name]
+    figure = Picture(figsize=(WIDTH, 5.2), layout="constrained")
+    panels = figure.subplots(2, 3).ravel()
+    for axes, (name, part) in zip(panels, table.groupby("change", sort=False), strict=True):
         axes.plot(part["amount"], part["accuracy"], "o-", color=COLOURS[1], label="as it is")
         hollow = {"marker": "s", "markersize": 7, "fillstyle": "none"}  # what lies below is seen
         axes.plot(part["amount"], part["prepared"], "--", color=COLOURS[0], label="prepared as a photo", **hollow)
         axes.set(title=name, xlabel=CHANGES[name][0], ylim=(-3, 103))
-    for axes in panels[len(names) :]:
-        axes.remove()
     panels[0].set_ylabel("accuracy (%)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False)
     figure.suptitle(title, x=0.01, ha="left")

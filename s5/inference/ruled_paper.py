@@ -7,12 +7,10 @@ contrast is compared along its rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy import ndimage
 
-from s5.inference.digit_parts import bounding_box, size, stroke_width
+from s5.inference.digit_parts import bounding_box, size
 
 MIN_SIDE = 56  # pixels; in smaller images rules cannot be told from strokes
 BLOCK = 4  # columns that are averaged before the search
@@ -26,13 +24,7 @@ EDGE = 0.04  # share of the image's side: a line there may be a stroke of a digi
 MIN_DIGIT = 0.3  # size of a digit on a single rule, as a share of the image's longer side
 DARKER = 1.3  # contrast of ink relative to a rule: more can be told apart by brightness alone
 
-
-@dataclass
-class Rules:
-    """Parallel lines, nearly horizontal: `bands` are their rows after `shear` by `slope`."""
-
-    slope: float
-    bands: list[slice]
+Rules = tuple[float, list[slice]]  # parallel lines, nearly horizontal: their slope, and their rows after `shear` by it
 
 
 def border(image: np.ndarray) -> np.ndarray:
@@ -46,15 +38,16 @@ def without_rules(contrast: np.ndarray) -> np.ndarray:
     if min(contrast.shape) < MIN_SIDE or border(contrast).max() < level:
         return contrast  # no line reaches the edge of the image
     across, down = find_rules(contrast, level), find_rules(contrast.T, level)
-    if not across.bands and not down.bands:
+    lines = max(len(across[1]), len(down[1]))
+    if not lines:
         return contrast
-    rest = _blank_out(_blank_out(contrast, across).T, down).T
+    rest = _remove(_remove(contrast, across).T, down).T
     strong = rest > max(level, INK * rest.max())
     if not strong.any():  # blank ruled paper, or a single stroke from edge to edge
-        return np.zeros_like(contrast) if max(len(across.bands), len(down.bands)) > 2 else contrast
-    ink = float(np.percentile(rest[strong], 60))
-    if not _is_ruled(contrast, across, strong, ink) and not _is_ruled(contrast.T, down, strong.T, ink):
+        return np.zeros_like(contrast) if lines > 2 else contrast
+    if not _is_ruled(across, strong) and not _is_ruled(down, strong.T):
         return contrast
+    ink = float(np.percentile(rest[strong], 60))
     return _remove(_remove(contrast, across, ink).T, down, ink).T
 
 
@@ -89,7 +82,7 @@ def find_rules(contrast: np.ndarray, level: float) -> Rules:
     is_line = _profile(shear(contrast, slope), 35, thick) > level / 3
     labels, _ = ndimage.label(ndimage.binary_propagation(is_found & is_line, mask=is_line))
     bands = [band for (band,) in ndimage.find_objects(labels) if band.stop - band.start <= thick]
-    return Rules(slope, bands)
+    return slope, bands
 
 
 def _profile(rows: np.ndarray, percent: float, thick: int) -> np.ndarray:
@@ -101,56 +94,39 @@ def _profile(rows: np.ndarray, percent: float, thick: int) -> np.ndarray:
     return values - ndimage.grey_opening(values, thick + 1)
 
 
-def _is_ruled(contrast: np.ndarray, rules: Rules, ink: np.ndarray, ink_contrast: float) -> bool:
+def _is_ruled(rules: Rules, ink: np.ndarray) -> bool:
     """True if lines are rules, not strokes of a digit that fills the image, for all other ink as a mask (H, W).
 
     In an image cropped to the digit the foot of a 2 or the bar of a 7 reaches from edge to edge, too. Two parallel
-    lines are rules unless both are at the edge; one line is a rule if it is thinner or paler than the other ink, which
-    is as large as a digit, does not reach the edge, and ends well before the line does.
+    lines are rules unless both are at the edge; one line is a rule if the other ink is as large as a digit and does not
+    reach the edge.
     """
-    height, width = ink.shape
-    sheared = shear(contrast, rules.slope)
-    margin = EDGE * height + (len(sheared) - height) / 2
-    inner = [band for band in rules.bands if margin < (band.start + band.stop - 1) / 2 < len(sheared) - margin]
-    if len(rules.bands) != 1 or not inner:
-        return bool(inner)
+    (slope, bands), (height, width) = rules, ink.shape
+    pad = int(np.abs(_shifts(width, slope)).max())
+    inner = [band for band in bands if EDGE * height < (band.start + band.stop - 1) / 2 - pad < (1 - EDGE) * height]
     rows, columns = bounding_box(ink)
     is_inside = rows.start > 1 and rows.stop < height - 1
     is_inside &= EDGE * width < columns.start and columns.stop <= (1 - EDGE) * width
-    is_large = max(size(ink)) > MIN_DIGIT * max(height, width)
-    rule = sheared[inner[0]]
-    rule = rule[:, ~np.isnan(rule).any(0)]
-    peak = np.median(rule.max(0))
-    thickness = (np.percentile(rule, 35, axis=1) > peak / 2).sum()
-    is_pen = thickness > 0.6 * stroke_width(ink) and peak > ink_contrast / DARKER
-    return bool(is_inside and is_large and not is_pen)
+    is_digit = is_inside and max(size(ink)) > MIN_DIGIT * max(height, width)
+    return bool(inner) and (len(bands) > 1 or is_digit)
 
 
-def _blank_out(contrast: np.ndarray, rules: Rules) -> np.ndarray:
-    """The contrast with nothing on the rules and two pixels around them."""
-    sheared = shear(contrast, rules.slope)
-    for band in rules.bands:
-        sheared[max(0, band.start - 2) : band.stop + 2] = 0
-    return unshear(sheared, rules.slope, len(contrast))
-
-
-def _remove(contrast: np.ndarray, rules: Rules, ink: float) -> np.ndarray:
-    """Replace rules by what is on both sides of them, and keep what is clearly darker than a rule."""
-    sheared = np.nan_to_num(shear(contrast, rules.slope)).astype(contrast.dtype)
+def _remove(contrast: np.ndarray, rules: Rules, ink: float = 0) -> np.ndarray:
+    """Replace rules by what is on both sides of them, and keep what is clearly darker, if `ink` is."""
+    slope, bands = rules
+    sheared = np.nan_to_num(shear(contrast, slope)).astype(contrast.dtype)
     columns = np.arange(contrast.shape[1])
-    for band in rules.bands:
+    for band in bands:
         inner = sheared[band].copy()
-        thickness = len(inner)
         above, below = sheared[max(0, band.start - 1)], sheared[min(len(sheared) - 1, band.stop)]
-        share = (np.arange(1, thickness + 1) / (thickness + 1))[:, None]
+        share = (np.arange(1, len(inner) + 1) / (len(inner) + 1))[:, None]
         filled = np.zeros_like(inner)
-        reach = round(1.5 * thickness) + 1
+        reach = round(1.5 * len(inner)) + 1
         for shift in range(-reach, reach + 1):  # of a stroke that crosses the rule at a slant
-            start = np.round(columns - shift * share).astype(int).clip(0, len(columns) - 1)
-            end = np.round(columns + shift * (1 - share)).astype(int).clip(0, len(columns) - 1)
-            filled = np.maximum(filled, np.minimum(above[start], below[end]))
+            start, end = (np.round(columns + shift * part).astype(int) for part in (-share, 1 - share))
+            filled = np.maximum(filled, np.minimum(above.take(start, mode="clip"), below.take(end, mode="clip")))
         rule = np.median(inner.max(0)[inner.max(0) > 0])
         if DARKER * rule < ink:
             filled = np.maximum(filled, np.where(inner > rule + 0.4 * (ink - rule), inner, 0))
         sheared[band] = np.minimum(filled, inner)
-    return unshear(sheared, rules.slope, len(contrast))
+    return unshear(sheared, slope, len(contrast))

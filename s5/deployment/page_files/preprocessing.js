@@ -5,9 +5,6 @@
 /** No single digit was found; the message says why. */
 class DigitError extends Error {}
 
-/** The drawing is empty. */
-class NoInkError extends DigitError {}
-
 /** The image that a network receives, 28 × 28 bytes, of a drawing of WORKING_SIDE × WORKING_SIDE bytes of ink. */
 function prepare(ink) {
   return centre(fitIntoBox(crop(findInk(ink))));
@@ -18,7 +15,7 @@ function findInk(ink) {
   const drawing = crop({ width: WORKING_SIDE, height: WORKING_SIDE, values: Float64Array.from(ink) }, 1);
   const contrast = withoutPaper(drawing);
   if (maximum(contrast.values) < MIN_CONTRAST) {
-    throw new NoInkError("no ink found: the image is empty, of a single colour or too pale");
+    throw new DigitError("no ink found: the image is empty, of a single colour or too pale");
   }
   const threshold = otsu(contrast.values, ink.length);
   let mask = map(contrast, (value) => value > threshold);
