@@ -1,12 +1,14 @@
-"""The committed networks make the mistakes that the ledger records."""
+"""The networks in results/weights: they make the mistakes that the ledger records."""
 
 import pytest
 
-from helpers import evaluate
+from helpers import Net, evaluate
+from s5.analysis.inspection import count_parameters
 from s5.experiments.ledger import read_ledger
 from s5.inference.trained import load_trained, trained_networks, weights_file
 from s5.reports import check
 from s5.reports.cards import trial_of_weights
+from s5.training.checkpoint import CheckpointError
 
 NETWORKS = trained_networks()
 
@@ -26,5 +28,15 @@ def test_a_network_reads_the_sample(name, sample):
     assert correct >= 1000 * expected - 5 * (1000 * expected * (1 - expected)) ** 0.5
 
 
-def test_weights_are_small():
+def test_weights_are_small_and_the_largest_network_is_first():
     assert sum(weights_file(name).stat().st_size for name in NETWORKS) < 400_000
+    sizes = [count_parameters(load_trained(name)) for name in NETWORKS]
+    assert sizes == sorted(sizes, reverse=True)
+    assert isinstance(load_trained(), Net)
+
+
+def test_unknown_names_and_weights_of_another_network_are_refused():
+    with pytest.raises(ValueError, match="no trained network 'resnet'; there are .*s5"):
+        load_trained("resnet")
+    with pytest.raises(CheckpointError, match="read as weights of 's5'"):
+        load_trained("s5", weights_file("below_1k"))

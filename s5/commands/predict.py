@@ -1,5 +1,82 @@
-"""The command `predict`."""
+"""Read digits from image files: photos, scans or drawings, one digit each.
 
-from s5.inference.predict import main
+python -m s5 predict digit.png photos/      a table: image, digit, probability
+python -m s5 predict --show digit.png       also print the network's input, 28×28 pixels
+python -m s5 predict --json photos/         all results as JSON
+cat digit.png | python -m s5 predict -      read from standard input
 
-__all__ = ["main"]
+PNG, JPEG, WebP, BMP, GIF and TIFF; any size, colour or grey, dark on light or light on dark, transparent background,
+blank or ruled paper. Exit code: 0 if every image was read, 1 if some were not (each is reported with the reason), 2 for
+a wrong command line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from s5.training.command_line import Parser, path
+
+SHADES = " ░▒▓█"
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line; return the exit code."""
+    parser = Parser("predict", __doc__, usage="python -m s5 predict [options] IMAGE [IMAGE ...]")
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or - for standard input")
+    add("--network", default="s5", metavar="NAME", help="a file of results/weights without its suffix (default: s5)")
+    add("--weights", type=path, metavar="FILE", help="other weights of the network, safetensors")
+    add("--json", action="store_true", help="print JSON instead of a table")
+    add("--show", action="store_true", help="also print the network's input, 28×28 pixels")
+    add("--prepared", type=path, metavar="FOLDER", help="write the network's inputs to this folder, as PNG files")
+    options = parser.parse_args(arguments)
+
+    from s5.inference.predict import find_images, read_digits, table
+    from s5.inference.trained import load_trained
+    from s5.training.checkpoint import CheckpointError
+
+    try:
+        sources, model = find_images(options.images), load_trained(options.network, options.weights)
+    except CheckpointError as error:
+        print(f"predict: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        parser.error(str(error))
+    results = read_digits(model, sources)
+    if options.prepared:
+        try:
+            write_prepared(results, options.prepared)
+        except OSError as error:
+            print(f"predict: cannot write to {options.prepared}: {error.strerror or error}", file=sys.stderr)
+            return 1
+    if options.json:
+        hidden = () if options.show else ("prepared",)
+        print(json.dumps([{key: row[key] for key in row if key not in hidden} for row in results], indent=1))
+    else:
+        for result in results if options.show else ():
+            if "prepared" in result:
+                print(to_text(result["prepared"]))
+        print(table(results))
+    failed = [result for result in results if "error" in result]
+    for result in failed:
+        print(f"predict: {result['image']}: {result['error']}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def to_text(image: list[list[int]]) -> str:
+    """An image of 28 rows of bytes as text, two characters per pixel."""
+    return "\n".join("".join(2 * SHADES[value * len(SHADES) // 256] for value in row) for row in image)
+
+
+def write_prepared(results: list[dict], folder: Path) -> None:
+    """Write each prepared image to `folder` as NUMBER-NAME.png; the number keeps files of the same name apart."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, result in enumerate(results):
+        if "prepared" in result:
+            name = "stdin" if result["image"] == "-" else Path(result["image"]).stem
+            Image.fromarray(np.array(result["prepared"], np.uint8)).save(folder / f"{number:03d}-{name}.png")

@@ -13,8 +13,7 @@ MAX_ASPECT = 1.8  # width of a digit divided by its height
 MIN_BOX = 0.93  # share of its bounding box that a box fills, lines and inside; a round 0 fills less
 MAX_LINES = 0.3  # share of a box that its thin lines cover; more is a digit of straight strokes
 MIN_INSIDE, MIN_INSIDE_BOX = 0.3, 0.1  # height of a digit in a frame, relative to the frame; and in a box of thin lines
-MAX_FILLED = 0.75  # share of its bounding box that a digit fills; more is a filled box or disc, …
-MAX_SOLIDITY, MIN_ROUND = 11.25, 0.6  # … as are, tilted too, shapes about as long as wide and more solid than digits
+MAX_SOLIDITY, MIN_ROUND = 11.25, 0.6  # of a digit; what is about as long as wide and more solid is a filled shape
 MIN_HEIGHT = 8  # pixels: the longer side of the ink, if the image is larger than one of MNIST; less is often misread
 MIN_PART = 0.03  # size of a separate part, relative to the largest; smaller ones are dirt
 SEVERAL = "several digits found: crop the image to one of them"
@@ -22,6 +21,24 @@ SEVERAL = "several digits found: crop the image to one of them"
 
 class DigitError(ValueError):
     """No single digit was found in an image; the message says why."""
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
+    """The rows and the columns of the ink."""
+    return ndimage.find_objects(mask.astype(np.int8))[0]
+
+
+def size(mask: np.ndarray) -> tuple[int, int]:
+    """The height and the width of the ink."""
+    rows, columns = bounding_box(mask)
+    return rows.stop - rows.start, columns.stop - columns.start
+
+
+def stroke_width(mask: np.ndarray) -> float:
+    """The mean width in pixels of the strokes of a mask: twice the area by the length of the edge (by Crofton)."""
+    padded = np.pad(mask, 1).astype(np.int8)
+    sides = sum(int(np.abs(np.diff(padded, axis=axis)).sum()) for axis in (0, 1))
+    return 2 * int(mask.sum()) / (np.pi / 4 * sides)
 
 
 def inside_of_frame(mask: np.ndarray) -> np.ndarray:
@@ -35,8 +52,7 @@ def inside_of_frame(mask: np.ndarray) -> np.ndarray:
     sizes = np.bincount(labels.ravel())[1:]  # pixels of each part
     frame = int(np.argmax(heights * widths))
     height, width = heights[frame], widths[frame]
-    around, _ = ndimage.label(np.pad(labels != frame + 1, 1, constant_values=True))
-    filled = (around != around[0, 0])[1:-1, 1:-1]  # the frame and all that it encloses
+    filled = ndimage.binary_fill_holes(labels == frame + 1)  # the frame and all that it encloses
     is_box = filled.sum() > MIN_BOX * height * width and min(height, width) > 0.5 * max(height, width)
     is_thin_box = is_box and sizes[frame] < MAX_LINES * height * width
     is_other = np.arange(count) != frame
@@ -54,22 +70,19 @@ def inside_of_frame(mask: np.ndarray) -> np.ndarray:
 
 def without_specks(mask: np.ndarray) -> np.ndarray:
     """The ink without parts that are much smaller than the largest: dirt."""
-    labels, count = ndimage.label(mask, np.ones((3, 3)))
-    if count == 1:
-        return mask
+    labels, _ = ndimage.label(mask, np.ones((3, 3)))
     sizes = np.bincount(labels[mask])  # none of the background
     return (sizes >= MIN_PART * sizes.max())[labels]
 
 
 def check_single_digit(mask: np.ndarray) -> None:
     """Raise DigitError if the ink is too small, wide or full for a digit, or several parts nearly as large as all."""
-    height, width = (int(np.ptp(np.flatnonzero(mask.any(axis)))) + 1 for axis in (1, 0))
+    height, width = size(mask)
     if max(height, width) < MIN_HEIGHT and max(mask.shape) > SIDE:
         raise DigitError("the digit is too small: crop the image closer to it")
     if width > MAX_ASPECT * height:
         raise DigitError("the ink is wider than a digit: crop the image to a single digit")
-    is_filled = mask.sum() > MAX_FILLED * height * width and min(height, width) > 0.5 * max(height, width)
-    if is_filled or _is_solid(mask):
+    if _is_solid(mask):
         raise DigitError("the ink is a filled shape: crop the image to the digit inside it")
     side_by_side = [part for part in _parts(mask) if part[0] > 0.6 * height]
     stacked = []
@@ -93,6 +106,5 @@ def _is_solid(mask: np.ndarray) -> bool:
 
 def _parts(mask: np.ndarray) -> list[tuple[int, int]]:
     """Height and width of each part of the mask that empty columns separate from the others."""
-    runs, count = ndimage.label(mask.any(0))
-    parts = (mask[:, runs == run] for run in range(1, count + 1))
-    return [(int(np.ptp(np.flatnonzero(part.any(1)))) + 1, part.shape[1]) for part in parts]
+    runs, _ = ndimage.label(mask.any(0))
+    return [size(mask[:, columns]) for (columns,) in ndimage.find_objects(runs)]

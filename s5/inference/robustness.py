@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.ticker import FuncFormatter
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor, nn
@@ -37,10 +36,8 @@ def _moved(images: Tensor, scale: float = 1.0, degrees: float = 0.0, pixels: flo
 
 def _thickened(images: Tensor, pixels: int) -> Tensor:
     """Widen the strokes by `pixels` on each side, or thin them if it is negative."""
-    if not pixels:
-        return images
     morphology = ndimage.grey_dilation if pixels > 0 else ndimage.grey_erosion
-    footprint = ndimage.iterate_structure(ndimage.generate_binary_structure(2, 1), abs(pixels))[None]
+    footprint = np.abs(np.mgrid[-2:3, -2:3]).sum(0)[None] <= abs(pixels)
     return torch.from_numpy(morphology(images.numpy(), footprint=footprint))
 
 
@@ -61,42 +58,25 @@ CHANGES: dict[str, tuple[str, tuple, Callable[[Tensor, float], Tensor]]] = {
 }
 
 
-@dataclass(frozen=True)
-class ChangedImages:
-    """Images after a change, and those of them that could be prepared: their numbers and the network's inputs."""
+def change_images(images: Tensor) -> list[tuple[str, float, Tensor, Tensor]]:
+    """Each change of CHANGES and amount, with the images, uint8 (N, 28, 28), so changed, and those prepared.
 
-    change: str
-    amount: float
-    images: Tensor  # uint8 (N, 28, 28)
-    numbers: list[int]  # of the prepared images
-    prepared: Tensor  # uint8 (len(numbers), 28, 28)
-
-
-def change_images(images: Tensor) -> list[ChangedImages]:
-    """Images, uint8 (N, 28, 28), after every change of CHANGES; preparing takes a millisecond per image and amount."""
-    unchanged = _prepare_all(images)  # every change includes a neutral amount
+    One that cannot be prepared is black. Preparing takes milliseconds per image and amount.
+    """
     result = []
     for name, (_, amounts, change) in CHANGES.items():
         for amount in amounts:
             changed = change(images, amount)
-            prepared = unchanged if torch.equal(changed, images) else _prepare_all(changed)
-            result.append(ChangedImages(name, amount, changed, *prepared))
+            prepared = torch.zeros_like(images)
+            for number, image in enumerate(changed):
+                with contextlib.suppress(DigitError):
+                    prepared[number] = prepare(Image.fromarray(image.numpy()))
+            result.append((name, amount, changed, prepared))
     return result
 
 
-def _prepare_all(images: Tensor) -> tuple[list[int], Tensor]:
-    numbers, prepared = [], [images[:0]]
-    for number, image in enumerate(images):
-        try:
-            prepared.append(prepare(Image.fromarray(image.numpy()))[None])
-        except DigitError:
-            continue
-        numbers.append(number)
-    return numbers, torch.cat(prepared)
-
-
 def accuracy_under_changes(
-    model: nn.Module, images: Tensor, labels: Tensor, changes: list[ChangedImages] | None = None
+    model: nn.Module, images: Tensor, labels: Tensor, changes: list | None = None
 ) -> pd.DataFrame:
     """Accuracy in percent for every change and amount, without and with preprocessing.
 
@@ -105,12 +85,12 @@ def accuracy_under_changes(
     An image that it refuses counts as a mistake.
     """
     rows = []
-    for each in change_images(images) if changes is None else changes:
-        predictions = predict(model, torch.cat([each.images, each.prepared])).argmax(1)
-        correct = predictions == torch.cat([labels, labels[each.numbers]])
-        accuracy, prepared = (100 * int(part.sum()) / len(labels) for part in correct.tensor_split([len(labels)]))
-        rows.append({"change": each.change, "amount": each.amount, "accuracy": accuracy, "prepared": prepared})
-    return pd.DataFrame(rows).round(2)
+    for name, amount, changed, prepared in changes or change_images(images):
+        correct = predict(model, changed).argmax(1) == labels
+        prepared_correct = (predict(model, prepared).argmax(1) == labels) & prepared.flatten(1).any(1)
+        accuracies = (100 * float(part.double().mean()) for part in (correct, prepared_correct))
+        rows.append((name, amount, *accuracies))
+    return pd.DataFrame(rows, columns=["change", "amount", "accuracy", "prepared"]).round(2)
 
 
 def reliability(labels: Tensor, probabilities: Tensor) -> pd.DataFrame:
@@ -146,10 +126,9 @@ def rejection_table(labels: Tensor, probabilities: Tensor, shares=REJECTED) -> p
     rows = []
     for share in shares:
         accepted = correct[: len(correct) - round(share / 100 * len(correct))]
-        mistakes = int((~accepted).sum())
-        accuracy = 100 * (1 - mistakes / len(accepted))
-        low, high = wilson_interval(len(accepted) - mistakes, len(accepted))
-        row = {"Rejected (%)": share, "Accepted": len(accepted), "Mistakes": mistakes, "Accuracy (%)": accuracy}
+        right, total = int(accepted.sum()), len(accepted)
+        low, high = wilson_interval(right, total)
+        row = {"Rejected (%)": share, "Accepted": total, "Mistakes": total - right, "Accuracy (%)": 100 * right / total}
         rows.append(row | {"95% interval": f"{low:.2f}–{high:.2f}"})
     return pd.DataFrame(rows).round(3)
 
@@ -157,23 +136,13 @@ def rejection_table(labels: Tensor, probabilities: Tensor, shares=REJECTED) -> p
 @styled()
 def plot_robustness(table: pd.DataFrame, title: str = "Accuracy on changed images") -> Picture:
     """Plot a table of `accuracy_under_changes`, one panel per change: accuracy without and with preprocessing."""
-    names = list(dict.fromkeys(table["change"]))
-    figure = Picture(figsize=(WIDTH, 2.6 * math.ceil(len(names) / 3)), layout="constrained")
-    panels = figure.subplots(math.ceil(len(names) / 3), 3, squeeze=False).ravel()
-    for axes, name in zip(panels, names, strict=False):
-        part = table[table["change"] == name]
-        line, dashes = ("-", "--") if len(part) > 2 else ("none", "none")  # nothing lies between black and white
-        axes.plot(part["amount"], part["accuracy"], "o", ls=line, color=COLOURS[1], label="as it is")
+    figure = Picture(figsize=(WIDTH, 5.2), layout="constrained")
+    panels = figure.subplots(2, 3).ravel()
+    for axes, (name, part) in zip(panels, table.groupby("change", sort=False), strict=True):
+        axes.plot(part["amount"], part["accuracy"], "o-", color=COLOURS[1], label="as it is")
         hollow = {"marker": "s", "markersize": 7, "fillstyle": "none"}  # what lies below is seen
-        axes.plot(part["amount"], part["prepared"], ls=dashes, color=COLOURS[0], label="prepared as a photo", **hollow)
-        if len(part) <= 2:
-            axes.set_xticks(part["amount"])
-            axes.margins(x=0.3)
-        axes.set_title(name)
-        axes.set_xlabel(CHANGES[name][0])
-        axes.set_ylim(-3, 103)
-    for axes in panels[len(names) :]:
-        axes.remove()
+        axes.plot(part["amount"], part["prepared"], "--", color=COLOURS[0], label="prepared as a photo", **hollow)
+        axes.set(title=name, xlabel=CHANGES[name][0], ylim=(-3, 103))
     panels[0].set_ylabel("accuracy (%)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False)
     figure.suptitle(title, x=0.01, ha="left")
@@ -198,16 +167,12 @@ def plot_reliability(labels, probabilities, title: str = "Calibration: confidenc
     bars = np.abs(ends.T - enough["accuracy"].to_numpy())
     label = f"the network, 95% interval (bins of {FEW} images and more)"
     left.errorbar(enough["confidence"], enough["accuracy"], bars, fmt="o", color=COLOURS[0], capsize=3, label=label)
-    left.set_xlabel("confidence: the largest probability")
-    left.set_ylabel("accuracy")
-    left.set_title(f"expected calibration error {100 * calibration_error(table):.2f}%", fontsize=10)
+    error = f"expected calibration error {100 * calibration_error(table):.2f}%"
+    left.set(xlabel="confidence: the largest probability", ylabel="accuracy")
+    left.set_title(error, fontsize=10)
     left.legend(frameon=False, fontsize=8, loc="lower right")
     right.bar((table["bin"] + 0.5) / BINS, table["count"], width=0.9 / BINS, color=COLOURS[0])
-    right.set_xlim(left.get_xlim())
-    right.set_yscale("log")
-    # Not as 10⁴, which requires another font.
-    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    right.set_xlabel("confidence")
-    right.set_ylabel("images")
+    right.set(xlabel="confidence", ylabel="images", xlim=left.get_xlim(), yscale="log")
+    right.yaxis.set_major_formatter("{x:,.0f}")  # not as 10⁴, which requires another font
     figure.suptitle(title, x=0.01, ha="left")
     return figure

@@ -1,28 +1,21 @@
 "use strict";
 // Converts a drawing to an image like those of MNIST. Step by step the same as `s5/inference/preprocessing.py` with
-// `digit_parts.py`, pixel by pixel equal to it for ink on clean paper: so numbers are rounded to float32 (Math.fround)
-// where NumPy does.
+// `digit_parts.py`, pixel by pixel equal to it for ink on clean paper.
 
 /** No single digit was found; the message says why. */
 class DigitError extends Error {}
 
-/** The drawing is empty. */
-class NoInkError extends DigitError {}
-
 /** The image that a network receives, 28 × 28 bytes, of a drawing of WORKING_SIDE × WORKING_SIDE bytes of ink. */
 function prepare(ink) {
-  const small = fitIntoBox(crop(findInk(ink)));
-  const largest = maximum(small.values);
-  small.values = small.values.map((value) => clip(Math.fround(value / largest), 0, 1));
-  return centre(small);
+  return centre(fitIntoBox(crop(findInk(ink))));
 }
 
 /** The amount of ink per pixel, from 0 to 1. Thin strokes are widened. */
 function findInk(ink) {
-  const drawing = crop({ width: WORKING_SIDE, height: WORKING_SIDE, values: new Float32Array(ink) }, 1);
-  const contrast = withoutPaper(map(drawing, (value) => 1 - Math.fround((255 - value) / 255)));
-  if (maximum(contrast.values) < Math.fround(MIN_CONTRAST)) {
-    throw new NoInkError("no ink found: the image is empty, of a single colour or too pale");
+  const drawing = crop({ width: WORKING_SIDE, height: WORKING_SIDE, values: Float64Array.from(ink) }, 1);
+  const contrast = withoutPaper(drawing);
+  if (maximum(contrast.values) < MIN_CONTRAST) {
+    throw new DigitError("no ink found: the image is empty, of a single colour or too pale");
   }
   const threshold = otsu(contrast.values, ink.length);
   let mask = map(contrast, (value) => value > threshold);
@@ -31,10 +24,10 @@ function findInk(ink) {
   }
   mask = withoutSpecks(insideOfFrame(mask));
   checkSingleDigit(mask);
-  const full = percentile(contrast.values.filter((_, place) => mask.values[place]), 0.75);
-  const range = Math.max(Math.fround(full - threshold / 2), 1e-6);
-  const near = dilate(mask, diamond(2)).values;
-  const soft = (value) => clip(Math.fround(Math.fround(value - threshold / 2) / range), 0, 1);
+  const inks = contrast.values.filter((_, place) => mask.values[place]).sort();
+  const full = inks[Math.floor((inks.length - 1) * 0.75)];
+  const near = dilate(mask, 2).values;
+  const soft = (value) => Math.min(Math.max((value - threshold / 2) / (full - threshold / 2), 0), 1);
   return widen(map(contrast, (value, place) => (near[place] ? soft(value) : 0)), mask);
 }
 
@@ -43,39 +36,28 @@ function withoutPaper(darkness) {
   const width = Math.floor(WORKING_SIDE / 3);
   const eroded = slide(darkness, width, Math.min);
   if (maximum(eroded.values) === 0) return darkness; // no blot: the usual case
-  const paper = slide(eroded, width, Math.max);
-  const smooth = blur(paper, width / 4).values;
-  return map(darkness, (value, place) => Math.max(0, value - Math.max(paper.values[place], smooth[place])));
+  const paper = slide(eroded, width, Math.max).values;
+  return map(darkness, (value, place) => value - paper[place]);
 }
 
 /**
- * The threshold that maximises the variance between the two classes it separates (Otsu, 1979). There are `count` values
- * in all; those that are not given are 0.
+ * The threshold that maximises the variance between the two classes it separates (Otsu, 1979), for whole numbers below
+ * 256. There are `count` in all; those that are not given are 0.
  */
 function otsu(values, count) {
-  const [bins, largest] = [256, maximum(values)];
-  const step = Math.fround(largest / bins);
-  const edges = Float32Array.from({ length: bins + 1 }, (_, bin) => (bin < bins ? bin * step : largest));
-  const counts = new Float64Array(bins);
+  const counts = new Float64Array(256);
   counts[0] = count - values.length;
-  for (const value of values) {
-    let bin = Math.min(bins - 1, Math.floor((value / largest) * bins));
-    if (value < edges[bin]) bin--;
-    else if (bin < bins - 1 && value >= edges[bin + 1]) bin++;
-    counts[bin]++;
-  }
-  const middles = edges.map((edge, bin) => Math.fround(edge + edges[bin + 1]) / 2);
-  const sums = counts.map((number, bin) => number * middles[bin]);
-  const total = sum(sums);
-  let [below, sumBelow, best, highest] = [0, 0, 0, -1];
-  for (let bin = 0; bin < bins - 1; bin++) {
-    below += counts[bin];
-    sumBelow += sums[bin];
+  values.forEach((value) => counts[value]++);
+  const total = sum(values);
+  let [below, sumBelow, best, highest] = [0, 0, 0, 0];
+  counts.forEach((number, value) => {
+    below += number;
+    sumBelow += number * value;
     const above = count - below;
     const between = below * above * (sumBelow / below - (total - sumBelow) / above) ** 2;
-    if (between > highest) [best, highest] = [bin, between];
-  }
-  return middles[best];
+    if (between > highest) [best, highest] = [value, between];
+  });
+  return best;
 }
 
 /** The number of pixels that a median filter of 3 × 3 pixels changes. */
@@ -164,14 +146,13 @@ function connectedParts({ width, values }, corners = true) {
 /** Throws DigitError if the ink is too small, wide or full for a digit, or several parts nearly as large as all. */
 function checkSingleDigit(mask) {
   const { width, height } = boundingBox(mask);
-  const [shorter, longer] = [Math.min(width, height), Math.max(width, height)];
-  if (longer < MIN_HEIGHT) throw new DigitError("the digit is too small: crop the image closer to it");
+  if (Math.max(width, height) < MIN_HEIGHT) {
+    throw new DigitError("the digit is too small: crop the image closer to it");
+  }
   if (width > MAX_ASPECT * height) {
     throw new DigitError("the ink is wider than a digit: crop the image to a single digit");
   }
-  if ((sum(mask.values) > MAX_FILLED * width * height && shorter > 0.5 * longer) || isSolid(mask)) {
-    throw new DigitError("the ink is a filled shape: crop the image to the digit inside it");
-  }
+  if (isSolid(mask)) throw new DigitError("the ink is a filled shape: crop the image to the digit inside it");
   const besides = separateParts(mask).filter((part) => part.height > 0.6 * height);
   const isLarge = (part) => part.height > 0.4 * width && part.width > 0.3 * height; // in the transposed image
   const stacked = separateParts(transpose(mask)).filter(isLarge);
@@ -207,39 +188,24 @@ function separateParts(mask) {
 function widen(ink, mask) {
   const { width, height } = boundingBox(mask);
   const size = Math.max(width, height);
-  const distances = distancesToEdge(mask);
-  const mean = pairwiseSum(distances) / distances.length; // in a bar, a quarter of its width
-  const stroke = (4 * mean * BOX) / size;
+  const stroke = (strokeWidth(mask) * BOX) / size;
   if (stroke >= MIN_STROKE) return ink;
-  const radius = Math.max(1, roundHalfEven((((MIN_STROKE - stroke) / 2) * size) / BOX));
-  return dilate(crop(ink, radius), disc(radius));
+  const radius = Math.max(1, Math.floor((((MIN_STROKE - stroke) / 2) * size) / BOX + 0.5));
+  return dilate(crop(ink, radius), radius);
 }
 
-/** The distance of each pixel of the mask to the nearest one outside. */
-function distancesToEdge({ width, values }) {
-  const vertical = new Float64Array(values.length); // in the same column
-  values.forEach((isInk, place) => (vertical[place] = isInk && vertical[place - width] + 1));
-  for (let place = values.length - width - 1; place >= 0; place--) {
-    vertical[place] = Math.min(vertical[place], vertical[place + width] + 1);
-  }
-  const distances = [];
-  vertical.forEach((distance, place) => {
-    let nearest = distance ** 2;
-    for (let step = 1; step * step < nearest; step++) {
-      const closer = Math.min(vertical[place - step], vertical[place + step]);
-      nearest = Math.min(nearest, step * step + closer ** 2);
-    }
-    if (distance) distances.push(Math.sqrt(nearest));
-  });
-  return distances;
+/** The mean width of the strokes of a mask: twice the area by the length of the edge (by Crofton). */
+function strokeWidth({ width, values }) {
+  const isEdge = (value, place) => (value !== (values[place - 1] ?? 0)) + (value !== (values[place - width] ?? 0));
+  return (2 * sum(values)) / ((Math.PI / 4) * sum(values.map(isEdge)));
 }
 
-/** Scales an image to fit BOX × BOX pixels, as Pillow does: mean of the pixels, or bicubic if it is enlarged. */
+/** Scales an image to fit BOX × BOX pixels, as Pillow does: mean of the pixels, or bilinear if it is enlarged. */
 function fitIntoBox(image) {
   const scale = BOX / Math.max(image.width, image.height);
-  const size = (side) => Math.max(1, roundHalfEven(side * scale));
-  const [kernel, support] = scale < 1 ? [box, 0.5] : [bicubic, 2];
-  const narrow = resizeWidth(image, size(image.width), kernel, support);
+  const size = (side) => Math.max(1, Math.floor(side * scale + 0.5));
+  const [kernel, support] = scale < 1 ? [box, 0.5] : [triangle, 1];
+  const narrow = resizeWidth(map(image, Math.fround), size(image.width), kernel, support);
   return transpose(resizeWidth(transpose(narrow), size(image.height), kernel, support));
 }
 
@@ -266,21 +232,19 @@ function box(x) {
   return x > -0.5 && x <= 0.5 ? 1 : 0;
 }
 
-function bicubic(x) {
-  const [a, distance] = [-0.5, Math.abs(x)];
-  if (distance < 1) return ((a + 2) * distance - (a + 3)) * distance * distance + 1;
-  return distance < 2 ? (((distance - 5) * distance + 8) * distance - 4) * a : 0;
+function triangle(x) {
+  return Math.max(0, 1 - Math.abs(x));
 }
 
-/** The image with its centre of mass in the middle of SIDE × SIDE bytes. */
+/** The image with its centre of mass in the middle of SIDE × SIDE bytes, the largest of them 255. */
 function centre({ width, height, values }) {
-  const mass = pairwiseSum(values, Math.fround);
+  const [mass, largest] = [sum(values), maximum(values)];
   const place = (coordinate) => {
-    const centreOfMass = pairwiseSum(Array.from(values, (value, number) => value * coordinate(number))) / mass;
-    return roundHalfEven(1.5 * SIDE - 0.5 - centreOfMass) - SIDE;
+    const centreOfMass = sum(values.map((value, number) => value * coordinate(number))) / mass;
+    return Math.floor(1.5 * SIDE - Math.round(centreOfMass * 1e6) / 1e6) - SIDE; // as if rounding had no errors
   };
   const top = place((number) => Math.floor(number / width));
   const left = place((number) => number % width);
   const centred = cut({ width, height, values }, -left, -top, SIDE, SIDE);
-  return Uint8Array.from(centred.values, (value) => roundHalfEven(value * 255));
+  return Uint8Array.from(centred.values, (value) => (value / largest) * 255 + 0.5);
 }
