@@ -20,7 +20,6 @@ from s5.training.augmentation import augment, normalize
 from s5.training.checkpoint import TrainingState, save_checkpoint
 from s5.training.checks import (
     DivergenceError,
-    check_architecture,
     check_finite,
     check_is_module,
     check_training,
@@ -76,7 +75,9 @@ class Net(nn.Module):
 
 def build(architecture: Callable[[], nn.Module] = Net, seed: int = 0) -> nn.Module:
     """A new network whose initial weights depend on `seed` alone. Raises ValueError for a bad argument."""
-    check_architecture(architecture)
+    if isinstance(architecture, nn.Module):
+        name = type(architecture).__name__
+        raise ValueError(f"architecture must be a class or function, not a network: write {name}, not {name}()")
     check_seed(seed)
     torch.manual_seed(seed)
     return architecture()
@@ -179,12 +180,12 @@ def fit(
     Raises DivergenceError (the model is set back likewise), CheckpointError, CompileError, and ValueError for any
     argument that makes no sense, such as a network of other logits or a recipe with a teacher but no `loss`.
     """
-    check_training(model, data, recipe, loss, eval_every, threads)
+    check_training(model, data, recipe, loss, threads)
     device = pick_device(device)
     precision = pick_precision(precision, device)
     data, model = data.to(device), to_device(model, device)
     loss = cross_entropy(recipe) if loss is None else loss
-    state = TrainingState.start(model, data, recipe, seed, device, precision, threads)
+    state = TrainingState(model, data, recipe, seed, device, precision, threads)
     torch.manual_seed(seed)  # for dropout, which uses the global generators
     if resume:
         state.resume(checkpoint)

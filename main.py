@@ -24,12 +24,11 @@ from s5.training.command_line import (
     Parser,
     add_recipe_options,
     check_threads,
-    path,
     plural,
     recipe_changes,
     run_command,
 )
-from s5.training.files import atomic_path, check_folder, hold_folder, remove_temporaries
+from s5.training.files import atomic_path, check_folder, hold_folder
 from s5.training.recipe import Recipe, check_seed
 
 # Torch takes seconds to load, so what needs it is imported after the options are parsed.
@@ -49,26 +48,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     about = "default auto: bfloat16 if the device multiplies it natively"
     group.add_argument("--precision", choices=PRECISIONS, default="auto", help=about)
     group = parser.add_argument_group("data").add_mutually_exclusive_group()
-    group.add_argument("--data", type=path, metavar="DIR", help="MNIST folder (default: $MNIST_ROOT, then data/)")
+    group.add_argument("--data", type=Path, metavar="DIR", help="MNIST folder (default: $MNIST_ROOT, else data/)")
     group.add_argument("--smoke", action="store_true", help="two epochs on a small sample; needs no download")
     group = parser.add_argument_group("results").add_mutually_exclusive_group()
-    group.add_argument("--output", type=path, metavar="DIR", help="default: a new folder under runs/")
-    group.add_argument("--resume", type=path, metavar="DIR", help="continue the run in this folder")
+    group.add_argument("--output", type=Path, metavar="DIR", help="default: a new folder under runs/")
+    group.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")
     add_recipe_options(parser, "recipe", defaults, skip=DISTILLATION)
     options = parser.parse_args(arguments)
 
     if options.data and not os.path.isdir(options.data):
         parser.error(f"--data {options.data}: there is no such folder")
-    if options.resume and not os.path.isfile(options.resume / CHECKPOINT):
-        parser.error(f"--resume {options.resume}: there is no {CHECKPOINT} in it; give the folder of a run")
     try:
         check_seed(options.seed or 0)
         check_threads(options.threads)
         options.recipe = (defaults.for_smoke() if options.smoke else defaults).changed(**recipe_changes(options))
-        if options.device != "auto":
-            from s5.training.device import pick_device
-
-            pick_device(options.device)
     except ValueError as error:
         parser.error(str(error))
     new_folder = Path("runs", f"{datetime.now():%Y%m%d-%H%M%S}-seed{options.seed or 0}")
@@ -80,22 +73,18 @@ def main(arguments: list[str] | None = None) -> int:
     """The whole command; returns its exit code: 0, 1 for a failure, 130 after Ctrl-C."""
     options = parse_arguments(arguments)
 
-    from helpers import DivergenceError
-    from s5.training.checkpoint import CheckpointError
-    from s5.training.mnist import DataError, load_mnist, load_sample
+    from s5.training.mnist import load_mnist, load_sample
 
     try:
         check_folder(options.output)  # before hours of training
         with hold_folder(options.output):
-            for name in (CHECKPOINT, *RESULTS):
-                remove_temporaries(options.output / name)
             if options.resume:
                 restore_options(options)
             elif holds_run(options.output):
                 raise OSError(f"{options.output} already holds a run: --resume it, or choose another folder")
             run(options, load_sample() if options.smoke else load_mnist(options.data, options.data is None))
             return 0
-    except (DataError, CheckpointError, DivergenceError, OSError) as error:
+    except (ValueError, RuntimeError, OSError) as error:  # among them DataError, CheckpointError, DivergenceError
         print(f"main.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -115,16 +104,12 @@ def holds_run(folder: Path) -> bool:
 
 def restore_options(options: argparse.Namespace) -> None:
     """Take from the checkpoint what the command line does not set; `fit` refuses what differs from it."""
-    from s5.training.checkpoint import CheckpointError, load_checkpoint
-    from s5.training.device import pick_device
+    from s5.training.checkpoint import load_checkpoint
 
     stored = load_checkpoint(options.resume / CHECKPOINT)
     begun = stored["run"]
-    try:
-        options.recipe = Recipe(**begun["recipe"]).changed(**recipe_changes(options))
-        options.device = pick_device(begun["device"] if options.device == "auto" else options.device)
-    except (TypeError, ValueError) as error:  # a recipe of another version; a device that is missing here
-        raise CheckpointError(f"{options.resume} cannot be resumed here: {error}") from error
+    options.recipe = Recipe(**stored["recipe"]).changed(**recipe_changes(options))
+    options.device = begun["device"] if options.device == "auto" else options.device
     options.precision = begun["precision"] if options.precision == "auto" else options.precision
     options.seed = begun["seed"] if options.seed is None else options.seed
     options.threads = options.threads or begun["threads"]

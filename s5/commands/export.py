@@ -26,8 +26,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
-from s5.training.command_line import Parser, output_file, path
+from s5.training.command_line import Parser, output_file
 from s5.training.files import RUNS, atomic_path
 
 
@@ -46,8 +47,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     page.add_argument("--output", type=output_file, metavar="FILE", help="default: docs/index.html")
     for each, count in ((onnx, "*"), (c, "+")):
         each.add_argument("names", nargs=count, metavar="NETWORK", help="a trained network, or all")
-        each.add_argument("--output", type=path, default=RUNS / "export", metavar="FOLDER", help="default: runs/export")
-        each.add_argument("--weights", type=path, metavar="FILE", help="other weights of the network, safetensors")
+        each.add_argument("--output", type=Path, default=RUNS / "export", metavar="FOLDER", help="default: runs/export")
+        each.add_argument("--weights", type=Path, metavar="FILE", help="other weights of the network, safetensors")
         each.add_argument("--smoke", action="store_true", help="use the small sample instead of MNIST")
     onnx.add_argument("--normalized", action="store_true", help="the files take normalised float32 images")
     onnx.add_argument("--record", action="store_true", help="every network and format; save results/export.json")

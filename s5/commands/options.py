@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-from s5.training.command_line import INTERRUPTED, PRECISIONS, Parser, path
+from s5.training.command_line import INTERRUPTED, PRECISIONS, Parser
 from s5.training.recipe import Recipe
 
 MAX_SEEDS = 10_000
@@ -37,7 +37,7 @@ def add_ray(add: Callable) -> None:
 
 def ledger(text: str) -> Path:
     """The type of an option that names a ledger. Raises ArgumentTypeError for any file but a .jsonl file."""
-    if path(text).suffix != ".jsonl":  # so that no other file is appended to by mistake
+    if Path(text).suffix != ".jsonl":  # so that no other file is appended to by mistake
         raise argparse.ArgumentTypeError(f"it must be a .jsonl file, not {text}")
     return Path(text)
 

@@ -8,8 +8,10 @@ python -m s5 sweep --ray auto                                on a Ray cluster
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from s5.commands.options import add_ray, add_trial_options, exit_code, make_parser, seeds, with_changes
-from s5.training.command_line import add_recipe_options, path
+from s5.training.command_line import add_recipe_options
 
 
 def main(arguments: list[str]) -> int:
@@ -20,7 +22,7 @@ def main(arguments: list[str]) -> int:
     add("--variants", type=split, help=f"{names} FILE.py:NAME (default: all, those of variants.py)")
     add("--seeds", type=seeds, help="e.g. 0-4 or 0,3,7 (default: 100-102)")
     add("--split", choices=("validation", "test"), help="evaluated images (default: validation)")
-    add("--weights", type=path, metavar="FOLDER", help="save every trial's weights there")
+    add("--weights", type=Path, metavar="FOLDER", help="save every trial's weights there")
     add("--dry-run", action="store_true", help="list the trials and the expected duration, and stop")
     add = parser.add_argument_group("machine").add_argument
     add_trial_options(add)

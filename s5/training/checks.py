@@ -56,41 +56,21 @@ def check_finite(loss: Tensor | float) -> None:
         raise DivergenceError("the loss is not finite")
 
 
-def check_architecture(architecture: Callable[[], nn.Module]) -> None:
-    """Raise ValueError unless this is a class or function that may return a network."""
-    if isinstance(architecture, nn.Module):
-        name = type(architecture).__name__
-        raise ValueError(f"architecture must be a class or function, not a network: write {name}, not {name}()")
-    if not callable(architecture):
-        raise ValueError(f"architecture must be a class or function that returns a network, not {short(architecture)}")
-
-
 def check_is_module(model: nn.Module) -> None:
     """Raise ValueError unless this is a network."""
-    if isinstance(model, type):
-        raise ValueError(f"model must be a network, not the class {model.__name__}: write {model.__name__}()")
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model must be of the type Module, not {type(model).__name__}")
+        raise ValueError(f"model must be a network such as Net(), not {short(model)}")
 
 
 def check_training(
-    model: nn.Module,
-    data: MnistData,
-    recipe: Recipe,
-    loss: Callable | None = None,
-    eval_every: int = 1,
-    threads: int | None = None,
+    model: nn.Module, data: MnistData, recipe: Recipe, loss: Callable | None = None, threads: int | None = None
 ) -> None:
     """Raise ValueError unless these arguments of `helpers.fit` can be used for training."""
     check_is_module(model)
     for name, value, kind in (("data", data, MnistData), ("recipe", recipe, Recipe)):
         if not isinstance(value, kind):
             raise ValueError(f"{name} must be of the type {kind.__name__}, not {type(value).__name__}")
-    if type(eval_every) is not int or eval_every < 1:
-        raise ValueError(f"eval_every must be 1 or more epochs, not {short(eval_every)}")
     check_threads(threads)
-    if loss is not None and not callable(loss):
-        raise ValueError(f"loss must be a function of inputs, logits and labels, not {short(loss)}")
     if recipe.teacher and loss is None:
         raise ValueError(f"to learn from {recipe.teacher!r}, pass loss=distillation_loss(teacher, recipe)")
     if fault := parameters_fault(model):

@@ -11,18 +11,15 @@ import sys
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from s5.training.recipe import CHOICES, Recipe, short
+from s5.training.recipe import Recipe, short
 
 INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 PRECISIONS = ("auto", "float32", "bfloat16")  # of a forward and backward pass: see device.py
 MAX_THREADS = 1024
-MAX_NAME, MAX_PATH = 255, 4000  # bytes that the usual file systems take
-TYPES = {"int": int, "float": float, "str": str}
-METAVARS = {"int": "N", "float": "X", "str": "NAME"}
+METAVARS = {int: "N", float: "X", str: "NAME"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,21 +34,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
-def path(text: str) -> Path:
-    """The type of an option that names a file or a folder.
-
-    Raises ArgumentTypeError for an empty name, which would be the current folder, and for one that is too long.
-    """
-    if not text:
-        raise argparse.ArgumentTypeError("the name is empty")
-    if any(len(os.fsencode(part)) > MAX_NAME for part in Path(text).parts) or len(os.fsencode(text)) > MAX_PATH:
-        raise argparse.ArgumentTypeError(f"the name is too long: {text[:60]}…")
-    return Path(text)
-
-
 def output_file(text: str) -> Path:
-    """The type of an option that names a file to write. Raises ArgumentTypeError as `path` does, and for a folder."""
-    if os.path.isdir(path(text)):  # False where one may not look
+    """The type of an option that names a file to write. Raises ArgumentTypeError for a folder."""
+    if os.path.isdir(text):
         raise argparse.ArgumentTypeError(f"{text} is a folder, not a file")
     return Path(text)
 
@@ -67,7 +52,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         # On Windows a redirected stream may not encode └ and –; a file's name may contain bytes that are no text.
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    warnings.formatwarning = partial(_format_warning, warnings.formatwarning)
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # in a line, without the place in the code
     try:
         code = main()
         sys.stdout.flush()
@@ -77,11 +62,6 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is written at the exit
         code = 1
     sys.exit(code)
-
-
-def _format_warning(usual: Callable[..., str], message: Warning | str, category: type[Warning], *place: Any) -> str:
-    """A warning for users in a line, without the place in the code; any other in the `usual` way."""
-    return f"warning: {message}\n" if issubclass(category, UserWarning) else usual(message, category, *place)
 
 
 def plural(number: int, noun: str) -> str:
@@ -104,12 +84,12 @@ def add_recipe_options(
         default = f" (default {getattr(defaults, field.name)})" if defaults else ""
         help = (field.metadata["help"] + default).replace("%", "%%")
         options: dict = {"dest": field.name, "default": argparse.SUPPRESS, "help": help}
-        if field.type == "bool":
+        if field.type is bool:
             options["action"] = argparse.BooleanOptionalAction
-        elif field.name in CHOICES:
-            options["choices"] = CHOICES[field.name]
+        elif field.type is str and field.metadata["allowed"]:
+            options["choices"] = field.metadata["allowed"]
         else:
-            options |= {"type": TYPES[field.type], "metavar": METAVARS[field.type]}
+            options |= {"type": field.type, "metavar": METAVARS[field.type]}
         group.add_argument(*names, **options)
 
 

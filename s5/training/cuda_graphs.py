@@ -7,11 +7,9 @@ network or loss that counts its calls, or draws numbers outside of torch, would 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +20,6 @@ from s5.training.optimizers import Muon
 Step = Callable[[Tensor], None]  # of image numbers: trains on one batch
 
 WARM_UPS = 2  # steps before the capture: in them optimizers and cuDNN allocate what they keep
-
-_FAILED: WeakSet[torch.optim.Optimizer] = WeakSet()  # of steps that could not be captured: they are not tried again
 
 
 def can_capture(
@@ -49,10 +45,7 @@ def _runs_on_the_gpu_alone(model: nn.Module) -> bool:
 
 def _is_project_loss(loss: Callable[..., Tensor]) -> bool:
     """True for a loss of the project that uses no network of a user, such as a teacher."""
-    try:
-        used = [cell.cell_contents for cell in getattr(loss, "__closure__", None) or ()]
-    except ValueError:  # a variable without a value: calling the loss will say so
-        return False
+    used = [cell.cell_contents for cell in getattr(loss, "__closure__", None) or ()]
     return is_project_code(loss) and all(_runs_on_the_gpu_alone(each) for each in used if isinstance(each, nn.Module))
 
 
@@ -60,10 +53,10 @@ def cuda_graph(step: Step, optimizer: torch.optim.Optimizer, generator: torch.Ge
     """A training step that is captured as a CUDA graph at its third call and replayed from then on.
 
     `step(batch)` trains on one batch of image numbers, int64 on the GPU; all that it leaves behind must be in tensors
-    that it changes in place. Batches of another shape than the first are trained by `step` itself. If the step cannot
-    be captured, there is a warning, and all batches are.
+    that it changes in place. Batches of another shape than the captured one are trained by `step` itself. Raises
+    RuntimeError if the step cannot be captured.
     """
-    return step if optimizer in _FAILED else GraphedStep(step, optimizer, generator)
+    return GraphedStep(step, optimizer, generator)
 
 
 class GraphedStep:
@@ -72,25 +65,15 @@ class GraphedStep:
     def __init__(self, step: Step, optimizer: torch.optim.Optimizer, generator: torch.Generator):
         self.step, self.optimizer, self.generator = step, optimizer, generator
         self.calls = 0
-        self.batch: Tensor | None = None  # what the graph reads
-        self.rates: list[Tensor] = []  # likewise, a learning rate for each of the optimizer's groups
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, batch: Tensor) -> None:
         """Train on one batch."""
-        self.batch = batch.clone() if self.batch is None else self.batch
-        if self.optimizer in _FAILED or batch.shape != self.batch.shape:
-            self.step(batch)
-            return
-        self.calls += 1
         if self.calls == WARM_UPS:
-            self._run_and_look_for_waiting(batch)
-            return
-        if self.calls == WARM_UPS + 1:
-            # After an error torch would stay on the stream of the capture.
-            with torch.cuda.device_of(batch), torch.cuda.stream(torch.cuda.current_stream()):
-                self._capture()
-        if self.graph is None:
+            with torch.cuda.device_of(batch):
+                self._capture(batch)
+        self.calls += 1
+        if self.graph is None or batch.shape != self.batch.shape:
             self.step(batch)
             return
         self.batch.copy_(batch)
@@ -98,44 +81,20 @@ class GraphedStep:
             rate.fill_(group["lr"])
         self.graph.replay()
 
-    def _run_and_look_for_waiting(self, batch: Tensor) -> None:
-        """Run the step; it has failed if it waits for the GPU, e.g. to read a number.
-
-        In a capture, that would be an error which leaves torch's memory and generators in disorder.
-        """
-        before = torch.cuda.get_sync_debug_mode()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                self.step(batch)
-            finally:
-                torch.cuda.set_sync_debug_mode(before)
-        waits = False
-        for each in caught:
-            if "called a synchronizing CUDA operation" in str(each.message):
-                waits = True
-            elif "prototype feature" not in str(each.message):  # the mode itself
-                warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
-        if waits:
-            self._fail("it waits for the GPU")
-
-    def _capture(self) -> None:
-        device = self.batch.device
-        self.rates = [torch.zeros((), device=device) for _ in self.optimizer.param_groups]
+    def _capture(self, batch: Tensor) -> None:
+        """Capture the step, which then reads its batch and the learning rates of the optimizer's groups from here."""
+        self.batch = batch.clone()
+        self.rates = [torch.zeros((), device=batch.device) for _ in self.optimizer.param_groups]
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
         try:
-            with self._rates_in_tensors(), torch.cuda.graph(graph, stream=_stream(device)):
+            with self._rates_in_tensors(), torch.cuda.graph(graph, stream=_stream(batch.device)):
                 self.step(self.batch)
-        except Exception as error:
-            for generator in (self.generator, torch.cuda.default_generators[device.index]):
-                generator.graphsafe_set_state(generator.clone_state())  # the old state is still marked as capturing
-            while error.__context__ is not None:  # the first error; those after it come from ending the capture
-                error = error.__context__
-            self._fail(str(error).partition("\n")[0])
-        else:
-            self.graph = graph
+        except Exception as error:  # for example of a network that waits for the GPU to read a number
+            raise RuntimeError(
+                "this training step cannot be captured as a CUDA graph: train with compile=False, in a new process"
+            ) from error
+        self.graph = graph
 
     @contextmanager
     def _rates_in_tensors(self) -> Iterator[None]:
@@ -152,11 +111,6 @@ class GraphedStep:
         finally:
             for group, settings in zip(groups, before, strict=True):
                 group |= settings
-
-    def _fail(self, reason: str) -> None:
-        _FAILED.add(self.optimizer)
-        message = f"a training step cannot be captured as a CUDA graph ({reason}): training is slower"
-        warnings.warn(message, stacklevel=2)
 
 
 @cache

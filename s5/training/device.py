@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from s5.training.checks import has_only_project_layers
 from s5.training.command_line import PRECISIONS
@@ -29,23 +29,18 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     Raises ValueError when the name is unknown or the machine has no such device.
     """
     available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
     }
-    if device == "auto":
-        device = next(name for name, is_available in available.items() if is_available)
-    kind = str(device).split(":")[0]
-    if kind not in available:
-        raise ValueError(f"device must be auto, cpu, cuda or mps, not {device!r}")
-    if not available[kind]:
-        raise ValueError(f"device {device!r} was asked for, but torch finds no {kind.upper()} device on this machine")
+    names = [name for name, count in available.items() if count]
     try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r} is no valid device: {error}") from error
-    if kind == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {device!r} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
+        chosen = torch.device(names[0] if device == "auto" else device)
+        is_available = (chosen.index or 0) < available.get(chosen.type, 0)
+    except RuntimeError:
+        is_available = False
+    if not is_available:
+        raise ValueError(f"device must be auto or one that torch finds here, {' or '.join(names)}, not {str(device)!r}")
     return chosen
 
 
@@ -107,24 +102,15 @@ def use_threads(count: int) -> Iterator[None]:
 def pick_threads() -> tuple[int, str]:
     """The number of threads for a command that is told none, and the reason for it in a few words.
 
-    One thread per idle core, at least one, if torch would use every core. A thread beside another busy program is
-    slow, and all others wait for it at every operation: with one such program on two cores, two threads take more than
-    twice as long as one.
+    One thread per idle core, at least one. A thread beside another busy program is slow, and all others wait for it at
+    every operation: with one such program on two cores, two threads take more than twice as long as one.
     """
-    count = torch.get_num_threads()
+    most = torch.get_num_threads()
     if "OMP_NUM_THREADS" in os.environ:
-        return count, "as in OMP_NUM_THREADS"
-    if count != cores() or count == 1:
-        return count, "as torch is set"
-    idle = max(1, min(count, round(idle_cores())))
-    return idle, "one per core" if idle == count else "other programs use the other cores"
-
-
-def idle_cores() -> float:
-    """How many of this process's cores are idle now; fractions add up."""
-    percent = psutil.cpu_percent(SECONDS_TO_LOOK, percpu=True)
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(percent))
-    return sum(1 - percent[core] / 100 for core in usable if core < len(percent))
+        return most, "as in OMP_NUM_THREADS"
+    idle = sum(1 - percent / 100 for percent in psutil.cpu_percent(SECONDS_TO_LOOK, percpu=True))
+    threads = max(1, min(most, round(idle)))
+    return threads, "one per core" if threads == most else "other programs use the other cores"
 
 
 # --- Layout and compiled layers ---------------------------------------------------------------------------------------
@@ -141,22 +127,21 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
 def use_channels_last(model: nn.Module) -> None:
     """Lay out a model's convolutions channels last, in place, on devices where that is faster.
 
-    Not with layers of a user: `images.view(len(images), -1)` after a convolution works for the usual layout only.
+    Not with layers of a user: `images.view(len(images), -1)` after a convolution works for the usual layout only. Nor
+    while a weight is trained: fused optimizers need the same strides of everything.
     """
-    if has_only_project_layers(model):
-        for parameter in filter(_is_to_be_laid_out, model.parameters()):
-            parameter.data = parameter.data.clone(memory_format=torch.channels_last)
+    if not has_only_project_layers(model):
+        return
+    for parameter in model.parameters():
+        weight = parameter.data
+        if weight.is_cpu and weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+            continue  # cuDNN goes by the strides even where a weight has one input channel, but not the CPU
+        if weight.dim() == 4 and parameter.grad is None and _prefers_channels_last(weight.device):
+            parameter.data = weight.clone(memory_format=torch.channels_last)
 
 
-def _is_to_be_laid_out(parameter: nn.Parameter) -> bool:
-    if parameter.dim() != 4:
-        return False
-    if parameter.is_cpu:
-        return not parameter.is_contiguous(memory_format=torch.channels_last)
-    # cuDNN goes by the strides, also where a weight has one input channel and is contiguous in both layouts. While a
-    # weight is trained it stays as it is: fused optimizers need the same strides of everything.
-    is_usual = parameter.is_cuda and parameter.stride(1) != 1 and parameter.grad is None
-    return is_usual and _has_fast_tensor_cores(parameter.device)
+def _prefers_channels_last(device: torch.device) -> bool:
+    return device.type == "cpu" or (device.type == "cuda" and _has_fast_tensor_cores(device))
 
 
 @contextmanager
@@ -164,34 +149,21 @@ def prepare_device(model: nn.Module, device: torch.device, threads: int, compile
     """Make training of `model` fast on `device`, and repeatable: one seed gives the same weights twice.
 
     On a CPU, BatchNorm, ReLU and max-pooling are fused (`fused.py`), which takes two seconds the first time; the model
-    has its usual layers again afterwards. `compile` None: if all layers are torch's or this project's and there is a
-    compiler; False: nothing is compiled; True: always, on MPS by torch.compile. Raises CompileError if `compile` is
-    True and there is no compiler.
+    has its usual layers again afterwards. `compile` None: if there is a compiler; False: never; True: always, and
+    without a compiler CompileError is raised.
     """
-    if compile is None:
-        compile = device.type == "cpu" and has_only_project_layers(model) and can_compile()
-    forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
-    if compile and device.type == "cpu":
-        forwards = fused_forwards(model)
-    elif compile and device.type == "mps":
-        forwards = {model: torch.compile(model.forward)}
+    fuses = device.type == "cpu" and (can_compile() if compile is None else compile)
+    forwards = fused_forwards(model) if fuses else {}
     _keep_freed_memory()
     # cuDNN's fastest convolutions add up in any order.
-    cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    with use_threads(threads), cudnn, _replaced(forwards):
-        yield
-
-
-@contextmanager
-def _replaced(forwards: dict[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Let each of these modules use another forward pass."""
-    for module, forward in forwards.items():
-        module.forward = forward  # of this object; it hides the method of its class
-    try:
-        yield
-    finally:
-        for module in forwards:
-            del module.forward
+    with use_threads(threads), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        for module, forward in forwards.items():
+            module.forward = forward  # of this object; it hides the method of its class
+        try:
+            yield
+        finally:
+            for module in forwards:
+                del module.forward
 
 
 def _keep_freed_memory() -> None:
@@ -199,9 +171,7 @@ def _keep_freed_memory() -> None:
 
     Otherwise the pages of every activation, a few megabytes each, are returned and faulted in again at every batch.
     """
-    try:
+    with suppress(OSError, AttributeError, TypeError):  # macOS, Windows, musl
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # macOS, Windows, musl
-        return
-    mallopt(M_MMAP_THRESHOLD, 8 * 2**20)
-    mallopt(M_TRIM_THRESHOLD, 2**30)
+        mallopt(M_MMAP_THRESHOLD, 8 * 2**20)
+        mallopt(M_TRIM_THRESHOLD, 2**30)

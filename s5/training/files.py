@@ -56,12 +56,12 @@ def hold_folder(path: str | Path) -> Iterator[None]:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it becomes `path`, on any failure it is removed.
 
-    The temporary name keeps the suffix, since several libraries choose the format by it.
-    Missing parent folders are made. Raises OSError as the file system does.
+    The temporary name keeps the suffix, since several libraries choose the format by it. What a killed process leaves
+    of it is overwritten the next time. Missing parent folders are made. Raises OSError as the file system does.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -70,10 +70,3 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
-
-
-def remove_temporaries(path: str | Path) -> None:
-    """Remove what killed processes left of `atomic_path(path)`; only while no other process can be writing it."""
-    path = Path(path)
-    for temporary in path.parent.glob(f".{path.stem}.[0-9]*{path.suffix}"):
-        temporary.unlink(missing_ok=True)

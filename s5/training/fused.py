@@ -10,24 +10,28 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
-from s5.training.checks import has_hooks
+from s5.training.checks import has_hooks, has_only_project_layers
 from s5.training.kernels import DTYPES, NormRelu, load_kernels
+
+POOLING = nn.MaxPool2d(2)
 
 
 def fused_forwards(model: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
     """For each `nn.Sequential` of the model that contains BatchNorm2d → ReLU (→ MaxPool2d(2)) a fused forward pass.
 
-    It uses the model's own layers and weights. Raises CompileError if the kernels cannot be compiled here.
+    It uses the model's own layers and weights. A user's code gets its results in the usual memory layout, on which it
+    may rely; a Sequential that contains a user's layers stays as it is. Raises CompileError if the kernels cannot be
+    compiled here.
     """
     load_kernels()
     forwards = {}
     for module in model.modules():
-        if type(module) is nn.Sequential and "forward" not in vars(module):
+        if type(module) is nn.Sequential and has_only_project_layers(module):
             layers = _fused_layers(list(module))
             if len(layers) < len(module):
-                forwards[module] = nn.Sequential(*layers).forward
+                end = [] if has_only_project_layers(model) else [UsualLayout()]
+                forwards[module] = nn.Sequential(*layers, *end).forward
     return forwards
 
 
@@ -35,7 +39,7 @@ def _fused_layers(layers: list[nn.Module]) -> list[nn.Module]:
     fused: list[nn.Module] = []
     while layers:
         norm, relu, pool = [*layers, None, None][:3]
-        if type(norm) is nn.BatchNorm2d and type(relu) is nn.ReLU and not has_hooks(norm, relu):
+        if _is_usual(norm) and type(relu) is nn.ReLU and not has_hooks(norm, relu):
             pools = _is_2x2_max_pooling(pool) and not has_hooks(pool)
             fused.append(FusedNorm(norm, pools))
             layers = layers[3 if pools else 2 :]
@@ -45,17 +49,29 @@ def _fused_layers(layers: list[nn.Module]) -> list[nn.Module]:
     return fused
 
 
-def _is_2x2_max_pooling(layer: nn.Module | None) -> bool:
-    if type(layer) is not nn.MaxPool2d or layer.ceil_mode or layer.return_indices:
+def _is_usual(norm: nn.Module) -> bool:
+    """True for a BatchNorm2d that has what the kernel reads."""
+    if type(norm) is not nn.BatchNorm2d or not norm.affine or not norm.track_running_stats:
         return False
-    sizes = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-    return [tuple(_pair(size)) for size in sizes] == [(2, 2), (2, 2), (0, 0), (1, 1)]
+    return norm.momentum is not None and norm.weight.dtype == torch.float32
+
+
+def _is_2x2_max_pooling(layer: nn.Module | None) -> bool:
+    settings = nn.MaxPool2d.__constants__
+    return type(layer) is nn.MaxPool2d and all(getattr(layer, name) == getattr(POOLING, name) for name in settings)
+
+
+class UsualLayout(nn.Module):
+    """The same values, contiguous: images in the order (N, C, H, W)."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values.contiguous()
 
 
 class FusedNorm(nn.Module):
     """BatchNorm2d, ReLU and, if `pools`, 2×2 max-pooling: (N, C, H, W) → (N, C, H, W) or (N, C, H/2, W/2).
 
-    Evaluation, odd sides with pooling, and unusual settings or types of the BatchNorm run layer by layer.
+    Evaluation, odd sides with pooling, and values that the kernel does not take run layer by layer.
     """
 
     def __init__(self, norm: nn.BatchNorm2d, pools: bool):
@@ -71,14 +87,7 @@ class FusedNorm(nn.Module):
         return F.max_pool2d(outputs, 2) if self.pools else outputs
 
     def _fits(self, images: Tensor) -> bool:
-        """True if the kernel can run: it gets addresses only, so everything behind them must be as it expects."""
-        norm = self.norm
-        tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        if images.dim() != 4 or images.shape[1] != norm.num_features or images.dtype not in DTYPES:
-            return False
-        if norm.momentum is None or norm.num_batches_tracked is None or any(tensor is None for tensor in tensors):
-            return False
-        if not all(each.dtype == torch.float32 and each.is_contiguous() and each.is_cpu for each in tensors):
+        if images.dim() != 4 or images.shape[1] != self.norm.num_features or images.dtype not in DTYPES:
             return False
         odd = self.pools and (images.shape[2] | images.shape[3]) % 2
-        return images.is_cpu and not odd and images.numel() > images.shape[1]
+        return not odd and images.numel() > images.shape[1]

@@ -10,20 +10,19 @@ import hashlib
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from s5.training.files import RUNS, atomic_path
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-KERNELS = RUNS / "kernels"  # the compiled files, one per processor and version
+KERNELS = RUNS / "kernels"  # the compiled files, one per machine and version
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
-COMPILERS = ("c++", "g++", "clang++")
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -56,39 +55,24 @@ def can_compile() -> bool:
 
 @cache
 def load_kernels() -> ctypes.CDLL:
-    """The compiled functions. Raises CompileError if there is no compiler or it fails, or no folder for its output."""
-    command = _compiler()
-    identity = "\n".join([SOURCE.read_text(encoding="utf-8"), *command, platform.platform(), *_processor()])
+    """The compiled functions; `$CXX` may name a compiler and options. Raises CompileError if they cannot be made."""
+    native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+    command = [*shlex.split(os.environ.get("CXX", "c++")), *FLAGS, native]
+    identity = "\n".join(
+        [SOURCE.read_text(encoding="utf-8"), *command, *platform.uname(), torch.backends.cpu.get_cpu_capability()]
+    )
     path = KERNELS / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     try:
-        if not path.exists():
-            with atomic_path(path) as temporary:
-                subprocess.run([*command, SOURCE, "-o", temporary], check=True, capture_output=True, text=True)
+        KERNELS.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # several processes may need them at once
+            if not path.exists():
+                with atomic_path(path) as temporary:
+                    subprocess.run([*command, SOURCE, "-o", temporary], check=True, capture_output=True, text=True)
         return ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as error:
-        lines = [*error.stderr.strip().splitlines(), str(error)]
-        reason = next((line for line in lines if "error" in line), lines[0])
-        raise CompileError(f"{command[0]} cannot compile {SOURCE.name}: {reason}") from error
+        raise CompileError(f"{command[0]} cannot compile {SOURCE.name}: {error.stderr.strip()}") from error
     except OSError as error:
-        raise CompileError(f"the compiled {SOURCE.name} cannot be stored or loaded: {error}") from error
-
-
-def _compiler() -> list[str]:
-    """The command that compiles for this processor. `$CXX` may name a compiler and options."""
-    commands = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else [[name] for name in COMPILERS]
-    for command in commands:
-        if shutil.which(command[0]):
-            native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
-            return [*command, *FLAGS, native]
-    wanted = " or ".join(command[0] for command in commands)
-    raise CompileError(f"compiling for the CPU requires a C++ compiler, {wanted}, which is not installed")
-
-
-def _processor() -> list[str]:
-    """What tells processors apart that run different instructions."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+        raise CompileError(f"{SOURCE.name} cannot be compiled by {command[0]} and loaded: {error}") from error
 
 
 def _call(name: str, *arguments: Tensor | Shape | float | bool) -> None:

@@ -6,16 +6,15 @@
 The MD5 of every file is checked, so a partial download is never used.
 """
 
-import contextlib
-import errno
+from __future__ import annotations
+
 import hashlib
 import io
 import os
-import shutil
 import socket
 import sys
-import tempfile
 import textwrap
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
@@ -33,7 +32,6 @@ FILES = {  # the MD5 of the four uncompressed files, as published with the origi
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
-SPACE = 110_000_000  # bytes on the disk for the four files and their archives, as long as both are there
 NETWORK_TIMEOUT = 5  # seconds without a response
 
 VALIDATION_SEED = 50_000  # changing it would make old and new validation scores incomparable
@@ -61,10 +59,6 @@ class DataError(RuntimeError):
     """MNIST cannot be loaded. The message says why and what to do."""
 
 
-class DownloadError(DataError):
-    """The network failed, not the disk: only then the sample may be used instead."""
-
-
 @dataclass(frozen=True, eq=False)  # == of tensors has no single truth value
 class MnistData:
     """Images to train on and images to evaluate on.
@@ -86,15 +80,12 @@ class MnistData:
     def __post_init__(self):
         check_labelled(self.train_images, self.train_labels, "train_")
         check_labelled(self.eval_images, self.eval_labels, "eval_")
-        for name, allowed in (("source", ("mnist", "sample")), ("split", ("test", "validation"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)!r}")
 
-    def to(self, device: torch.device | str) -> "MnistData":
+    def to(self, device: torch.device | str) -> MnistData:
         """The same data with its four tensors on `device`."""
         return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
 
-    def subset(self, train: int, evaluate: int) -> "MnistData":
+    def subset(self, train: int, evaluate: int) -> MnistData:
         """The first `train` training images and the first `evaluate` images to evaluate on."""
         counts = dict(zip(TENSORS, (train, train, evaluate, evaluate), strict=True))
         return replace(self, **{name: getattr(self, name)[:count] for name, count in counts.items()})
@@ -107,26 +98,28 @@ class MnistData:
 def load_mnist(root: str | Path | None = None, allow_sample: bool = True) -> MnistData:
     """All 60,000 training and 10,000 test images of MNIST.
 
-    Looks for `MNIST/raw/train-images-idx3-ubyte` and its three siblings, torchvision's layout, in `root`; without
-    `root`, in the folder `$MNIST_ROOT`, then in `data/`. Missing files are downloaded: beside the files that were
-    found, else into `root`, else into `data/`. Without a network the result is `load_sample()`, with a warning on
-    stderr.
+    Reads `MNIST/raw/train-images-idx3-ubyte` and its three siblings, torchvision's layout, in `root`, else in the
+    folder `$MNIST_ROOT`, else in `data/`. If files are missing, they are downloaded to there. Without a network the
+    result is `load_sample()`, with a warning on stderr.
 
     Raises DataError if a file is damaged, if the disk is full or read-only, or if the download fails and
-    `allow_sample` is False.
+    `allow_sample` is False; OSError if a file cannot be read.
     """
-    raw = _raw_folder(root)
-    present = [name for name in FILES if os.path.exists(raw / name)]
-    for name in present:
-        _verify(raw / name)
-    if missing := [name for name in FILES if name not in present]:
+    raw = Path(root or os.environ.get("MNIST_ROOT") or "data").expanduser().absolute() / "MNIST" / "raw"
+    if not all((raw / name).exists() for name in FILES):
         try:
-            _download(missing, raw)
-        except DownloadError as error:
+            _download(raw)
+        except (RuntimeError, HTTPException, URLError, ConnectionError, TimeoutError) as error:
+            message = NOT_DOWNLOADED.format(reason=textwrap.indent(str(error).strip(), "    "), raw=raw)
             if not allow_sample:
-                raise
-            print(SAMPLE_WARNING.format(error=error), file=sys.stderr)
+                raise DataError(message) from error
+            print(SAMPLE_WARNING.format(error=message), file=sys.stderr)
             return load_sample()
+        except OSError as error:  # of the disk, not of the network
+            raise DataError(
+                f"MNIST cannot be stored in {raw}: {error.strerror or error}. Make room or choose another folder, "
+                f"or set MNIST_ROOT to a folder that already holds MNIST/raw/."
+            ) from error
     return MnistData(*(_read(raw / name) for name in FILES), source="mnist")
 
 
@@ -163,76 +156,28 @@ def validation_split(data: MnistData) -> MnistData:
     return MnistData(images[kept], labels[kept], images[held_out], labels[held_out], data.source, "validation")
 
 
-def _raw_folder(root: str | Path | None) -> Path:
-    """The folder of the four files: where some of them are, else where to download them."""
-    environment = os.environ.get("MNIST_ROOT")
-    if root is None and environment:
-        raw = _raw(environment)
-        if any(os.path.exists(raw / name) for name in FILES):
-            return raw
-        print(f"MNIST_ROOT={environment} contains no MNIST/raw/ files: looking in data/")
-    return _raw("data" if root is None else root)
+def _download(raw: Path) -> None:
+    """Let torchvision download and unpack the four files into the folder `raw`, without its output."""
+    from torchvision.datasets import MNIST  # takes as long to import as torch, and only a download needs it
 
-
-def _raw(root: str | Path) -> Path:
-    return Path(root).expanduser().absolute() / "MNIST" / "raw"
-
-
-def _verify(path: Path) -> None:
-    """Raise DataError unless this is one of the four files with the published MD5."""
+    print(f"Downloading MNIST (11 MB) into {raw}")
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)  # torchvision sets none and would wait forever
     try:
-        md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Check its permissions or delete it.") from error
-    if md5 != FILES[path.name]:
-        raise DataError(f"{path} is damaged: its MD5 is not MNIST's. Delete it and run again to download it.")
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            MNIST(raw.parent.parent, download=True)
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _read(path: Path) -> Tensor:
     """The images, uint8 (N, 28, 28), or the labels, int64 (N,), of one of the four files."""
+    content = path.read_bytes()
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != FILES[path.name]:
+        raise DataError(f"{path} is damaged: its MD5 is not MNIST's. Delete it and run again to download it.")
     if "labels" in path.name:
-        return torch.from_numpy(np.fromfile(path, np.uint8, offset=8)).long()
-    return torch.from_numpy(np.fromfile(path, np.uint8, offset=16)).reshape(-1, 28, 28)
-
-
-def _download(names: list[str], raw: Path) -> None:
-    """Download the files `names` into the folder `raw`, where each appears whole and verified, or not at all.
-
-    Raises DownloadError if the network fails and DataError if the disk does.
-    """
-    try:
-        raw.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(raw).free < SPACE:  # torchvision may report a full disk as a bad mirror
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        print(f"Downloading MNIST (11 MB) into {raw}")
-        # Inside `raw`, because os.replace is atomic only within one file system.
-        with tempfile.TemporaryDirectory(dir=raw, prefix=".download-") as temporary:
-            try:
-                _fetch(temporary)
-            except (RuntimeError, HTTPException, URLError, ConnectionError, TimeoutError) as error:
-                reason = textwrap.indent(str(error).strip(), "    ")
-                raise DownloadError(NOT_DOWNLOADED.format(reason=reason, raw=raw)) from error
-            for name in names:
-                _verify(_raw(temporary) / name)
-                os.replace(_raw(temporary) / name, raw / name)
-    except OSError as error:
-        raise DataError(
-            f"MNIST cannot be stored in {raw}: {error.strerror or error}. Make room or choose another folder, "
-            f"or set MNIST_ROOT to a folder that already holds MNIST/raw/."
-        ) from error
-
-
-def _fetch(folder: str) -> None:
-    """Let torchvision download and unpack all four files into `folder`, without its output."""
-    from torchvision.datasets import MNIST  # takes as long to import as torch, and only a download needs it
-
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_TIMEOUT)  # torchvision sets none and would wait forever
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            MNIST(folder, download=True)
-    finally:
-        socket.setdefaulttimeout(before)
+        return torch.tensor(np.frombuffer(content, np.uint8, offset=8)).long()
+    return torch.tensor(np.frombuffer(content, np.uint8, offset=16)).reshape(-1, 28, 28)
 
 
 def check_images(images: Tensor, name: str = "images", hint: str = "") -> None:
