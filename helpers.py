@@ -25,7 +25,7 @@ from s5.training.checks import (
     check_training,
     evaluation_mode,
 )
-from s5.training.cuda_graphs import can_capture, cuda_graph
+from s5.training.cuda_graphs import GraphedStep, can_capture
 from s5.training.device import autocast, eval_batch_size, pick_device, pick_precision, prepare_device, to_device
 from s5.training.mnist import MnistData, check_images, check_labelled
 from s5.training.progress import Epoch, report, watch
@@ -119,7 +119,7 @@ def train(
         loss_sum.add_(batch_loss.detach() * len(batch))
         correct.add_((logits.argmax(1) == targets).sum())
 
-    step = cuda_graph(step, optimizer, generator) if graph else step
+    step = GraphedStep(step, optimizer, generator) if graph else step
     order = torch.randperm(len(images), generator=generator, device=images.device)
     for batch in watch(order.split(recipe.batch_size), loss_sum, correct, shown=progress):
         step(batch)

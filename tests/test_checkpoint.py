@@ -1,7 +1,5 @@
 """Interrupted and resumed runs, damaged checkpoints, and weights on disk."""
 
-import copy
-import io
 import json
 import os
 from dataclasses import replace
@@ -13,14 +11,7 @@ from torch import nn
 
 import helpers
 from helpers import Net
-from s5.training.checkpoint import (
-    CheckpointError,
-    TrainingState,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-    save_weights,
-)
+from s5.training.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint, save_weights
 from s5.training.device import use_threads
 from tests.utils import SHORT, assert_same_weights, devices, fit, without_seconds
 
@@ -53,13 +44,12 @@ def cut_off(monkeypatch):
 
 
 @pytest.mark.parametrize("device", devices())
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("architecture", "changes"),
+    ("architecture", "precision", "changes"),
     [
-        (WithDropout, {"optimizer": "adamw"}),
-        (Net, {"optimizer": "muon"}),
-        (Net, {"optimizer": "adadelta", "ema_decay": 0.0, "schedule": "step", "schedule_every": "epoch"}),
+        (WithDropout, "float32", {"optimizer": "adamw"}),
+        (Net, "bfloat16", {"optimizer": "muon"}),
+        (Net, "float32", {"optimizer": "sgd", "ema_decay": 0.0, "schedule": "step", "schedule_every": "epoch"}),
     ],
 )
 def test_resume_gives_the_same_weights_bit_for_bit(small, tmp_path, cut_off, architecture, changes, device, precision):
@@ -83,7 +73,6 @@ def test_a_resumed_run_has_the_threads_of_its_start(small, tmp_path, cut_off):
         helpers.fit(helpers.build(), small, SHORT, progress=lambda _: used.append(torch.get_num_threads()), **options)
         assert used == [3]
         assert torch.get_num_threads() == 2, "set back"
-    assert load_checkpoint(path)["run"]["threads"] == 3
     with pytest.raises(CheckpointError, match="threads: 3 there, 1 here"):
         fit(small, threads=1, checkpoint=path, resume=True)
 
@@ -91,50 +80,26 @@ def test_a_resumed_run_has_the_threads_of_its_start(small, tmp_path, cut_off):
 @pytest.fixture(scope="module")
 def checkpoint(small, tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "checkpoint.pt"
-    fit(small, replace(SHORT, epochs=1), checkpoint=path)
+    fit(small, replace(SHORT, epochs=1), checkpoint=path, precision="float32")
     return path
 
 
-def flip_a_bit(content: bytes) -> bytes:
-    """Change the file in the middle of the largest layer's weights."""
-    weights = bytes(torch.load(io.BytesIO(content), weights_only=True)["model"]["conv3.0.weight"].untyped_storage())
-    place = content.index(weights) + len(weights) // 2
-    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: b"",
-        lambda content: b"not a checkpoint",
-        lambda content: content[:-1000],
-        flip_a_bit,
-    ],
-    ids=["empty", "text", "cut off", "one bit"],
-)
-def test_a_damaged_checkpoint_is_one_line(checkpoint, tmp_path, damage):
-    path = tmp_path / "checkpoint.pt"
-    path.write_bytes(damage(checkpoint.read_bytes()))
-    with pytest.raises(CheckpointError, match=r"\A.*checkpoint.pt is damaged or no checkpoint \(.*delete it.*\Z"):
-        load_checkpoint(path)
-
-
-def test_a_checkpoint_with_code_is_refused_and_the_code_does_not_run(tmp_path):
+def test_a_file_that_is_no_checkpoint_is_one_line_and_its_code_does_not_run(checkpoint, tmp_path):
     class Malice:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'ran'}",)
 
     path = tmp_path / "checkpoint.pt"
-    torch.save({"model": Malice()}, path)
-    with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
-        load_checkpoint(path)
+    for content in (b"", b"not a checkpoint", checkpoint.read_bytes()[:-1000], {"model": Malice()}):
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+        with pytest.raises(CheckpointError, match=r"\A.*checkpoint.pt is damaged or no checkpoint \(.*delete it.*\Z"):
+            load_checkpoint(path)
     assert not (tmp_path / "ran").exists()
-
-
-def test_a_file_of_another_format_is_named(tmp_path):
-    torch.save(Net().state_dict(), tmp_path / "weights.pt")
+    torch.save(Net().state_dict(), path)
     with pytest.raises(CheckpointError, match="no checkpoint of this project's format"):
-        load_checkpoint(tmp_path / "weights.pt")
+        load_checkpoint(path)
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        load_checkpoint(tmp_path / "absent.pt")
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_differences_are_listed(small, checkpoint):
@@ -142,54 +107,16 @@ def test_a_checkpoint_of_another_run_is_refused_and_differences_are_listed(small
     for arguments, difference in (
         ({"recipe": replace(recipe, learning_rate=0.2, momentum=0.5)}, "learning_rate: 0.05 there, 0.2 here; momentum"),
         ({"seed": 1}, "seed: 0 there, 1 here"),
-        ({"precision": "float32" if is_bfloat16(checkpoint) else "bfloat16"}, "precision: "),
-        ({"architecture": WithDropout}, r"conv1.0.weight: \(4, 1, 3, 3\) there, absent here"),
+        ({"precision": "bfloat16"}, "precision: float32 there, bfloat16 here"),
+        ({"architecture": WithDropout}, r"conv1.0.weight: \(4, 1, 3, 3\) there, absent here.* and 24 more"),
         ({"data": small.subset(500, 200)}, "data: .*600 training.* there, .*500 training.* here"),
-        ({"data": flipped}, "sha256: '.*' there, '.*' here"),
+        ({"data": flipped}, "sha256: .* there, .* here"),
     ):
+        given = {"data": small, "recipe": recipe, "precision": "float32"} | arguments
         with pytest.raises(CheckpointError, match=f"belongs to another run .*{difference}"):
-            fit(**{"data": small, "recipe": recipe} | arguments, checkpoint=checkpoint, resume=True)
-
-
-def is_bfloat16(checkpoint) -> bool:
-    return load_checkpoint(checkpoint)["run"]["precision"] == "bfloat16"
-
-
-def test_another_gpu_is_another_device(small, checkpoint, monkeypatch):
-    state = TrainingState.start(Net(), small, replace(SHORT, epochs=1), 0, torch.device("cpu"))
-    state.run["device"] = "cuda:0"
-    saved = load_checkpoint(checkpoint)
-    saved["run"]["device"] = "cuda:1"
-    monkeypatch.setattr("s5.training.checkpoint.load_checkpoint", lambda path: saved)
-    with pytest.raises(CheckpointError, match="device: 'cuda:1' there, 'cuda:0' here"):
-        state.resume(checkpoint)
-
-
-@pytest.mark.parametrize(
-    ("part", "wrong"), [("optimizer", {}), ("scheduler", None), ("generator", torch.zeros(3)), ("average", {})]
-)
-def test_a_part_that_torch_cannot_load_changes_nothing(small, checkpoint, tmp_path, part, wrong):
-    torch.save(torch.load(checkpoint, weights_only=True) | {part: wrong}, tmp_path / "checkpoint.pt")
-    precision = load_checkpoint(checkpoint)["run"]["precision"]
-    state = TrainingState.start(helpers.build(), small, replace(SHORT, epochs=1), 0, torch.device("cpu"), precision)
-    before = copy.deepcopy(state.model.state_dict())
-    with pytest.raises(CheckpointError, match=r"\A[^\n]*checkpoint.pt is damaged[^\n]*\Z"):
-        state.resume(tmp_path / "checkpoint.pt")
-    assert all(torch.equal(tensor, before[name]) for name, tensor in state.model.state_dict().items())
-    state.resume(checkpoint)
-    assert len(state.history) == 1
-
-
-@pytest.mark.parametrize("path", [None, "", 5])
-def test_resume_without_a_path_is_refused(small, path):
+            fit(**given, checkpoint=checkpoint, resume=True)
     with pytest.raises(ValueError, match="resume needs the path of a checkpoint"):
-        fit(small, checkpoint=path, resume=True)
-
-
-@pytest.mark.parametrize("name", ["absent.pt", 300 * "n", "."])
-def test_resume_without_a_file_is_refused(small, tmp_path, name):
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
-        fit(small, checkpoint=tmp_path / name, resume=True)
+        fit(small, resume=True)
 
 
 def test_full_disk_raises_oserror_and_keeps_the_old_files(tmp_path):
@@ -213,33 +140,19 @@ def test_full_disk_raises_oserror_and_keeps_the_old_files(tmp_path):
     assert set(tmp_path.iterdir()) == {checkpoint, weights}
 
 
-# --- Weights ----------------------------------------------------------------------------------------------------------
-
-
 def test_weights_round_trip_and_invalid_files(tmp_path):
-    path = tmp_path / "weights.safetensors"
+    path, metadata = tmp_path / "weights.safetensors", {"data": "sample", "result": "99%"}
     model = helpers.build(seed=1)
-    save_weights(model, path, {"data": "sample"})
-    again = load_weights(helpers.build(seed=2), path)
-    assert_same_weights(model, again)
-    images = torch.randint(256, (50, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    assert torch.equal(helpers.predict(model, images), helpers.predict(again, images))
+    save_weights(model, path, metadata)
+    assert_same_weights(load_weights(helpers.build(seed=2), path), model)
+    content = path.read_bytes()
+    save_weights(model, path, dict(reversed(metadata.items())))
+    assert path.read_bytes() == content
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["training"]) == metadata
     with pytest.raises(CheckpointError, match="another architecture"):
         load_weights(WithDropout(), path)
-    path.write_bytes(path.read_bytes()[:-100])
+    path.write_bytes(content[:-100])
     for wrong in (path, tmp_path, tmp_path / "absent.safetensors"):
         with pytest.raises(CheckpointError, match=r"\Acannot read weights from [^\n]*\Z"):
             load_weights(Net(), wrong)
-
-
-def test_equal_weights_and_metadata_give_equal_files(tmp_path):
-    """Safetensors writes several metadata keys in an order that differs from call to call."""
-    path = tmp_path / "weights.safetensors"
-    metadata = {"data": "sample", "result": "99%", "seed": "1"}
-    contents = set()
-    for order in (metadata, dict(reversed(metadata.items()))) * 5:
-        save_weights(helpers.build(seed=1), path, order)
-        contents.add(path.read_bytes())
-    assert len(contents) == 1
-    with safe_open(path, "pt") as file:
-        assert json.loads(file.metadata()["training"]) == metadata

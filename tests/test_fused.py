@@ -1,7 +1,6 @@
 """Fused training layers against the layers that they replace."""
 
 import copy
-import os
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ import helpers
 from s5.training import kernels
 from s5.training.augmentation import normalize
 from s5.training.device import prepare_device, use_threads
-from s5.training.fused import FusedNorm, fused_forwards
 from s5.training.kernels import CompileError, NormRelu, can_compile, load_kernels
 from tests.utils import SHORT, fit
 
@@ -52,7 +50,7 @@ def assert_fused_is_equal(model: nn.Module, images: torch.Tensor, rtol: float = 
 
 @needs_compiler
 @pytest.mark.parametrize("pools", [False, True])
-@pytest.mark.parametrize("channels", [1, 3, 8, 12, 33])
+@pytest.mark.parametrize("channels", [1, 3, 8, 33])
 def test_any_number_of_channels_and_any_side(pools, channels):
     model = small_model(pools, channels)
     for sides in ((2, 2), (6, 10), (14, 14)):
@@ -62,16 +60,11 @@ def test_any_number_of_channels_and_any_side(pools, channels):
 
 @needs_compiler
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_any_layout_and_a_mean_far_from_zero(layout):
+def test_any_layout_a_mean_far_from_zero_and_settings(layout):
     images = torch.randn(SHAPE).to(memory_format=layout)
     assert_fused_is_equal(small_model(True), images)
     assert_fused_is_equal(small_model(True), 1000 + images, rtol=2e-3, atol=2e-2)
-
-
-@needs_compiler
-@pytest.mark.parametrize("momentum", [0, 1, 0.25])
-def test_settings_of_the_normalisation(momentum):
-    assert_fused_is_equal(nn.Sequential(nn.BatchNorm2d(2, eps=1, momentum=momentum), nn.ReLU()), torch.randn(SHAPE))
+    assert_fused_is_equal(nn.Sequential(nn.BatchNorm2d(2, eps=1, momentum=0.25), nn.ReLU()), images)
 
 
 @needs_compiler
@@ -105,7 +98,7 @@ def test_gradients_on_digits_equal_those_in_float64(sample):
 
 
 @needs_compiler
-def test_results_do_not_depend_on_the_number_of_threads():
+def test_results_do_not_depend_on_the_number_of_threads_and_nan_is_not_hidden():
     images, norm = torch.randn(7, 6, 8, 8), nn.BatchNorm2d(6)
     results = []
     for threads in (1, 3):
@@ -116,14 +109,8 @@ def test_results_do_not_depend_on_the_number_of_threads():
         results.append((outputs, inputs.grad, norm.weight.grad.clone()))
         norm.zero_grad()
     assert all(map(torch.equal, *results))
-
-
-@needs_compiler
-@pytest.mark.parametrize("pools", [False, True])
-def test_nan_is_not_hidden(pools):
-    images, norm = torch.randn(2, 3, 4, 4), nn.BatchNorm2d(3)
     images[0, 1, 2, 2] = float("nan")
-    outputs = NormRelu.apply(images, norm.weight, norm.bias, norm, pools)
+    outputs = NormRelu.apply(images, norm.weight, norm.bias, norm, False)
     assert outputs[:, 1].isnan().all()
     assert not outputs[:, 0].isnan().any()
 
@@ -142,9 +129,7 @@ def changed(change) -> nn.Sequential:
         (changed(lambda model: model.eval()), SHAPE),
         (changed(lambda model: model.double()), SHAPE),
         (changed(lambda model: setattr(model[1], "momentum", None)), SHAPE),
-        (changed(lambda model: setattr(model[1], "bias", None)), SHAPE),
         (changed(lambda model: model[1].register_forward_hook(lambda *_: None)), SHAPE),
-        (changed(lambda model: model[3].register_full_backward_hook(lambda *_: None)).eval(), SHAPE),
         (nn.Sequential(nn.BatchNorm2d(2, affine=False), nn.ReLU()), SHAPE),
         (nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False), nn.ReLU()), SHAPE),
         (nn.Sequential(nn.ReLU(), nn.BatchNorm2d(2), nn.Identity(), nn.ReLU()), SHAPE),
@@ -159,47 +144,34 @@ def test_what_the_kernel_does_not_expect_runs_layer_by_layer(model, shape, monke
 
 
 @needs_compiler
-def test_a_wrong_number_of_channels_is_torchs_error_and_the_model_has_its_layers_again():
-    model = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU())
-    with pytest.raises(RuntimeError, match="running_mean should contain"), prepare_device(model, CPU, 1, True):
-        assert "forward" in vars(model)
-        model(torch.randn(2, 4, 6, 6))
-    assert "forward" not in vars(model)
-
-
-@needs_compiler
 def test_net_is_fused_and_has_its_usual_layers_afterwards(small):
-    model, names = helpers.build(), list(helpers.Net().state_dict())
-    layers = [layer for forward in fused_forwards(model).values() for layer in forward.__self__]
-    assert [layer.pools for layer in layers if isinstance(layer, FusedNorm)] == [False, True, False, True, False]
-    fused = []
+    model, fused = helpers.build(), []
     helpers.fit(model, small, SHORT, device="cpu", progress=lambda _: fused.append("forward" in vars(model.conv1)))
     assert fused == [True, True]
     assert not any("forward" in vars(module) for module in model.modules())
-    assert list(model.state_dict()) == names
+    (_, eager), (_, compiled) = (fit(small, compile=compile) for compile in (False, True))
+    for epoch, expected in zip(compiled, eager, strict=True):
+        assert epoch["train_loss"] == pytest.approx(expected["train_loss"], rel=0.02)
+        assert epoch["eval_loss"] == pytest.approx(expected["eval_loss"], rel=0.02)
 
 
 class OfAUser(nn.Module):
-    """Its forward pass uses the layers of a Sequential one by one."""
+    """Its Sequential is followed by `view`, which works for the usual memory layout only, as in many tutorials."""
 
-    def __init__(self):
+    def __init__(self, *layers: nn.Module):
         super().__init__()
-        self.block = small_model()
-        self.features = []
+        self.block = nn.Sequential(*small_model(), *layers)
 
     def forward(self, images):
-        self.features = [images := layer(images) for layer in self.block]
-        return self.block[1](images)
+        return self.block(images).view(len(images), -1)
 
 
 @needs_compiler
-def test_the_forward_pass_of_a_user_is_run_as_written():
-    model, images = OfAUser(), torch.randn(SHAPE)
-    for compile, is_fused in ((None, False), (True, True), (False, False)):
-        with prepare_device(model, CPU, 1, compile):
+def test_a_network_of_a_user_is_fused_but_for_a_sequential_with_layers_of_the_user():
+    for model, is_fused in ((OfAUser(), True), (OfAUser(OfAUser()), False)):
+        with prepare_device(model, CPU, 1):
             assert ("forward" in vars(model.block)) == is_fused
-            model(images)
-        assert len(model.features) == 3
+    assert_fused_is_equal(OfAUser(), torch.randn(SHAPE))
 
 
 # --- Compiling --------------------------------------------------------------------------------------------------------
@@ -216,25 +188,17 @@ def uncompiled(monkeypatch, tmp_path):
         function.cache_clear()
 
 
-def broken_compiler(folder) -> str:
-    compiler = folder / "broken"
-    compiler.write_text("#!/bin/sh\necho 'no OpenMP here' >&2\nexit 1\n")
-    compiler.chmod(0o755)
-    return str(compiler)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="requires a shell script as the compiler")
 @pytest.mark.parametrize(
     ("compiler", "message"),
     [
-        (lambda folder: "no-such-compiler", "requires a C\\+\\+ compiler, no-such-compiler, which is not installed"),
-        (broken_compiler, r"cannot compile kernels\.cpp: no OpenMP here"),
+        ("no-such-compiler", "cannot be compiled by no-such-compiler and loaded"),
+        ("false", r"false cannot compile kernels\.cpp"),
     ],
 )
 def test_without_a_compiler_plain_layers_are_used_and_the_error_says_why(
     uncompiled, monkeypatch, small, compiler, message
 ):
-    monkeypatch.setenv("CXX", compiler(uncompiled))
+    monkeypatch.setenv("CXX", compiler)
     assert not can_compile()
     with pytest.raises(CompileError, match=message):
         fit(small, SHORT, compile=True)
@@ -244,16 +208,8 @@ def test_without_a_compiler_plain_layers_are_used_and_the_error_says_why(
 @needs_compiler
 def test_kernels_are_kept_on_disk(uncompiled):
     load_kernels()
-    (kept,) = (uncompiled / "kernels").iterdir()
+    (kept,) = (uncompiled / "kernels").glob("*.so")
     written = kept.stat().st_mtime_ns
     load_kernels.cache_clear()
     load_kernels()
     assert kept.stat().st_mtime_ns == written
-
-
-@needs_compiler
-def test_a_folder_that_cannot_be_written_is_named(uncompiled, monkeypatch):
-    (uncompiled / "file").touch()
-    monkeypatch.setattr(kernels, "KERNELS", uncompiled / "file" / "kernels")
-    with pytest.raises(CompileError, match=r"the compiled kernels\.cpp cannot be stored or loaded"):
-        load_kernels()

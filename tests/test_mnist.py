@@ -7,13 +7,11 @@ including the download, runs without a network and without the data set.
 import gzip
 import hashlib
 import os
-import shutil
 import socket
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,29 +148,19 @@ def test_splits_are_those_of_every_recorded_result(sample):
 NOT_IMAGES = {
     "floats": lambda images, labels: (images / 255, labels),
     "a channel": lambda images, labels: (images[:, None], labels),
-    "another size": lambda images, labels: (images[:, 2:, 2:], labels),
     "an array": lambda images, labels: (images.numpy(), labels),
     "no images": lambda images, labels: (images[:0], labels[:0]),
     "more labels": lambda images, labels: (images[:-1], labels),
     "labels of another type": lambda images, labels: (images, labels.float()),
-    "labels as a list": lambda images, labels: (images, labels.tolist()),
     "label 10": lambda images, labels: (images, labels + (labels == 9)),
-    "label -1": lambda images, labels: (images, labels - 1),
 }
 
 
 @pytest.mark.parametrize("change", NOT_IMAGES.values(), ids=NOT_IMAGES)
 def test_what_are_no_images_and_labels_is_refused(sample, change):
-    for part in ("train", "eval"):
-        images, labels = change(getattr(sample, f"{part}_images"), getattr(sample, f"{part}_labels"))
-        with pytest.raises(ValueError, match=rf"\A[^\n]*{part}_(images|labels)[^\n]*\Z"):
-            replace(sample, **{f"{part}_images": images, f"{part}_labels": labels})
-
-
-@pytest.mark.parametrize("change", [{"source": "MNIST"}, {"split": "valid"}])
-def test_an_unknown_source_or_split_is_refused(sample, change):
-    with pytest.raises(ValueError, match=f"{next(iter(change))} must be .* or .*, not"):
-        replace(sample, **change)
+    images, labels = change(sample.eval_images, sample.eval_labels)
+    with pytest.raises(ValueError, match=r"\A[^\n]*eval_(images|labels)[^\n]*\Z"):
+        replace(sample, eval_images=images, eval_labels=labels)
 
 
 def test_data_as_text(sample):
@@ -197,21 +185,12 @@ def test_files_become_tensors(tiny, tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("name", mnist.FILES)
-def test_a_damaged_file_is_reported_even_if_others_are_missing(tiny, tmp_path, name):
-    truncated, altered = tiny[name][:-1], tiny[name][:-1] + bytes([tiny[name][-1] ^ 1])
-    for number, content in enumerate((truncated, altered)):
-        raw = _write(tmp_path / str(number), {name: content})
+def test_a_damaged_file_is_reported(tiny, tmp_path):
+    for number, content in enumerate((tiny[TEST_LABELS][:-1], tiny[TEST_LABELS][:-1] + b"x")):
+        raw = _write(tmp_path / str(number), tiny | {TEST_LABELS: content})
         with pytest.raises(mnist.DataError, match=r"\A.* is damaged: .* Delete it and run again.*\Z") as error:
             mnist.load_mnist(tmp_path / str(number))
-        assert str(raw / name) in str(error.value)
-
-
-def test_an_unreadable_file_is_reported(tmp_path):
-    raw = _write(tmp_path, {})
-    (raw / TRAIN_LABELS).mkdir()  # root can read a file without permissions
-    with pytest.raises(mnist.DataError, match=f"{TRAIN_LABELS} cannot be read"):
-        mnist.load_mnist(tmp_path)
+        assert str(raw / TEST_LABELS) in str(error.value)
 
 
 @pytest.mark.skipif(not (REAL_ROOT / "MNIST/raw" / TRAIN_IMAGES).exists(), reason="requires the full MNIST")
@@ -225,20 +204,17 @@ def test_the_full_mnist_loads_and_the_sample_is_a_part_of_it(sample):
     assert _labelled(sample.eval_images, sample.eval_labels) < known
 
 
-def test_root_is_preferred_to_the_environment_and_that_to_data(tiny, tmp_path, monkeypatch, capsys):
+def test_root_is_preferred_to_the_environment_and_that_to_data(tiny, tmp_path, monkeypatch):
     """Each of the three folders has a damaged file: the error names the one that was read."""
     for root in ("argument", "environment", "data"):
-        _write(tmp_path / root, {TEST_LABELS: b"half"})
+        _write(tmp_path / root, tiny | {TEST_LABELS: b"half"})
+    with pytest.raises(mnist.DataError, match="data/MNIST/raw"):
+        mnist.load_mnist()
     monkeypatch.setenv("MNIST_ROOT", str(tmp_path / "environment"))
-    with pytest.raises(mnist.DataError, match="argument"):
+    with pytest.raises(mnist.DataError, match="environment/MNIST/raw"):
+        mnist.load_mnist()
+    with pytest.raises(mnist.DataError, match="argument/MNIST/raw"):
         mnist.load_mnist("argument")
-    with pytest.raises(mnist.DataError, match="environment"):
-        mnist.load_mnist()
-    assert capsys.readouterr().out == ""
-    monkeypatch.setenv("MNIST_ROOT", "/nowhere")  # without files: it is reported and ignored
-    with pytest.raises(mnist.DataError, match=str(tmp_path / "data")):
-        mnist.load_mnist()
-    assert capsys.readouterr().out == "MNIST_ROOT=/nowhere contains no MNIST/raw/ files: looking in data/\n"
 
 
 # --- No network -------------------------------------------------------------------------------------------------------
@@ -252,10 +228,9 @@ def test_without_a_network_the_sample_is_used_with_a_warning(tmp_path, capsys):
         assert text in err
 
 
-def test_without_a_network_and_without_the_sample_an_error_is_raised(tmp_path, capsys):
+def test_without_a_network_and_without_the_sample_an_error_is_raised(capsys):
     with pytest.raises(mnist.DataError, match=r"(?s)could not be downloaded.*MNIST_ROOT.*elsewhere/MNIST/raw\Z"):
         mnist.load_mnist("elsewhere", allow_sample=False)
-    assert list((tmp_path / "elsewhere/MNIST/raw").iterdir()) == []
     assert capsys.readouterr().err == ""
 
 
@@ -272,31 +247,21 @@ def test_a_server_that_does_not_respond_times_out(tiny, monkeypatch):
 # --- Downloads --------------------------------------------------------------------------------------------------------
 
 
-def test_a_download_leaves_the_four_files_and_prints_one_line(tiny, mirror, tmp_path, capsys):
+def test_missing_files_are_downloaded_once(tiny, mirror, tmp_path, capsys):
+    raw = _write(tmp_path / "data", {name: content for name, content in tiny.items() if name != TRAIN_LABELS})
     downloaded = mnist.load_mnist()
-    raw = tmp_path / "data" / "MNIST" / "raw"
-    assert {path.name: path.read_bytes() for path in raw.iterdir()} == tiny
+    assert {name: (raw / name).read_bytes() for name in tiny} == tiny
     assert capsys.readouterr() == (f"Downloading MNIST (11 MB) into {raw}\n", "")
     assert torch.equal(mnist.load_mnist().train_images, downloaded.train_images)
     assert capsys.readouterr() == ("", "")
 
 
-def test_an_aborted_download_leaves_nothing_and_can_be_repeated(tiny, mirror, tmp_path):
+def test_an_aborted_download_can_be_repeated(tiny, mirror, tmp_path):
     mirror.cut = {TEST_LABELS}
     with pytest.raises(mnist.DataError, match="could not be downloaded"):
         mnist.load_mnist(tmp_path, allow_sample=False)
-    assert list((tmp_path / "MNIST" / "raw").iterdir()) == []
     mirror.cut = set()
     assert mnist.load_mnist(tmp_path, allow_sample=False).source == "mnist"
-
-
-def test_a_download_adds_only_missing_files(tiny, mirror, tmp_path):
-    raw = _write(tmp_path, {name: content for name, content in tiny.items() if name != TRAIN_LABELS})
-    os.utime(raw / TRAIN_IMAGES, (1, 1))
-    (raw / ".download-killed").mkdir()  # of a process that was killed
-    assert mnist.load_mnist(tmp_path).train_labels.tolist()[:3] == [0, 1, 2]
-    assert {path.name for path in raw.iterdir()} == {*tiny, ".download-killed"}
-    assert (raw / TRAIN_IMAGES).stat().st_mtime == 1
 
 
 # --- Disk failures: an error, never the sample ------------------------------------------------------------------------
@@ -309,13 +274,7 @@ def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
     assert str(tmp_path / "file") in str(error.value)
 
 
-def test_a_full_disk_is_reported_before_the_download(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
-    with pytest.raises(mnist.DataError, match=r"\AMNIST cannot be stored in .*No space left on device.*\Z"):
-        mnist.load_mnist(tmp_path)
-
-
-def test_a_disk_that_fails_during_the_download_leaves_nothing(tiny, mirror, tmp_path):
+def test_a_disk_that_fails_during_the_download_is_reported(tiny, mirror, tmp_path):
     """The system refuses to write more than 5,000 bytes into a file, as a full disk would."""
     resource = pytest.importorskip("resource", reason="requires the file size limit of Unix")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -325,5 +284,4 @@ def test_a_disk_that_fails_during_the_download_leaves_nothing(tiny, mirror, tmp_
             mnist.load_mnist(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert list((tmp_path / "MNIST" / "raw").iterdir()) == []
     assert mnist.load_mnist(tmp_path).source == "mnist"

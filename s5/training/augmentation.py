@@ -19,12 +19,6 @@ def normalize(images: Tensor) -> Tensor:
     return (images.unsqueeze(1).float() / 255 - MEAN) / STD
 
 
-def draw(count: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Random numbers for the augmentation of `count` images: float32 (5 or more, count), uniform in [0, 1)."""
-    numbers = 5 + (2 * KNOTS**2 if recipe.elastic else 0)
-    return torch.rand(numbers, count, generator=generator, device=generator.device)
-
-
 def affine_maps(draws: Tensor, recipe: Recipe) -> Tensor:
     """Affine maps, float32 (count, 2, 3), from the first five rows of `draws` (…, count) and the recipe's ranges.
 
@@ -68,12 +62,6 @@ def warp(images: Tensor, affine: Tensor, shifts: Tensor | None = None) -> Tensor
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def augment_by(draws: Tensor, images: Tensor, recipe: Recipe) -> Tensor:
-    """Augment and normalise uint8 images (N, 28, 28) by the numbers of `draw` → float32 (N, 1, 28, 28)."""
-    shifts = elastic_shifts(draws, recipe, images.shape[-1]) if recipe.elastic else None
-    return (warp(images.unsqueeze(1).float() / 255, affine_maps(draws, recipe), shifts) - MEAN) / STD
-
-
 def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
     """Augment every image by random amounts of its own, within the recipe's ranges, and normalise.
 
@@ -81,4 +69,7 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tenso
     """
     if not recipe.augments:
         return normalize(images)
-    return augment_by(draw(len(images), recipe, generator), images, recipe)
+    numbers = 5 + (2 * KNOTS**2 if recipe.elastic else 0)  # for each image
+    draws = torch.rand(numbers, len(images), generator=generator, device=generator.device)
+    shifts = elastic_shifts(draws, recipe, images.shape[-1]) if recipe.elastic else None
+    return (warp(images.unsqueeze(1).float() / 255, affine_maps(draws, recipe), shifts) - MEAN) / STD

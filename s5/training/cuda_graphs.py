@@ -49,18 +49,13 @@ def _is_project_loss(loss: Callable[..., Tensor]) -> bool:
     return is_project_code(loss) and all(_runs_on_the_gpu_alone(each) for each in used if isinstance(each, nn.Module))
 
 
-def cuda_graph(step: Step, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> Step:
+class GraphedStep:
     """A training step that is captured as a CUDA graph at its third call and replayed from then on.
 
     `step(batch)` trains on one batch of image numbers, int64 on the GPU; all that it leaves behind must be in tensors
     that it changes in place. Batches of another shape than the captured one are trained by `step` itself. Raises
     RuntimeError if the step cannot be captured.
     """
-    return GraphedStep(step, optimizer, generator)
-
-
-class GraphedStep:
-    """What `cuda_graph` returns."""
 
     def __init__(self, step: Step, optimizer: torch.optim.Optimizer, generator: torch.Generator):
         self.step, self.optimizer, self.generator = step, optimizer, generator

@@ -25,13 +25,13 @@ def fused_forwards(model: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tenso
     compiled here.
     """
     load_kernels()
-    forwards = {}
+    forwards, is_known = {}, has_only_project_layers(model)
     for module in model.modules():
         if type(module) is nn.Sequential and has_only_project_layers(module):
             layers = _fused_layers(list(module))
             if len(layers) < len(module):
-                end = [] if has_only_project_layers(model) else [UsualLayout()]
-                forwards[module] = nn.Sequential(*layers, *end).forward
+                fused = nn.Sequential(*layers)
+                forwards[module] = fused.forward if is_known else lambda images, fused=fused: fused(images).contiguous()
     return forwards
 
 
@@ -59,13 +59,6 @@ def _is_usual(norm: nn.Module) -> bool:
 def _is_2x2_max_pooling(layer: nn.Module | None) -> bool:
     settings = nn.MaxPool2d.__constants__
     return type(layer) is nn.MaxPool2d and all(getattr(layer, name) == getattr(POOLING, name) for name in settings)
-
-
-class UsualLayout(nn.Module):
-    """The same values, contiguous: images in the order (N, C, H, W)."""
-
-    def forward(self, values: Tensor) -> Tensor:
-        return values.contiguous()
 
 
 class FusedNorm(nn.Module):

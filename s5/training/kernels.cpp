@@ -117,9 +117,8 @@ Row moments(const T* inputs, const Row& offset, Shape shape, int threads) {
 }
 
 template <class T>
-void norm_forward(const T* inputs, T* outputs, const float* weight, const float* bias, float* running_mean,
-                  float* running_variance, float* saved_values, Shape shape, bool pools, float eps, float momentum,
-                  int threads) {
+void norm_forward(Shape shape, const T* inputs, T* outputs, const float* weight, const float* bias, float* running_mean,
+                  float* running_variance, float* saved_values, int pools, float eps, float momentum, int threads) {
     const long channels = shape.channels, size = shape.row();
     const Saved saved(saved_values, channels);
 
@@ -221,8 +220,8 @@ inline void spread(const float* normalized, const Block& block, Lanes gradient, 
 }
 
 template <class T>
-void norm_backward(const T* inputs, const T* gradient, float* saved_values, T* input_gradient, float* weight_gradient,
-                   float* bias_gradient, Shape shape, bool pools, int threads) {
+void norm_backward(Shape shape, const T* inputs, const T* gradient, float* saved_values, T* input_gradient,
+                   float* weight_gradient, float* bias_gradient, int pools, int threads) {
     const long channels = shape.channels, size = shape.row(), rows = pools ? 2 : 1;
     const long bands = shape.height / rows, gradient_size = size / rows;
     const Saved saved(saved_values, channels);
@@ -329,34 +328,8 @@ void norm_backward(const T* inputs, const T* gradient, float* saved_values, T* i
 
 }  // namespace
 
-// --- What Python calls -----------------------------------------------------------------------------------------------
-
-struct Images {
-    Shape shape;
-    bool is_bfloat16;
-};
-
+// What Python calls, by address: a C function cannot be a template.
 extern "C" {
-
-void norm_forward(const void* inputs, void* outputs, const float* weight, const float* bias, float* running_mean,
-                  float* running_variance, float* saved, Images images, bool pools, float eps, float momentum,
-                  int threads) {
-    const auto run = [&](auto type) {
-        using T = decltype(type);
-        norm_forward((const T*)inputs, (T*)outputs, weight, bias, running_mean, running_variance, saved, images.shape,
-                     pools, eps, momentum, threads);
-    };
-    images.is_bfloat16 ? run(bfloat16()) : run(float());
+void *norm_forward_float32 = (void*)norm_forward<float>, *norm_forward_bfloat16 = (void*)norm_forward<bfloat16>;
+void *norm_backward_float32 = (void*)norm_backward<float>, *norm_backward_bfloat16 = (void*)norm_backward<bfloat16>;
 }
-
-void norm_backward(const void* inputs, const void* gradient, float* saved, void* input_gradient,
-                   float* weight_gradient, float* bias_gradient, Images images, bool pools, int threads) {
-    const auto run = [&](auto type) {
-        using T = decltype(type);
-        norm_backward((const T*)inputs, (const T*)gradient, saved, (T*)input_gradient, weight_gradient, bias_gradient,
-                      images.shape, pools, threads);
-    };
-    images.is_bfloat16 ? run(bfloat16()) : run(float());
-}
-
-}  // extern "C"

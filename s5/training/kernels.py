@@ -31,16 +31,9 @@ class CompileError(RuntimeError):
 
 
 class Shape(ctypes.Structure):
-    """The shape of a batch of images, channels last, and the type of its values; as in `kernels.cpp`."""
+    """The shape of a batch of images, channels last; as in `kernels.cpp`."""
 
     _fields_ = [(name, ctypes.c_long) for name in ("images", "height", "width", "channels")]
-    _fields_ += [("is_bfloat16", ctypes.c_bool)]
-
-    @classmethod
-    def of(cls, images: Tensor) -> Shape:
-        """The shape of images (N, C, H, W)."""
-        count, channels, height, width = images.shape
-        return cls(count, height, width, channels, images.dtype == torch.bfloat16)
 
 
 @cache
@@ -57,10 +50,9 @@ def can_compile() -> bool:
 def load_kernels() -> ctypes.CDLL:
     """The compiled functions; `$CXX` may name a compiler and options. Raises CompileError if they cannot be made."""
     native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
-    command = [*shlex.split(os.environ.get("CXX", "c++")), *FLAGS, native]
-    identity = "\n".join(
-        [SOURCE.read_text(encoding="utf-8"), *command, *platform.uname(), torch.backends.cpu.get_cpu_capability()]
-    )
+    command = [*shlex.split(os.environ.get("CXX") or "c++"), *FLAGS, native]
+    machine = [*platform.uname(), torch.backends.cpu.get_cpu_capability()]
+    identity = "\n".join([SOURCE.read_text(encoding="utf-8"), *command, *machine])
     path = KERNELS / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     try:
         KERNELS.mkdir(parents=True, exist_ok=True)
@@ -75,15 +67,18 @@ def load_kernels() -> ctypes.CDLL:
         raise CompileError(f"{SOURCE.name} cannot be compiled by {command[0]} and loaded: {error}") from error
 
 
-def _call(name: str, *arguments: Tensor | Shape | float | bool) -> None:
-    """Call a function of `kernels.cpp` with the tensors' memory and, last, the number of threads."""
-    getattr(load_kernels(), name)(*map(_as_c, arguments), ctypes.c_int(torch.get_num_threads()))
+def _call(name: str, images: Tensor, *arguments: Tensor | float | bool) -> None:
+    """Call a function of `kernels.cpp` for images (N, C, H, W): their shape, the arguments, the number of threads."""
+    count, channels, height, width = images.shape
+    address = ctypes.c_void_p.in_dll(load_kernels(), f"{name}_{str(images.dtype).removeprefix('torch.')}")
+    function = ctypes.CFUNCTYPE(None)(address.value)
+    function(Shape(count, height, width, channels), *map(_as_c, [images, *arguments, torch.get_num_threads()]))
 
 
-def _as_c(argument: Tensor | Shape | float | bool) -> object:
+def _as_c(argument: Tensor | float | bool | int) -> object:
     if isinstance(argument, Tensor):
         return ctypes.c_void_p(argument.data_ptr())
-    return ctypes.c_float(argument) if isinstance(argument, float) else argument
+    return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_int(argument)
 
 
 class NormRelu(torch.autograd.Function):
@@ -101,9 +96,8 @@ class NormRelu(torch.autograd.Function):
         size = (count, channels, height // 2, width // 2) if pools else images.shape
         outputs = torch.empty(size, dtype=images.dtype, memory_format=torch.channels_last)
         saved = weight.new_empty(4, channels)
-        statistics = norm.running_mean, norm.running_var
-        settings = Shape.of(images), pools, float(norm.eps), float(norm.momentum)
-        _call("norm_forward", images, outputs, weight, bias, *statistics, saved, *settings)
+        settings = pools, float(norm.eps), float(norm.momentum)
+        _call("norm_forward", images, outputs, weight, bias, norm.running_mean, norm.running_var, saved, *settings)
         ctx.save_for_backward(images, saved)
         ctx.pools = pools
         return outputs
@@ -116,5 +110,5 @@ class NormRelu(torch.autograd.Function):
         input_gradient = torch.empty_like(images)
         weight_gradient, bias_gradient = saved.new_empty(2, saved.shape[1])
         gradients = input_gradient, weight_gradient, bias_gradient
-        _call("norm_backward", images, gradient, saved, *gradients, Shape.of(images), ctx.pools)
+        _call("norm_backward", images, gradient, saved, *gradients, ctx.pools)
         return *gradients, None, None

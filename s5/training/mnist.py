@@ -13,7 +13,6 @@ import io
 import os
 import socket
 import sys
-import textwrap
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from http.client import HTTPException
@@ -38,21 +37,17 @@ VALIDATION_SEED = 50_000  # changing it would make old and new validation scores
 SAMPLE_SEED = 5_000
 SAMPLE_TRAIN_PER_DIGIT = 400  # of 500
 
+NOT_DOWNLOADED = """\
+MNIST could not be downloaded: {reason}.
+Connect to the network and run again, or set MNIST_ROOT to a folder that holds MNIST/raw/,
+or put the four uncompressed files into {raw}"""
 SAMPLE_WARNING = """\
 ********************************************************************************
+{error}
+
 What follows is made from a SAMPLE of 5,000 of MNIST's training images (4,000 to
 train, 1,000 to test): these are NO MNIST RESULTS.
-
-{error}
 ********************************************************************************"""
-NOT_DOWNLOADED = """\
-MNIST could not be downloaded:
-
-{reason}
-
-For the full data set, connect to the network and run again, or set MNIST_ROOT to
-a folder that holds MNIST/raw/, or put the four uncompressed files into
-{raw}"""
 
 
 class DataError(RuntimeError):
@@ -110,7 +105,7 @@ def load_mnist(root: str | Path | None = None, allow_sample: bool = True) -> Mni
         try:
             _download(raw)
         except (RuntimeError, HTTPException, URLError, ConnectionError, TimeoutError) as error:
-            message = NOT_DOWNLOADED.format(reason=textwrap.indent(str(error).strip(), "    "), raw=raw)
+            message = NOT_DOWNLOADED.format(reason=" ".join(str(error).split()), raw=raw)
             if not allow_sample:
                 raise DataError(message) from error
             print(SAMPLE_WARNING.format(error=message), file=sys.stderr)

@@ -94,6 +94,8 @@ class Muon(torch.optim.Optimizer):
             {"params": others, "lr": sgd_lr, "orthogonal": False, "weight_decay": weight_decay},
         ]
         super().__init__([group for group in groups if group["params"]], {"momentum": momentum})
+        for parameter in convolutions + others:
+            self.state[parameter]["momentum"] = torch.zeros_like(parameter)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -103,7 +105,7 @@ class Muon(torch.optim.Optimizer):
             if not parameters:
                 continue
             gradients = torch._foreach_add([p.grad for p in parameters], parameters, alpha=group["weight_decay"])
-            momenta = [self._momentum(parameter) for parameter in parameters]
+            momenta = [self.state[parameter]["momentum"] for parameter in parameters]
             torch._foreach_mul_(momenta, group["momentum"])
             torch._foreach_add_(momenta, gradients)
             updates = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
@@ -113,12 +115,6 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_sub_(parameters, torch._foreach_mul(updates, group["lr"]))
             else:
                 torch._foreach_add_(parameters, updates, alpha=-group["lr"])
-
-    def _momentum(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        return state["momentum"]
 
 
 def _update_convolutions(convolutions: list[Tensor], updates: list[Tensor], rate: float) -> None:

@@ -46,20 +46,16 @@ def watch(batches: Sequence[Tensor], loss_sum: Tensor, correct: Tensor, shown: b
 
 
 def report(progress: bool | Callable[[list[Epoch]], None], history: list[Epoch], epochs: int, data: MnistData) -> None:
-    """Print the last epoch's line if `progress` is True; if it is a function, call it with the history."""
+    """Print the last epoch in a line if `progress` is True; if it is a function, call it with the history."""
     if callable(progress):
         progress(history)
-    elif progress:
-        print(epoch_line(history[-1], epochs, data))
-
-
-def epoch_line(epoch: Epoch, epochs: int, data: MnistData) -> str:
-    """One line of the training log."""
-    split = data.split if data.source == "mnist" else f"{data.source} {data.split}"
+    if progress is not True:
+        return
+    epoch, split = history[-1], data.split if data.source == "mnist" else f"{data.source} {data.split}"
     trained = f"train loss {epoch['train_loss']:.4f} accuracy {epoch['train_accuracy']:.2f}%"
     evaluated = f"{split} not evaluated"
     if epoch["eval_loss"] is not None:
         accuracy = f"{epoch['eval_correct']}/{len(data.eval_labels)} ({epoch['eval_accuracy']:.2f}%)"
         evaluated = f"{split} loss {epoch['eval_loss']:.4f} accuracy {accuracy}"
     rate = f"lr {epoch['learning_rate']:.5f}"
-    return f"Epoch {epoch['epoch']:>2}/{epochs}  {rate}  {trained}  {evaluated}  {epoch['seconds']:.1f} s"
+    print(f"Epoch {epoch['epoch']:>2}/{epochs}  {rate}  {trained}  {evaluated}  {epoch['seconds']:.1f} s")
