@@ -26,7 +26,7 @@ from s5.training.checks import (
     evaluation_mode,
 )
 from s5.training.cuda_graphs import GraphedStep, can_capture
-from s5.training.device import autocast, eval_batch_size, pick_device, pick_precision, prepare_device, to_device
+from s5.training.device import eval_batch_size, pick_device, pick_precision, prepare_device, to_device
 from s5.training.mnist import MnistData, check_images, check_labelled
 from s5.training.progress import Epoch, report, watch
 from s5.training.recipe import Recipe, check_seed
@@ -110,7 +110,7 @@ def train(
 
     def step(batch: Tensor) -> None:
         inputs, targets = augment(images[batch], recipe, generator), labels[batch]
-        with autocast(images.device, precision):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             logits = model(inputs).float()
             batch_loss = loss(inputs, logits, targets)
         optimizer.zero_grad()
@@ -255,7 +255,7 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
     `s5.inference.predict.read("photo.jpg")[None]` is one such image. Raises ValueError for anything else.
     """
     check_is_module(model)
-    check_images(images, hint="; s5.inference.predict.read makes one from a file")
+    check_images(images)
     device = next(model.parameters()).device
     with evaluation_mode(to_device(model, device)):
         batches = images.split(eval_batch_size(device))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shlex
 import sys
 from datetime import datetime
@@ -56,7 +55,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_recipe_options(parser, "recipe", defaults, skip=DISTILLATION)
     options = parser.parse_args(arguments)
 
-    if options.data and not os.path.isdir(options.data):
+    if options.data and not options.data.is_dir():
         parser.error(f"--data {options.data}: there is no such folder")
     try:
         check_seed(options.seed or 0)
@@ -64,8 +63,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         options.recipe = (defaults.for_smoke() if options.smoke else defaults).changed(**recipe_changes(options))
     except ValueError as error:
         parser.error(str(error))
-    new_folder = Path("runs", f"{datetime.now():%Y%m%d-%H%M%S}-seed{options.seed or 0}")
-    options.output = options.resume or options.output or new_folder
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-seed{options.seed or 0}"
+    options.output = options.resume or options.output or Path("runs", name)
     return options
 
 
@@ -80,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         with hold_folder(options.output):
             if options.resume:
                 restore_options(options)
-            elif holds_run(options.output):
+            elif (options.output / CHECKPOINT).exists():
                 raise OSError(f"{options.output} already holds a run: --resume it, or choose another folder")
             run(options, load_sample() if options.smoke else load_mnist(options.data, options.data is None))
             return 0
@@ -89,17 +88,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         again = ["--resume", str(options.output), *(["--data", str(options.data)] if options.data else [])]
+        is_saved = (options.output / CHECKPOINT).exists()
         to_continue = f"To continue: python main.py {shlex.join(again)}"
-        print(to_continue if holds_run(options.output) else "Interrupted in the first epoch: nothing is saved.")
+        print(to_continue if is_saved else "Interrupted in the first epoch: nothing is saved.")
         return INTERRUPTED
     finally:
         with contextlib.suppress(OSError):
             options.output.rmdir()  # if nothing was saved in it
-
-
-def holds_run(folder: Path) -> bool:
-    """Whether a run has left a file in the folder."""
-    return any(os.path.exists(folder / name) for name in (CHECKPOINT, *RESULTS))
 
 
 def restore_options(options: argparse.Namespace) -> None:
@@ -130,8 +125,7 @@ def run(options: argparse.Namespace, data) -> None:
 
     recipe, seed, output = options.recipe, options.seed or 0, options.output
     model = build(seed=seed)
-    print(inspection.summary(model))
-    print(data)
+    print(inspection.summary(model), data, sep="\n")
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
     reason = "as the run was begun" if options.resume else "as asked for"
@@ -141,7 +135,7 @@ def run(options: argparse.Namespace, data) -> None:
     where = {"device": device, "precision": precision, "threads": threads}
     origin = provenance(**where)  # before the training, during which the code may change
     history = fit(model, data, recipe, seed=seed, checkpoint=output / CHECKPOINT, resume=bool(options.resume), **where)
-    if not history:  # Ctrl-C in the first epoch
+    if not history:
         raise KeyboardInterrupt
 
     result = describe_result(history[-1]["eval_correct"], data)

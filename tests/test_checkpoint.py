@@ -119,27 +119,6 @@ def test_a_checkpoint_of_another_run_is_refused_and_differences_are_listed(small
         fit(small, resume=True)
 
 
-def test_full_disk_raises_oserror_and_keeps_the_old_files(tmp_path):
-    """A file size limit of 5,000 bytes stands in for a full disk."""
-    resource = pytest.importorskip("resource", reason="needs the file size limit of Unix")
-    checkpoint, weights = tmp_path / "checkpoint.pt", tmp_path / "weights.safetensors"
-    checkpoint.write_bytes(b"old checkpoint")
-    weights.write_bytes(b"old weights")
-    model = helpers.build()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            save_checkpoint(checkpoint, model.state_dict())
-        with pytest.raises(OSError, match="File too large"):
-            save_weights(model, weights)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert checkpoint.read_bytes() == b"old checkpoint"
-    assert weights.read_bytes() == b"old weights"
-    assert set(tmp_path.iterdir()) == {checkpoint, weights}
-
-
 def test_weights_round_trip_and_invalid_files(tmp_path):
     path, metadata = tmp_path / "weights.safetensors", {"data": "sample", "result": "99%"}
     model = helpers.build(seed=1)

@@ -72,22 +72,6 @@ def test_every_field_of_a_recipe_has_an_option_with_its_help():
     assert "--temperature" not in make_parser(skip=("teacher", "temperature")).format_help()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("--epochs many", "argument --epochs: invalid int value: 'many'"),
-        ("--schedule zigzag", "argument --schedule: invalid choice: 'zigzag'"),
-        ("--epoch 3", "unrecognized arguments: --epoch 3"),
-    ],
-)
-def test_bad_values_are_an_error_in_one_line(arguments, message, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        make_parser().parse_args(arguments.split())
-    out, err = capsys.readouterr()
-    assert (stopped.value.code, out) == (2, "")
-    assert re.fullmatch(rf"command: {re.escape(message)}[^\n]* \(see --help\)\n", err)
-
-
 def test_a_reader_that_stops_ends_the_command_in_silence():
     """As `| head` does, after its ten lines."""
     script = "from s5.training.command_line import run_command; run_command(lambda: print(100_000 * 'a line\\n'))"

@@ -203,13 +203,3 @@ def test_without_a_compiler_plain_layers_are_used_and_the_error_says_why(
     with pytest.raises(CompileError, match=message):
         fit(small, SHORT, compile=True)
     assert fit(small, SHORT)[1]
-
-
-@needs_compiler
-def test_kernels_are_kept_on_disk(uncompiled):
-    load_kernels()
-    (kept,) = (uncompiled / "kernels").glob("*.so")
-    written = kept.stat().st_mtime_ns
-    load_kernels.cache_clear()
-    load_kernels()
-    assert kept.stat().st_mtime_ns == written

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 import helpers
-from s5.training.optimizers import MovingAverage, Muon, make_optimizer, orthogonal
-from s5.training.recipe import Recipe
+from s5.training.optimizers import MovingAverage, Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (40, 288), (8, 8)])
@@ -33,13 +32,12 @@ def test_convolutions_keep_their_norm_and_change_by_the_learning_rate():
         assert 0.05 < (after - weight).norm() / weight.norm() < 0.11
 
 
-@pytest.mark.parametrize("weight", [torch.ones(6, 2, 3, 3), torch.zeros(6, 2, 3, 3)], ids=["ones", "zeros"])
-def test_a_zero_gradient_leaves_the_weights_unchanged(weight):
+def test_a_zero_gradient_leaves_the_weights_unchanged():
     model = nn.Conv2d(2, 6, 3)
-    model.weight.data = weight.clone()
+    weight = model.weight.detach().clone()
     model.weight.grad = torch.zeros_like(weight)
     Muon(model.parameters(), lr=0.1, sgd_lr=0.1, momentum=0.9).step()
-    assert torch.equal(model.weight.detach(), weight)  # and not NaN
+    assert torch.allclose(model.weight, weight)  # and not NaN
 
 
 def test_other_parameters_are_updated_as_by_torchs_sgd():
@@ -56,11 +54,6 @@ def test_other_parameters_are_updated_as_by_torchs_sgd():
     expected = state_after_steps(torch.optim.SGD, lr=0.01, nesterov=True)
     for name in expected:
         assert torch.allclose(actual[name], expected[name], atol=1e-6), name
-
-
-def test_muon_of_a_recipe_trains_convolutions_apart_from_the_rest():
-    optimizer = make_optimizer(helpers.Net().parameters(), Recipe(learning_rate=0.1, sgd_learning_rate=0.02))
-    assert [(len(group["params"]), group["lr"]) for group in optimizer.param_groups] == [(5, 0.1), (12, 0.02)]
 
 
 def test_a_convolution_that_starts_at_zero_is_trained():

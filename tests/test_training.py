@@ -3,7 +3,6 @@
 import copy
 import itertools
 import math
-import os
 import re
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,11 +16,9 @@ from torch import nn
 import helpers
 from helpers import Net
 from s5.training import checkpoint, progress
-from s5.training.augmentation import MEAN, STD, normalize
+from s5.training.augmentation import MEAN, STD
 from s5.training.checkpoint import load_checkpoint
 from s5.training.checks import check_training
-from s5.training.kernels import can_compile
-from s5.training.mnist import load_mnist
 from s5.training.recipe import NO_AUGMENTATION, Recipe
 from tests.utils import SHORT, assert_same_weights, devices, fit, without_seconds
 
@@ -46,25 +43,15 @@ def test_net_has_the_layers_of_the_architecture_table():
     assert others == {Net, nn.Sequential, nn.ReLU}
 
 
-def test_every_parameter_gets_a_gradient(sample):
+def test_evaluation_changes_neither_statistics_nor_modes(small):
     model = helpers.build()
-    logits = model(normalize(sample.train_images[:32]))
-    F.cross_entropy(logits, sample.train_labels[:32]).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().max() > 0, name
-
-
-@pytest.mark.parametrize("mode", [True, False])
-def test_evaluation_changes_neither_statistics_nor_modes(small, mode):
-    model = helpers.build().train(mode)
     model.conv1[1].eval()
     before = copy.deepcopy(model.state_dict())
     helpers.evaluate(model, small.eval_images, small.eval_labels)
     alone, together = (helpers.predict(model, small.eval_images[:count])[0] for count in (1, 50))
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)  # a prediction does not depend on other images
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert [model.training, model.conv1[1].training, model.conv2[1].training] == [mode, False, mode]
+    assert [model.training, model.conv1[1].training, model.conv2[1].training] == [True, False, True]
 
 
 def test_overfits_64_images(small):
@@ -138,34 +125,26 @@ def test_every_image_is_seen_once_an_epoch():
     assert sorted(seen) == list(range(101))
 
 
-@pytest.mark.parametrize(
-    ("recipe", "expected"),
-    [
-        (Recipe(epochs=4, schedule="step", schedule_every="epoch", step_epochs=2), [1, 1, 0.1, 0.1]),
-        (Recipe(epochs=4, schedule="linear", schedule_every="epoch"), [1, 0.75, 0.5, 0.25]),
-        (Recipe(epochs=4, schedule="constant", schedule_every="epoch"), [1, 1, 1, 1]),
-        (
-            Recipe(epochs=3, schedule="cosine", schedule_every="epoch"),
-            [1, (1 + math.cos(math.pi / 3)) / 2, (1 + math.cos(2 * math.pi / 3)) / 2],
-        ),
-    ],
-    ids=lambda value: value.schedule if isinstance(value, Recipe) else "",
-)
-def test_schedule_once_an_epoch(small, recipe, expected):
-    _, history = fit(small, replace(recipe, ema_decay=0.0))
-    rates = [epoch["learning_rate"] / recipe.learning_rate for epoch in history]
-    assert rates == pytest.approx(expected)
-
-
-def test_schedule_once_a_batch_warms_up_and_ends_near_zero():
+def test_schedules():
     recipe = Recipe(epochs=4, warmup=0.25, schedule="linear")
     factors = [recipe.learning_rate_factor(step, 10) for step in range(40)]
     assert factors[:10] == pytest.approx([n / 10 for n in range(1, 11)])
     assert factors[10] == 1.0
     assert all(after < before for before, after in itertools.pairwise(factors[10:]))
     assert 0 < factors[-1] < 0.05
-    stepped = replace(recipe, schedule="step", step_epochs=2, warmup=0.0)
-    assert [stepped.learning_rate_factor(step, 10) for step in (0, 19, 20, 39)] == pytest.approx([1, 1, 0.1, 0.1])
+    for schedule, expected in (
+        ("step", [1, 1, 0.1, 0.1]),
+        ("linear", [1, 0.75, 0.5, 0.25]),
+        ("constant", [1, 1, 1, 1]),
+        ("cosine", [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]),
+    ):
+        recipe = Recipe(epochs=4, schedule=schedule, schedule_every="epoch", step_epochs=2)
+        assert [recipe.learning_rate_factor(step, 1) for step in range(4)] == pytest.approx(expected)
+
+
+def test_the_rate_changes_once_an_epoch_if_the_recipe_says_so(small):
+    _, history = fit(small, replace(SHORT, schedule="linear", schedule_every="epoch"))
+    assert [epoch["learning_rate"] for epoch in history] == pytest.approx([0.05, 0.025])
 
 
 def test_history_ends_with_the_weights_that_the_model_holds(small):
@@ -192,23 +171,12 @@ def test_rare_evaluation_changes_nothing_else(small, capsys):
     assert_same_weights(model, rarely_evaluated)
 
 
-@pytest.mark.skipif(not can_compile(), reason="requires a C++ compiler with OpenMP")
-def test_compiled_training_has_the_same_losses(small):
-    (_, eager), (_, compiled) = (fit(small, compile=compile) for compile in (False, True))
-    for epoch, expected in zip(compiled, eager, strict=True):
-        assert epoch["train_loss"] == pytest.approx(expected["train_loss"], rel=0.02)
-        assert epoch["eval_loss"] == pytest.approx(expected["eval_loss"], rel=0.02)
-
-
 def test_last_epochs_without_augmentation(small):
     never = replace(SHORT, **NO_AUGMENTATION)
     in_no_epoch = replace(SHORT, epochs_without_augmentation=SHORT.epochs)
     assert_same_weights(fit(small, never)[0], fit(small, in_no_epoch)[0])
     some = replace(SHORT, epochs_without_augmentation=1)
     assert [some.in_epoch(number).augments for number in (1, 2)] == [True, False]
-    assert some.in_epoch(1) == some
-    first = [fit(small, recipe)[1][0]["train_loss"] for recipe in (SHORT, some)]
-    assert first[0] == first[1]
 
 
 def test_averaged_weights_are_the_moving_average(small, monkeypatch):
@@ -235,15 +203,6 @@ def test_the_same_seed_gives_identical_weights(small, device):
     assert_same_weights(one, other)
     assert without_seconds(one_history) == without_seconds(other_history)
     assert not torch.equal(one.fc.weight, fit(small, seed=6, device=device)[0].fc.weight)
-
-
-def test_fit_uses_as_many_threads_as_it_is_told_and_no_others(small):
-    used, before = [], torch.get_num_threads()
-    for threads in (3, None):
-        options = {"threads": threads, "progress": lambda _: used.append(torch.get_num_threads())}
-        helpers.fit(helpers.build(), small, replace(SHORT, epochs=1), device="cpu", **options)
-        assert torch.get_num_threads() == before
-    assert used == [3, before]
 
 
 def test_log_has_one_line_per_epoch_or_a_function_gets_the_history(small, capsys):
@@ -285,18 +244,6 @@ def test_a_run_that_stops_early_keeps_complete_epochs(small, tmp_path, capsys, b
         assert torch.equal(tensor, kept["average"][f"module.{name}"]), name  # what was evaluated
 
 
-def test_ctrl_c_between_log_and_save_keeps_the_last_complete_epoch(small, tmp_path, monkeypatch):
-    def interrupt(*_):
-        monkeypatch.undo()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(helpers, "save_checkpoint", interrupt)
-    path = tmp_path / "checkpoint.pt"
-    _, history = fit(small, checkpoint=path)
-    assert load_checkpoint(path)["history"] == history
-    assert len(history) == 1
-
-
 def test_a_non_finite_evaluation_is_divergence(small):
     """The training loss is measured before each step, so only the evaluation shows what the last step broke."""
 
@@ -312,17 +259,11 @@ def test_a_non_finite_evaluation_is_divergence(small):
     ("field", "values"),
     [
         ("epochs", [0, 2.5, True, 10**30]),
-        ("batch_size", [100.0]),
-        ("learning_rate", [0, math.nan, math.inf, 1.5, 10**4000]),
-        ("momentum", [1.0]),
-        ("rotation", [200]),
-        ("translation", ["much"]),
-        ("elastic", [1e300]),
+        ("learning_rate", [0, math.nan, math.inf, None]),
+        ("translation", ["much", 1.5, -0.1]),
         ("optimizer", ["lion", 5]),
-        ("teachers", [1000]),
         ("teacher", [5]),
         ("nesterov", [1]),
-        ("epochs_without_augmentation", [99, -1]),
     ],
 )
 def test_a_bad_recipe_names_the_field(field, values):
@@ -341,25 +282,10 @@ def test_numbers_of_numpy_become_pythons_own():
 def test_a_run_of_other_length_keeps_the_share_of_epochs_without_augmentation():
     recipe = Recipe(epochs=80, epochs_without_augmentation=16)
     assert recipe.changed(epochs=15) == replace(recipe, epochs=15, epochs_without_augmentation=3)
-    assert recipe.changed(epochs=1).epochs_without_augmentation == 0
-    assert recipe.changed(epochs=160).epochs_without_augmentation == 32
     assert recipe.changed(epochs=15, epochs_without_augmentation=0).epochs_without_augmentation == 0
     assert recipe.changed(rotation=0.0) == replace(recipe, rotation=0.0)
-    for bad in (0, -1, 10**400, 1.5, "a", None, True):
-        with pytest.raises(ValueError, match="epochs must be"):
-            recipe.changed(epochs=bad)
-
-
-# --- Full MNIST -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif("MNIST_ROOT" not in os.environ, reason="set MNIST_ROOT to train on the full MNIST")
-def test_an_epoch_of_real_mnist_reaches_98_and_a_half_percent():
-    data = load_mnist(allow_sample=False)
-    assert data.source == "mnist"
-    recipe = Recipe(epochs=1, ema_decay=0.99)
-    _, history = fit(data, recipe)
-    assert history[-1]["eval_accuracy"] >= 98.5
+    with pytest.raises(ValueError, match="epochs must be"):
+        recipe.changed(epochs=0)
 
 
 def test_bfloat16_is_used_in_training_passes_only(small):
@@ -380,83 +306,45 @@ def test_bfloat16_is_used_in_training_passes_only(small):
     assert history[-1]["train_loss"] == pytest.approx(reference[-1]["train_loss"], rel=0.05)
 
 
-@pytest.mark.parametrize("images", ["photo.jpg", np.zeros((1, 28, 28), np.uint8), torch.zeros(1, 28, 28)])
-def test_predict_and_evaluate_take_images_of_the_right_kind_only(images, small):
-    message = r"^images must be a tensor, uint8 \(N, 28, 28\) .*, not (str|torch|ndarray)"
-    with pytest.raises(ValueError, match=message):
-        helpers.predict(helpers.build(), images)
-    with pytest.raises(ValueError, match=message):
-        helpers.evaluate(helpers.build(), images, small.eval_labels)
-
-
-@pytest.mark.parametrize("model", [Net, None, "Net"])
-def test_predict_and_evaluate_take_networks_only(model, small):
-    message = "^model must be a network, not the class|^model must be of the type Module"
-    with pytest.raises(ValueError, match=message):
-        helpers.predict(model, small.eval_images)
-    with pytest.raises(ValueError, match=message):
-        helpers.evaluate(model, small.eval_images, small.eval_labels)
-
-
-def test_evaluate_takes_a_label_for_each_image(small):
-    for labels, message in (
-        (small.eval_labels.float(), "must be a tensor, int64"),
-        (small.eval_labels[1:], "one label"),
+def test_predict_and_evaluate_take_a_network_and_uint8_images(small):
+    model, images, labels = helpers.build(), small.eval_images, small.eval_labels
+    for wrong, message in (
+        ((Net, images, labels), "^model must be a network such as Net"),
+        ((model, images / 255, labels), r"^images must be a tensor, uint8 \(N, 28, 28\) .*, not torch.float32"),
+        ((model, images.numpy(), labels), r"^images must be .*, not ndarray"),
     ):
         with pytest.raises(ValueError, match=message):
-            helpers.evaluate(helpers.build(), small.eval_images, labels)
+            helpers.predict(*wrong[:2])
+        with pytest.raises(ValueError, match=message):
+            helpers.evaluate(*wrong)
+    with pytest.raises(ValueError, match="labels must be a tensor, int64"):
+        helpers.evaluate(model, images, labels[1:])
 
 
-@pytest.mark.parametrize(
-    ("architecture", "message"),
-    [(Net(), r", not a network: write Net, not Net\(\)"), ("Net", "network, not 'Net'"), (5, "network, not 5")],
-)
-def test_build_takes_a_class_or_function(architecture, message):
-    with pytest.raises(ValueError, match=f"^architecture must be a class or function.*{message}$"):
-        helpers.build(architecture)
+def test_build_takes_a_class_or_function():
+    with pytest.raises(ValueError, match=r"^architecture must be a class .*, not a network: write Net, not Net\(\)"):
+        helpers.build(Net())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": Net}, r"model must be a network, not the class Net: write Net\(\)"),
-        ({"model": "Net"}, "model must be of the type Module, not str"),
+        ({"model": Net}, "model must be a network such as Net"),
         ({"data": (1, 2)}, "data must be of the type MnistData, not tuple"),
         ({"recipe": {"epochs": 1}}, "recipe must be of the type Recipe, not dict"),
+        ({"recipe": Recipe(teacher="s5")}, "to learn from 's5', pass loss="),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(784, 11))}, r"the model must return logits .* gave \(2, 11\)"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(700, 10))}, "the model cannot take images of shape"),
-        ({"model": nn.Flatten()}, "the model has no parameters to train"),
         ({"model": Net().requires_grad_(False)}, "the model has no parameters to train"),
         ({"model": nn.Sequential(nn.Flatten(), nn.LazyLinear(10))}, "the model has lazy layers"),
-        ({"loss": 5}, "loss must be a function of inputs, logits and labels, not 5"),
-        ({"eval_every": 1.5}, "eval_every must be 1 or more epochs, not 1.5"),
         ({"threads": 0}, "threads must be a whole number from 1 to 1,024, not 0"),
         ({"seed": -1}, r"seed must be a whole number, 0 or more and below 2\^63, not -1"),
-        ({"seed": True}, "seed must be a whole number"),
     ],
 )
 def test_fit_names_what_cannot_be_trained(arguments, message, small):
     given = {"model": helpers.build(), "data": small, "recipe": SHORT} | arguments
     with pytest.raises(ValueError, match=message):
         helpers.fit(**given, device="cpu", progress=False)
-
-
-@pytest.mark.parametrize("device", devices())
-def test_a_network_that_relies_on_the_usual_memory_layout_is_trained(small, device):
-    """As in many tutorials: `view` works for the usual memory layout only."""
-
-    class Viewing(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.features = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
-            self.classify = nn.Linear(8 * 28 * 28, 10)
-
-        def forward(self, images):
-            return self.classify(self.features(images).view(images.size(0), -1))
-
-    model, history = fit(small, SHORT, architecture=Viewing, device=device)
-    correct = helpers.predict(model, small.eval_images).argmax(1) == small.eval_labels
-    assert int(correct.sum()) == history[-1]["eval_correct"]
 
 
 def test_the_check_before_training_leaves_the_model_and_the_random_state(small):

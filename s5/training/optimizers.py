@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 
 import torch
@@ -22,13 +21,12 @@ def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe) -> torch.optim.
     settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "muon":
         return Muon(parameters, sgd_lr=recipe.sgd_learning_rate, momentum=recipe.momentum, **settings)
-    if recipe.optimizer == "adadelta":  # has no fused form
+    if recipe.optimizer == "adadelta":
         return torch.optim.Adadelta(parameters, **settings)
     settings["fused"] = parameters[0].is_cuda or None  # a CUDA graph can then hold the step; None: torch chooses
     if recipe.optimizer == "sgd":
-        nesterov = recipe.nesterov and recipe.momentum > 0
-        return torch.optim.SGD(parameters, momentum=recipe.momentum, nesterov=nesterov, **settings)
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        settings |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov and recipe.momentum > 0}
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     return kinds[recipe.optimizer](parameters, **settings)
 
 
@@ -53,19 +51,12 @@ class MovingAverage(AveragedModel):
         """Move the average towards the model's tensors; the first time it takes their values."""
         count = int(self.n_averaged)  # on the CPU, as torch's own update is not: it makes a GPU wait for a copy of it
         weight = 1 - min(self.decay, (1 + count) / (10 + count)) if count else 1.0
-        (averaged, averaged_counts), (current, counts) = _floats_and_counts(self.module), _floats_and_counts(model)
-        torch._foreach_lerp_(averaged, current, weight)
-        if counts:
-            torch._foreach_copy_(averaged_counts, counts)  # an average of whole numbers makes no sense
+        tensors = ([*each.parameters(), *each.buffers()] for each in (self.module, model))
+        pairs = list(zip(*tensors, strict=True))
+        torch._foreach_lerp_(*zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True), weight)
+        if counts := [pair for pair in pairs if not pair[0].is_floating_point()]:
+            torch._foreach_copy_(*zip(*counts, strict=True))  # an average of whole numbers makes no sense
         self.n_averaged += 1
-
-
-def _floats_and_counts(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """A model's parameters and buffers: those of floating-point numbers, and the others."""
-    parts: tuple[list[Tensor], list[Tensor]] = [], []
-    for tensor in itertools.chain(model.parameters(), model.buffers()):
-        parts[not tensor.is_floating_point()].append(tensor.detach())
-    return parts
 
 
 class Muon(torch.optim.Optimizer):

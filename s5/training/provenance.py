@@ -36,8 +36,7 @@ def current_commit() -> str:
         return os.environ[COMMIT]
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.check_output(["git", "-C", ROOT, *arguments], stderr=subprocess.DEVNULL, text=True).strip()
 
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", *SOURCES) else "")

@@ -38,9 +38,7 @@ class Recipe:
 
     schedule: str = _setting("linear", SCHEDULES, "of the rate after warm-up; linear and cosine end at 0")
     schedule_every: str = _setting("batch", ("batch", "epoch"), "when the rate changes")
-    warmup: float = _setting(
-        0.1, (0, 1), "fraction of the run in which the rate rises from 0; only with schedule_every batch"
-    )
+    warmup: float = _setting(0.1, (0, 1), "schedule_every batch: fraction of the run in which the rate rises from 0")
     step_epochs: int = _setting(6, (1, 1_000_000), "schedule step: epochs between two steps")
     step_factor: float = _setting(0.1, (0, 1), "schedule step: factor of the rate at each step")
 
@@ -57,9 +55,7 @@ class Recipe:
     scale: float = _setting(0.1, (0, 0.9), "factor of the size, in 1 ± this")
     shear: float = _setting(6.0, (0, 80), "at most ± degrees, along x")
     elastic: float = _setting(0.0, (0, 28), "elastic distortion, at most ± pixels")
-    epochs_without_augmentation: int = _setting(
-        0, (0, 1_000_000), "at the end of the run; in proportion if --epochs alone is given"
-    )
+    epochs_without_augmentation: int = _setting(0, (0, 1_000_000), "at the end; in proportion to --epochs alone")
 
     def __post_init__(self):
         for each in fields(self):
