@@ -138,10 +138,3 @@ def test_training_by_a_graph_gives_the_same_network(small, optimizer, rate):
     assert difference.abs().max() < 0.1
     if optimizer not in ("muon", "adadelta"):  # their rates are rounded differently
         assert_same_weights(graphed, plain)
-
-
-@needs_cuda
-def test_a_network_of_a_user_is_called_for_every_batch_unless_compiling_is_asked_for(small):
-    batches = SHORT.epochs * SHORT.steps_per_epoch(len(small.train_images))
-    assert fit(small, SHORT, architecture=Counting, device="cuda")[0].calls >= batches
-    assert fit(small, SHORT, architecture=Counting, device="cuda", compile=True)[0].calls < batches

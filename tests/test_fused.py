@@ -10,7 +10,7 @@ from torch import nn
 import helpers
 from s5.training import kernels
 from s5.training.augmentation import normalize
-from s5.training.device import prepare_device, use_threads
+from s5.training.device import prepare_device, to_device, use_threads
 from s5.training.kernels import CompileError, NormRelu, can_compile, load_kernels
 from tests.utils import SHORT, fit
 
@@ -51,20 +51,16 @@ def assert_fused_is_equal(model: nn.Module, images: torch.Tensor, rtol: float = 
 @needs_compiler
 @pytest.mark.parametrize("pools", [False, True])
 @pytest.mark.parametrize("channels", [1, 3, 8, 33])
-def test_any_number_of_channels_and_any_side(pools, channels):
+def test_any_number_of_channels_side_layout_and_mean(pools, channels):
     model = small_model(pools, channels)
     for sides in ((2, 2), (6, 10), (14, 14)):
         assert_fused_is_equal(model, torch.randn(3, 2, *sides))
         model.zero_grad()
-
-
-@needs_compiler
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_any_layout_a_mean_far_from_zero_and_settings(layout):
-    images = torch.randn(SHAPE).to(memory_format=layout)
-    assert_fused_is_equal(small_model(True), images)
-    assert_fused_is_equal(small_model(True), 1000 + images, rtol=2e-3, atol=2e-2)
-    assert_fused_is_equal(nn.Sequential(nn.BatchNorm2d(2, eps=1, momentum=0.25), nn.ReLU()), images)
+    images = torch.randn(SHAPE).to(memory_format=torch.channels_last)
+    assert_fused_is_equal(model, images)
+    assert_fused_is_equal(small_model(pools, channels), 1000 + images, rtol=2e-3, atol=2e-2)
+    norm = nn.BatchNorm2d(2, eps=1, momentum=0.25)
+    assert_fused_is_equal(nn.Sequential(norm, nn.ReLU(), *([nn.MaxPool2d(2)] if pools else [])), images)
 
 
 @needs_compiler
@@ -128,11 +124,9 @@ def changed(change) -> nn.Sequential:
         (changed(lambda model: None), (4, 2, 7, 7)),
         (changed(lambda model: model.eval()), SHAPE),
         (changed(lambda model: model.double()), SHAPE),
-        (changed(lambda model: setattr(model[1], "momentum", None)), SHAPE),
         (changed(lambda model: model[1].register_forward_hook(lambda *_: None)), SHAPE),
         (nn.Sequential(nn.BatchNorm2d(2, affine=False), nn.ReLU()), SHAPE),
         (nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False), nn.ReLU()), SHAPE),
-        (nn.Sequential(nn.ReLU(), nn.BatchNorm2d(2), nn.Identity(), nn.ReLU()), SHAPE),
     ],
 )
 def test_what_the_kernel_does_not_expect_runs_layer_by_layer(model, shape, monkeypatch):
@@ -149,10 +143,9 @@ def test_net_is_fused_and_has_its_usual_layers_afterwards(small):
     helpers.fit(model, small, SHORT, device="cpu", progress=lambda _: fused.append("forward" in vars(model.conv1)))
     assert fused == [True, True]
     assert not any("forward" in vars(module) for module in model.modules())
-    (_, eager), (_, compiled) = (fit(small, compile=compile) for compile in (False, True))
-    for epoch, expected in zip(compiled, eager, strict=True):
-        assert epoch["train_loss"] == pytest.approx(expected["train_loss"], rel=0.02)
-        assert epoch["eval_loss"] == pytest.approx(expected["eval_loss"], rel=0.02)
+    (_, eager), (_, fused) = (fit(small, compile=compile) for compile in (False, None))
+    for name in ("train_loss", "eval_loss"):
+        assert [epoch[name] for epoch in fused] == pytest.approx([epoch[name] for epoch in eager], rel=0.02)
 
 
 class OfAUser(nn.Module):
@@ -171,7 +164,7 @@ def test_a_network_of_a_user_is_fused_but_for_a_sequential_with_layers_of_the_us
     for model, is_fused in ((OfAUser(), True), (OfAUser(OfAUser()), False)):
         with prepare_device(model, CPU, 1):
             assert ("forward" in vars(model.block)) == is_fused
-    assert_fused_is_equal(OfAUser(), torch.randn(SHAPE))
+    assert_fused_is_equal(to_device(OfAUser(), CPU), torch.randn(SHAPE))
 
 
 # --- Compiling --------------------------------------------------------------------------------------------------------

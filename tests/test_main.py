@@ -3,11 +3,9 @@
 import json
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,6 @@ from safetensors import safe_open
 
 import helpers
 import main
-import s5.training.mnist
 from s5.training.checkpoint import load_checkpoint, load_weights
 from s5.training.device import pick_device
 from s5.training.mnist import load_sample
@@ -25,18 +22,6 @@ from tests.utils import ROOT
 
 COMMAND = [sys.executable, "-u", str(ROOT / "main.py")]
 FILES = {"weights.safetensors", "history.json", "curves.png", "checkpoint.pt"}
-
-load_sample = cache(load_sample)  # read once for all of these runs
-
-
-@pytest.fixture(autouse=True)
-def _load_the_sample_once(monkeypatch):
-    monkeypatch.setattr(s5.training.mnist, "load_sample", load_sample)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
 
 # --- Bad command lines ------------------------------------------------------------------------------------------------
 
@@ -108,12 +93,6 @@ def finished(tmp_path_factory):
     return process.stdout, run
 
 
-@pytest.fixture
-def run(finished, tmp_path):
-    """A copy of that run that a test may change."""
-    return Path(shutil.copytree(finished[1], tmp_path / "run"))
-
-
 def test_a_run_prints_the_model_the_log_and_the_result(finished):
     printed, run = finished
     expected = (
@@ -151,19 +130,6 @@ def test_saved_files_agree_with_each_other(finished):
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     with safe_open(run / "weights.safetensors", "pt") as file:
         assert json.loads(file.metadata()["training"]) == {"data": "sample", "result": record["result"]}
-
-
-# --- Resuming ---------------------------------------------------------------------------------------------------------
-
-
-def test_resume_with_other_options_is_refused(run, capsys):
-    before = contents(run)
-    assert main.main(["--resume", str(run), *["--lr", "0.0123", "--seed", "2", "--threads", "2"]]) == 1
-    difference = "learning_rate: 0.05 there, 0.0123 here; seed: 1 there, 2 here; threads: 1 there, 2 here"
-    advice = "resume it as it was begun, or start a new run"
-    message = f"main.py: {run}/checkpoint.pt belongs to another run ({difference}): {advice}\n"
-    assert capsys.readouterr().err == message
-    assert contents(run) == before
 
 
 # --- Runs that end early ----------------------------------------------------------------------------------------------
@@ -210,3 +176,12 @@ def test_ctrl_c_saves_complete_epochs_and_prints_how_to_resume(here, interruptib
     assert after["history"][:reached] == record["history"]
     assert len(after["history"]) == 3
     assert "After" not in capsys.readouterr().out
+
+    assert main.main([*shlex.split(hint), "--seed", "0"]) == 0  # once more: it is complete
+    assert "nothing is left to train" in capsys.readouterr().out
+    assert json.loads(Path("my run/history.json").read_text(encoding="utf-8")) == after
+    assert main.main([*shlex.split(hint), "--lr", "0.0123", "--seed", "2"]) == 1
+    difference = "learning_rate: 0.05 there, 0.0123 here; seed: 0 there, 2 here"
+    advice = "resume it as it was begun, or start a new run"
+    message = f"main.py: my run/checkpoint.pt belongs to another run ({difference}): {advice}\n"
+    assert capsys.readouterr().err == message

@@ -32,14 +32,6 @@ def test_convolutions_keep_their_norm_and_change_by_the_learning_rate():
         assert 0.05 < (after - weight).norm() / weight.norm() < 0.11
 
 
-def test_a_zero_gradient_leaves_the_weights_unchanged():
-    model = nn.Conv2d(2, 6, 3)
-    weight = model.weight.detach().clone()
-    model.weight.grad = torch.zeros_like(weight)
-    Muon(model.parameters(), lr=0.1, sgd_lr=0.1, momentum=0.9).step()
-    assert torch.allclose(model.weight, weight)  # and not NaN
-
-
 def test_other_parameters_are_updated_as_by_torchs_sgd():
     def state_after_steps(optimizer_class, **options) -> dict:
         model = helpers.build(lambda: nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3)), 0)

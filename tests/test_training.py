@@ -62,13 +62,6 @@ def test_overfits_64_images(small):
     assert history[-1]["eval_correct"] == 64
 
 
-def test_initial_weights_depend_on_the_seed_alone():
-    first = helpers.build(seed=3)
-    torch.rand(100)
-    assert_same_weights(first, helpers.build(seed=3))
-    assert not torch.equal(first.fc.weight, helpers.build(seed=4).fc.weight)
-
-
 # --- Loops ------------------------------------------------------------------------------------------------------------
 
 
@@ -106,25 +99,6 @@ def test_loss_is_the_mean_per_image_even_with_a_partial_last_batch(monkeypatch):
     assert loss == pytest.approx(expected, rel=1e-6)
 
 
-def test_every_image_is_seen_once_an_epoch():
-    seen = []
-
-    class Recorder(Frozen):
-        def forward(self, images):
-            seen.extend(((images[:, 0, 0, 1] * STD + MEAN) * 255).round().long().tolist())
-            return super().forward(images)
-
-    images = torch.zeros(101, 28, 28, dtype=torch.uint8)
-    images[:, 0, 1] = torch.arange(101)
-    model = Recorder()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    recipe = Recipe(batch_size=10, **NO_AUGMENTATION)
-    generator = torch.Generator().manual_seed(0)
-    helpers.train(model, images, torch.zeros(101).long(), optimizer, recipe, generator, progress=False)
-    assert seen != sorted(seen)
-    assert sorted(seen) == list(range(101))
-
-
 def test_schedules():
     recipe = Recipe(epochs=4, warmup=0.25, schedule="linear")
     factors = [recipe.learning_rate_factor(step, 10) for step in range(40)]
@@ -142,11 +116,6 @@ def test_schedules():
         assert [recipe.learning_rate_factor(step, 1) for step in range(4)] == pytest.approx(expected)
 
 
-def test_the_rate_changes_once_an_epoch_if_the_recipe_says_so(small):
-    _, history = fit(small, replace(SHORT, schedule="linear", schedule_every="epoch"))
-    assert [epoch["learning_rate"] for epoch in history] == pytest.approx([0.05, 0.025])
-
-
 def test_history_ends_with_the_weights_that_the_model_holds(small):
     model, history = fit(small)
     loss, correct = helpers.evaluate(model, small.eval_images, small.eval_labels)
@@ -157,7 +126,6 @@ def test_history_ends_with_the_weights_that_the_model_holds(small):
     assert history[-1]["eval_accuracy"] == pytest.approx(100 * correct / 200)
     wrong = helpers.mistakes(small.eval_labels, helpers.predict(model, small.eval_images))
     assert len(wrong) == 200 - correct
-    assert all(int(small.eval_labels[int(index)]) != digit for index, digit in wrong.items())
 
 
 def test_rare_evaluation_changes_nothing_else(small, capsys):
@@ -298,15 +266,12 @@ def test_bfloat16_is_used_in_training_passes_only(small):
                 dtypes.append((images.dtype, outputs.dtype) if self.training else outputs.dtype)
             return super().forward(images)
 
-    model, history = fit(small, precision="bfloat16", architecture=Recorder)
+    model, _ = fit(small, precision="bfloat16", architecture=Recorder)
     assert set(dtypes) == {(torch.float32, torch.bfloat16), torch.float32}  # in training, in evaluation
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    _, reference = fit(small, precision="float32")
-    assert history[-1]["train_loss"] != reference[-1]["train_loss"]
-    assert history[-1]["train_loss"] == pytest.approx(reference[-1]["train_loss"], rel=0.05)
 
 
-def test_predict_and_evaluate_take_a_network_and_uint8_images(small):
+def test_build_predict_and_evaluate_name_what_they_cannot_take(small):
     model, images, labels = helpers.build(), small.eval_images, small.eval_labels
     for wrong, message in (
         ((Net, images, labels), "^model must be a network such as Net"),
@@ -319,9 +284,6 @@ def test_predict_and_evaluate_take_a_network_and_uint8_images(small):
             helpers.evaluate(*wrong)
     with pytest.raises(ValueError, match="labels must be a tensor, int64"):
         helpers.evaluate(model, images, labels[1:])
-
-
-def test_build_takes_a_class_or_function():
     with pytest.raises(ValueError, match=r"^architecture must be a class .*, not a network: write Net, not Net\(\)"):
         helpers.build(Net())
 
