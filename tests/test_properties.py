@@ -16,7 +16,7 @@ from PIL import Image
 
 from s5.inference.preprocessing import DigitError, prepare
 from s5.networks.grammar import BLOCKS, HEADS, OPTIONS, NetworkError, parse
-from s5.training.recipe import CHOICES, Recipe
+from s5.training.recipe import OPTIMIZERS, SCHEDULES, Recipe
 
 COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("few", max_examples=60, derandomize=True, **COMMON)
@@ -32,7 +32,7 @@ ANYTHING = st.one_of(
     st.text(max_size=8),
     st.lists(st.integers(), max_size=2),
 )
-PLAUSIBLE = st.one_of(st.integers(0, 40), st.floats(0, 1), *(st.sampled_from(words) for words in CHOICES.values()))
+PLAUSIBLE = st.one_of(st.integers(0, 40), st.floats(0, 1), st.sampled_from(OPTIMIZERS + SCHEDULES))
 
 
 # --- Recipes ----------------------------------------------------------------------------------------------------------

@@ -73,14 +73,12 @@ def test_bad_seeds_are_refused(text):
         ("--ray auto --gpus-per-trial nan", "gpus_per_trial must be 0 or more"),
         ("--gpus-per-trial 0", "gpus_per_trial and retries: only with ray"),
         ("--ray=", "ray must be auto, local or a cluster's address, and it is empty"),
-        ("--weights=", "--weights: the name is empty"),
         ("--weights w --ray auto", "weights are saved on this machine only, not with ray"),
-        ("--epochs 0", "epochs must be a whole number, 1 or more, not 0"),
-        ("--epochs-without-augmentation 99", r"epochs_without_augmentation must be at most 20 \(epochs\), not 99"),
+        ("--epochs 0", "epochs must be a whole number from 1 to 1,000,000, not 0"),
         ("--momentum much", "--momentum: invalid float value: 'much'"),
         ("--teacher nobody", "teacher must be a variant, .*, not 'nobody'"),
         ("--split training", "invalid choice: 'training'"),
-        ("--device nonsense", "device must be auto, cpu, cuda or mps, not 'nonsense'"),
+        ("--device nonsense", "device must be auto or one that torch finds here, .*, not 'nonsense'"),
     ],
 )
 def test_wrong_options_give_one_line_and_exit_code_2(arguments, message, path, capsys):

@@ -123,7 +123,7 @@ def test_split_test_evaluates_on_the_test_images_and_any_other_word_is_refused(s
     [
         ({"horses": 3}, "a recipe has no horses; it has epochs, "),
         (5, r'changes must be a dict, e\.g\. \{"epochs": 5\}, not 5'),
-        ({"nesterov": "maybe"}, "nesterov must be true or false, not 'maybe'"),
+        ({"nesterov": "maybe"}, "nesterov must be of the type bool, not 'maybe'"),
         ({"teacher": "nobody"}, "teacher must be a variant, .*s5.*, not 'nobody'"),
     ],
     ids=str,

@@ -16,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 
-from s5.training.command_line import Parser, path
+from s5.training.command_line import Parser
 
 SHADES = " ░▒▓█"
 
@@ -27,10 +27,10 @@ def main(arguments: list[str]) -> int:
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or - for standard input")
     add("--network", default="s5", metavar="NAME", help="a file of results/weights without its suffix (default: s5)")
-    add("--weights", type=path, metavar="FILE", help="other weights of the network, safetensors")
+    add("--weights", type=Path, metavar="FILE", help="other weights of the network, safetensors")
     add("--json", action="store_true", help="print JSON instead of a table")
     add("--show", action="store_true", help="also print the network's input, 28×28 pixels")
-    add("--prepared", type=path, metavar="FOLDER", help="write the network's inputs to this folder, as PNG files")
+    add("--prepared", type=Path, metavar="FOLDER", help="write the network's inputs to this folder, as PNG files")
     options = parser.parse_args(arguments)
 
     from s5.inference.predict import find_images, read_digits, table
