@@ -55,9 +55,9 @@ def build_page() -> str:
 
 def describe(name: str, trials: list[Trial]) -> dict:
     """What the page says of a network: name, line, number of parameters, and its mean test accuracy in the ledger."""
-    claim, accuracy = CLAIMS[name], "not claimed"
-    if accuracies := [trial.accuracy for trial in claim.trials(trials)]:
-        accuracy = f"{statistics.mean(accuracies):.2f}%, mean of {plural(len(accuracies), 'seed')}"
+    claim = CLAIMS[name]
+    accuracies = [trial.accuracy for trial in claim.trials(trials)]
+    accuracy = f"{statistics.mean(accuracies):.2f}%, mean of {plural(len(accuracies), 'seed')}"
     title = next((goal.network for goal in GOALS if goal.variant == name), name).replace("*", "").replace("`", "")
     about = {"name": name, "title": title, "line": str(claim.network), "accuracy": accuracy}
     return about | {"parameters": count_parameters(claim.build())}
@@ -79,7 +79,7 @@ def pack_network(model: nn.Module) -> dict:
         if step.weight is not None:
             entry["weight"] = next(place for place, tensor in enumerate(tensors) if tensor is step.weight)
             entry |= {name: pack(values) for name in ("scale", "bias") if (values := getattr(step, name)) is not None}
-        settings = {name: getattr(step, name) for name in ("groups", "stride", "padding", "size", "relu")}
+        settings = {name: getattr(step, name) for name in ("groups", "padding", "size", "relu")}
         entries.append(entry | {name: value for name, value in settings.items() if value != getattr(Step, name)})
     return {"steps": entries, "weights": [pack(tensor) for tensor in tensors], "maps": _shown(steps)}
 
