@@ -119,7 +119,7 @@ def test_input_is_what_python_prepares(open_page):
     ink = np.array(page.evaluate("Array.from(drawing.pixels)"), dtype=np.uint8).reshape(256, 256)
     shown = page.evaluate("Array.from(find('input').getContext('2d').getImageData(0, 0, 28, 28).data)")
     expected = prepare(Image.fromarray(255 - ink))
-    assert torch.equal(torch.tensor(shown, dtype=torch.uint8).reshape(28, 28, 4)[..., 0], expected)
+    assert torch.equal(torch.tensor(shown, dtype=torch.uint8).reshape(28, 28, 4)[..., 3], expected)
 
 
 def test_every_network_reads_the_drawing(open_page):
@@ -241,6 +241,6 @@ def test_everything_can_be_seen(open_page, screen, scheme):
         const [low, high] = [colour, getComputedStyle(behind).backgroundColor].map(light).sort((a, b) => a - b);
         return (high + 0.05) / (low + 0.05);
     }"""
-    selectors = ("svg", "button", "h1", "#digit", "#sentence", "#bars span", "figcaption", "small", "footer p", "a")
+    selectors = ("button svg", "button", "h1", "#digit", "#sentence", "#bars span", "figcaption", "small", "footer p", "a")
     for selector in selectors:
         assert page.locator(selector).first.evaluate(contrast) >= 4.5, selector

@@ -40,6 +40,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--smoke", action="store_true", help="use the small sample instead of MNIST")
     add("--record", action="store_true", help="every network and format; save results/export.json")
     options = parser.parse_args(arguments)
+    if options.format == "page" and options.names:
+        parser.error("the page has all networks: name none of them")
     if options.output.is_file():
         parser.error(f"--output must be a folder, but {options.output} is a file")
     if options.record and (options.names or options.smoke or options.weights):
