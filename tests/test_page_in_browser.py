@@ -241,6 +241,17 @@ def test_everything_can_be_seen(open_page, screen, scheme):
         const [low, high] = [colour, getComputedStyle(behind).backgroundColor].map(light).sort((a, b) => a - b);
         return (high + 0.05) / (low + 0.05);
     }"""
-    selectors = ("button svg", "button", "h1", "#digit", "#sentence", "#bars span", "figcaption", "small", "footer p", "a")
+    selectors = (
+        "button svg",
+        "button",
+        "h1",
+        "#digit",
+        "#sentence",
+        "#bars span",
+        "figcaption",
+        "small",
+        "footer p",
+        "a",
+    )
     for selector in selectors:
         assert page.locator(selector).first.evaluate(contrast) >= 4.5, selector

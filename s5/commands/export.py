@@ -27,8 +27,8 @@ from s5.training.command_line import Parser, path
 from s5.training.files import RUNS, atomic_path
 
 
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """The command line; exits with code 2 if it is wrong."""
+def main(arguments: list[str]) -> int:
+    """The command; returns its exit code: 0, or 1 after a failure."""
     parser = Parser("export", __doc__, usage="python -m s5 export page|onnx|c [NETWORK ...] [options]")
     parser.add_argument("format", choices=("page", "onnx", "c"), help="what to write")
     parser.add_argument("names", nargs="*", metavar="NETWORK", help="one with weights in results/weights, or all")
@@ -49,12 +49,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     options.names = ["all"] if options.record else options.names or ["s5"]
     if options.weights and (len(options.names) > 1 or options.names == ["all"]):
         parser.error("--weights requires a single network")
-    return options
 
-
-def main(arguments: list[str]) -> int:
-    """Run the command line; return the exit code."""
-    options = parse_arguments(arguments)
     try:
         return write_page(options.check) if options.format == "page" else write_files(options)
     except ImportError as error:

@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import textwrap
-from collections.abc import Iterable
 from pathlib import Path
 from string import Template
 
@@ -112,7 +111,7 @@ def _weights(network: IntegerNetwork) -> list[str]:
             weight = layer.weight.permute(0, 2, 3, 1)  # channels are neighbours, as in a map's row
             tables.append(_table("int8_t", f"weights_{number}", weight, _describe(layer)))
         pairs = zip(layer.multiplier.tolist(), layer.bias.tolist(), strict=True)
-        tables.append(_array("Channel", f"channels_{number}", (f"{{{factor}, {bias}}}" for factor, bias in pairs)))
+        tables.append(_table("Channel", f"channels_{number}", [f"{{{factor}, {bias}}}" for factor, bias in pairs]))
     head = network.head
     if head.weight is not None:
         weight = head.weight.squeeze(1).permute(1, 2, 0)
@@ -123,15 +122,12 @@ def _weights(network: IntegerNetwork) -> list[str]:
     return [*tables, _table("int32_t", "linear_biases", network.bias)]
 
 
-def _table(type_: str, name: str, values: Tensor, comment: str = "") -> str:
-    text = _array(type_, name, map(str, values.flatten().tolist()))
-    return f"/* {comment} */\n{text}" if comment else text
-
-
-def _array(type_: str, name: str, items: Iterable[str]) -> str:
-    items = list(items)
+def _table(type_: str, name: str, values: Tensor | list[str], comment: str = "") -> str:
+    """An array in C."""
+    items = values if isinstance(values, list) else [str(value) for value in values.flatten().tolist()]
     text = textwrap.indent(textwrap.fill(", ".join(items), 112), "    ")
-    return f"static const {type_} {name}[{len(items)}] = {{\n{text}\n}};"
+    comment = f"/* {comment} */\n" if comment else ""
+    return f"{comment}static const {type_} {name}[{len(items)}] = {{\n{text}\n}};"
 
 
 def _describe(layer: Layer) -> str:

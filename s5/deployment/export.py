@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -66,7 +67,7 @@ def export(
     models = {name: load_trained(name, weights) for name in names}
     rows, trials = [], [] if weights else read_ledger()
     for name, model in models.items():
-        about, run = describe(name, model, trials), pytorch_network(model)
+        about, run = describe(name, model, trials), partial(logits_of, model)
         logits = run(data.eval_images)
         networks = {"PyTorch": Exported(run, logits, (weights or weights_file(name)).stat().st_size)}
         if "onnx" in formats:
@@ -138,14 +139,10 @@ def export_c(name: str, model: nn.Module, data: MnistData, output: Path, descrip
     return Exported(compiled, logits, network.weight_bytes(), activation_bytes(network))
 
 
-def pytorch_network(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The model as a function from uint8 images (N, 28, 28) to logits."""
-
-    @torch.inference_mode()
-    def run(images: Tensor) -> Tensor:
-        return torch.cat([model(normalize(batch)) for batch in images.split(1000)])
-
-    return run
+@torch.inference_mode()
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """The logits of uint8 images (N, 28, 28)."""
+    return torch.cat([model(normalize(batch)) for batch in images.split(1000)])
 
 
 def measure(networks: dict[str, Exported], data: MnistData, repeats: int) -> list[dict]:
