@@ -60,9 +60,7 @@ def c_code(network: IntegerNetwork, name: str, description: str = "") -> tuple[s
         name=name,
         deskew=_fill("deskew.c", **constants(network.deskew)) + "\n" if network.deskew else "",
         weights="\n\n".join(_weights(network)),
-        head=_fill(
-            "mean.c" if head.weight is None else "gdconv.c", **values, limit=head.limit, shift=head.shift
-        ).strip(),
+        head=_fill("mean.c" if head.weight is None else "gdconv.c", **values).strip(),
         layer_count=len(network.layers),
         largest_side=max(layer.weight.shape[2] for layer in network.layers),
         crop=network.crop,
