@@ -1,6 +1,5 @@
 """The page in docs/ in a real browser: digits drawn by mouse and touch, on a desktop and a phone, in light and dark."""
 
-import re
 import shutil
 
 import numpy as np
@@ -91,9 +90,8 @@ def touch(page, digit: int) -> None:
         send("touchEnd")
 
 
-@pytest.mark.parametrize("screen", SCREENS)
-def test_ten_digits_one_after_another(open_page, screen):
-    page = open_page(screen)
+def test_ten_digits_one_after_another(open_page):
+    page = open_page()
     for digit in DIGITS:
         draw(page, digit)
         expect(page.locator("#digit")).to_have_text(str(digit))
@@ -138,20 +136,17 @@ def test_every_network_reads_the_drawing(open_page):
 def test_strokes_after_clear_and_undo_are_kept(open_page):
     page = open_page()
     ink = "drawing.pixels.reduce((sum, value) => sum + value, 0)"
-    first, second = points_of(page, 4)
-    for _ in range(2):
-        draw(page, 4)
-        assert page.evaluate("strokes.length") == 2
-        expect(page.locator("#digit")).to_have_text("4")
-        page.get_by_role("button", name="Undo").click()
-        assert page.evaluate("strokes.length") == 1
-        page.get_by_role("button", name="Clear").click()
-        assert page.evaluate(ink) == 0
-    for stroke in (first, second):  # cleared by key in the middle of a stroke
+    draw(page, 4)
+    page.get_by_role("button", name="Undo").click()
+    assert page.evaluate("strokes.length") == 1
+    page.get_by_role("button", name="Clear").click()
+    assert page.evaluate(ink) == 0
+    for stroke in points_of(page, 4):  # cleared by key in the middle of a stroke
         page.mouse.move(*stroke[0])
         page.mouse.down()
         page.mouse.move(*stroke[1])
         page.keyboard.press("Escape")
+        page.mouse.move(*stroke[0])
         assert page.evaluate(ink) == 0
         page.mouse.up()
     draw(page, 4)
@@ -165,24 +160,16 @@ def test_keyboard(open_page):
     for key, count in (("z", 1), ("z", 0), ("z", 0)):
         page.keyboard.press(key)
         assert page.evaluate("strokes.length") == count
-    for key in ("Delete", "Escape"):
-        draw(page, 4)
-        page.keyboard.press(key)
-        assert page.evaluate("strokes.length") == 0
-    checked = "networks.indexOf(network.data)"
     count = len(trained_networks())
     for key, number in (("1", 0), ("ArrowRight", 1 % count), ("ArrowLeft", 0), ("ArrowLeft", count - 1)):
         page.keyboard.press(key)
-        assert page.evaluate(checked) == number
         expect(page.get_by_role("radio").nth(number)).to_be_checked()
     draw(page, 4)
-    page.keyboard.press("Tab")
-    expect(page.get_by_role("button", name="Undo")).to_be_focused()
-    page.keyboard.press("Enter")
-    assert page.evaluate("strokes.length") == 1
-    page.keyboard.press("Tab")
-    page.keyboard.press("Space")
-    assert page.evaluate("strokes.length") == 0
+    for key, name, left in (("Enter", "Undo", 1), ("Space", "Clear", 0)):
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("button", name=name)).to_be_focused()
+        page.keyboard.press(key)
+        assert page.evaluate("strokes.length") == left
 
 
 def test_refusals_are_said_in_words(open_page):
@@ -206,28 +193,17 @@ def test_refusals_are_said_in_words(open_page):
 
 
 def test_probabilities_are_never_100_or_0_percent(open_page):
-    page = open_page()
-    texts = page.evaluate("[1, 0.9996, 0.9994, 0.5, 0.0006, 0.0004, 0].map(percent)")
+    texts = open_page().evaluate("[1, 0.9996, 0.9994, 0.5, 0.0006, 0.0004, 0].map(percent)")
     assert texts == [">99.9%", ">99.9%", "99.9%", "50.0%", "0.1%", "<0.1%", "<0.1%"]
-    draw(page, 0)
-    expect(page.locator("#bars span").first).to_have_text(re.compile("9%"))
-    assert not {"100.0%", "0.0%"} & set(page.locator("#bars span").all_inner_texts())
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("screen", SCREENS)
+@pytest.mark.parametrize(("screen", "scheme"), [("desktop", "light"), ("phone", "dark")])
 def test_everything_can_be_seen(open_page, screen, scheme):
     page = open_page(screen, scheme)
     draw(page, 8)
     assert page.evaluate("document.documentElement.scrollWidth") <= SCREENS[screen][0]
-    covered = """picture => {
-        picture.scrollIntoView({ block: "center" });
-        const { left, top, right, bottom } = picture.getBoundingClientRect();
-        const corners = [[left + 4, top + 4], [right - 4, top + 4], [left + 4, bottom - 4], [right - 4, bottom - 4]];
-        return corners.filter(([x, y]) => document.elementFromPoint(x, y) !== picture).length;
-    }"""
     for picture in (page.locator("#input"), page.locator(".maps canvas").first):
-        assert picture.evaluate(covered) == 0
+        picture.click(trial=True)  # nothing covers it
         assert picture.bounding_box()["width"] >= 56
     contrast = """element => {
         const light = (colour) => {
