@@ -116,9 +116,7 @@ def test_all_networks_are_recorded(compiler, exported, sample, tmp_path, capsys,
 def test_command_exports_c(small_sample, tmp_path, capsys, monkeypatch):
     command = ["c", "s5", "--smoke", "--output", str(tmp_path)]
     assert main(command) == 0
-    output = capsys.readouterr().out
-    assert "C int8" in output
-    assert "The sample's images are of the training set: these accuracies are not those of new images." in output
+    assert "The sample's images are of the training set" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s5.c", "s5.h"]
     header = (tmp_path / "s5.h").read_text()
     assert "s5, Net, 18,214 parameters" in header

@@ -26,13 +26,6 @@ def test_steps_give_the_logits_of_the_network(build):
         assert torch.allclose(run(steps_of(model), images)[-1], model(images), rtol=1e-4, atol=1e-5)
 
 
-def test_a_shared_convolution_keeps_one_set_of_weights():
-    steps = steps_of(parse("shared 8 ×1 / ×2 / ×2 gdconv crop 2").build())
-    weights = [step.weight for step in steps if step.kind == "conv" and step.weight.shape == (8, 8, 3, 3)]
-    assert len(weights) == 5
-    assert len({id(weight) for weight in weights}) == 1
-
-
 @pytest.mark.parametrize("layer", [nn.Conv2d(1, 4, 3, dilation=2), nn.MaxPool2d(3), nn.Softplus(), nn.BatchNorm2d(1)])
 def test_other_layers_are_refused_by_name(layer):
     with pytest.raises(GraphError, match=rf"0 \({type(layer).__name__}.* cannot be exported"):
