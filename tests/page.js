@@ -1,7 +1,6 @@
 "use strict";
 // Runs the scripts of the page for test_page.py: node page.js PAGE.html < request.json > response.json.
-// A request is {network, images, drawings, strokes}: a packed network; bytes in base64, 784 an image, 65,536 a drawing;
-// lists of strokes.
+// A request is {network, images, drawings}: a packed network; bytes in base64, 784 an image, 65,536 a drawing.
 const fs = require("fs");
 const vm = require("vm");
 
@@ -9,8 +8,8 @@ const page = fs.readFileSync(process.argv[2], "utf8");
 const scripts = Array.from(page.matchAll(/<script>\n(.*?)<\/script>/gs), (match) => match[1]);
 scripts.filter((script) => !script.includes("document.")).forEach((script) => vm.runInThisContext(script));
 const request = JSON.parse(fs.readFileSync(0, "utf8"));
-const { Network, Drawing, prepare, DigitError, WORKING_SIDE } = vm.runInThisContext(
-  "({ Network, Drawing, prepare, DigitError, WORKING_SIDE })");
+const { Network, prepare, DigitError, WORKING_SIDE } = vm.runInThisContext(
+  "({ Network, prepare, DigitError, WORKING_SIDE })");
 
 function split(text, size) {
   const bytes = Buffer.from(text ?? "", "base64");
@@ -30,6 +29,5 @@ const network = request.network && new Network(request.network);
 const response = {
   logits: split(request.images, 784).map((image) => Array.from(network.run(image).at(-1).values)),
   prepared: split(request.drawings, WORKING_SIDE ** 2).map(prepareOrRefuse),
-  drawn: (request.strokes ?? []).map((strokes) => Buffer.from(new Drawing(strokes).pixels).toString("base64")),
 };
 fs.writeFileSync(1, JSON.stringify(response));

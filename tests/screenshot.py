@@ -14,7 +14,6 @@ from s5.training.files import ROOT
 from tests.test_page_in_browser import ARGUMENTS, CHROMIUM, draw
 
 SIDE = 1120  # pixels
-COLOURS = 128
 
 
 def main() -> None:
@@ -31,7 +30,7 @@ def main() -> None:
         browser.close()
     if answer != "9":
         sys.exit(f"the network reads the 9 as {answer}: choose another drawing")
-    picture = picture.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    picture = picture.quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     picture.save(ROOT / "figures" / "page.png", optimize=True)
 
 

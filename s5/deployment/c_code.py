@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import textwrap
-from collections.abc import Iterable
 from pathlib import Path
 from string import Template
 
@@ -21,16 +20,13 @@ import torch
 from torch import Tensor
 
 from s5.deployment.deskew import constants
-from s5.deployment.integer import IntegerNetwork, Layer, Requantization
+from s5.deployment.integer import IntegerNetwork, Layer
 from s5.training.files import atomic_path
 
 TEMPLATES = Path(__file__).parent / "c_files"
 LAYER_BYTES = 40  # of a row of the table of layers on a 32-bit chip
+COMPILER = shutil.which(os.environ.get("CC", "cc"))  # None: there is none
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Werror")
-
-
-class CompilerError(OSError):
-    """There is no C compiler, or it refuses the code."""
 
 
 def write_c(network: IntegerNetwork, name: str, folder: Path, description: str = "") -> list[Path]:
@@ -44,7 +40,7 @@ def write_c(network: IntegerNetwork, name: str, folder: Path, description: str =
 
 def c_code(network: IntegerNetwork, name: str, description: str = "") -> tuple[str, str]:
     """The text of the header and of the source file."""
-    names, _, sizes = row_buffers(network)
+    names, sizes = row_buffers(network)
     header = _fill(
         "network.h",
         name=name,
@@ -56,54 +52,49 @@ def c_code(network: IntegerNetwork, name: str, description: str = "") -> tuple[s
         macs=f"{network.macs:,}",
         logit_scale=f"{network.logit_scale:.6g}",
     )
+    head, channels = network.head, network.weight.shape[1]
+    values = {"channels": channels, "width": head.size[1], "zero": head.zero_in}
+    values |= {"limit": head.limit, "shift": head.shift}
     source = _fill(
         "network.c",
         name=name,
         deskew=_fill("deskew.c", **constants(network.deskew)) + "\n" if network.deskew else "",
         weights="\n\n".join(_weights(network)),
-        head=_head(network).strip(),
+        head=_fill("mean.c" if head.weight is None else "gdconv.c", **values).strip(),
         layer_count=len(network.layers),
         largest_side=max(layer.weight.shape[2] for layer in network.layers),
         crop=network.crop,
         buffers="\n".join(f"static uint8_t {name}[{size}];" for name, size in sizes.items()),
         last_row=names[-1],
-        layers="\n".join(_layer_table(network)),
-        channels=network.weight.shape[1],
+        layers="\n".join(_layer_row(network, number, names[number]) for number in range(len(network.layers))),
+        channels=channels,
         image="deskew(image)" if network.deskew else "image",
     )
     return header, source
 
 
-def row_buffers(network: IntegerNetwork) -> tuple[list[str], list[int], dict[str, int]]:
-    """Where the input of each layer and, last, of the head is kept: names of buffers, rows, and the buffers' bytes.
+def row_buffers(network: IntegerNetwork) -> tuple[list[str], dict[str, int]]:
+    """Where the input of each layer and, last, of the head is kept: names of buffers, and the buffers' bytes.
 
-    A layer keeps the rows of its kernel, or more for a later addition; the first one reads the image. All rows that are
-    used up as soon as they are complete are kept in the same place, but never both the input and the output of a layer.
-    A row that pooling makes of two is completed too late, and one that is added later is needed too long.
+    A layer keeps the rows of its kernel; the first one reads the image. All rows that are used up as soon as they are
+    complete are kept in the same place, but never both the input and the output of a layer. A row that pooling makes of
+    two is completed too late.
     """
-    layers = network.layers
-    rows = [layer.conv.weight.shape[2] for layer in layers]
-    for number, layer in enumerate(layers):
-        if layer.residual is not None:
-            convs = [between.conv for between in layers[layer.residual : number + 1]]
-            ahead = sum(conv.weight.shape[2] - 1 - conv.padding for conv in convs)  # rows that were read since
-            rows[layer.residual] = max(rows[layer.residual], 1 + ahead)
-    rows = [min(count, layer.size_in[0]) for count, layer in zip(rows, layers, strict=True)] + [1]
-    added_later = {layer.residual for number, layer in enumerate(layers) if layer.residual != number}
+    rows = [layer.rows for layer in network.layers] + [1]
     names, sizes = ["0"], {}
-    for number, before in enumerate(layers, start=1):
-        is_shared = rows[number] == 1 and before.pool == 1 and number not in added_later and names[-1] != "shared_row"
+    for number, before in enumerate(network.layers, start=1):
+        is_shared = rows[number] == 1 and before.pool == 1 and names[-1] != "shared_row"
         names.append("shared_row" if is_shared else f"rows_{number}")
         size = rows[number] * before.size_out[1] * len(before.weight)
         sizes[names[-1]] = max(size, sizes.get(names[-1], 0))
-    return names, rows, sizes
+    return names, sizes
 
 
 def activation_bytes(network: IntegerNetwork) -> int:
     """The bytes that change while the code runs, except the image, the logits and a few variables on the stack."""
     upright = 28 * 28 if network.deskew else 0
     sums_and_values = (4 + 2) * network.weight.shape[1]
-    return upright + sum(row_buffers(network)[2].values()) + len(network.layers) + sums_and_values
+    return upright + sum(row_buffers(network)[1].values()) + len(network.layers) + sums_and_values
 
 
 def _fill(template: str, **values) -> str:
@@ -112,38 +103,29 @@ def _fill(template: str, **values) -> str:
 
 def _weights(network: IntegerNetwork) -> list[str]:
     """The weights, each set once, and the constants of the channels."""
-    tables, written = [], set()
+    tables = []
     for number, layer in enumerate(network.layers):
-        name = _weights_name(network, layer)
-        if name not in written:
+        if _first_use(network, layer) == number:
             weight = layer.weight.permute(0, 2, 3, 1)  # channels are neighbours, as in a map's row
-            tables.append(_table("int8_t", name, weight, _describe(layer)))
-            written.add(name)
-        tables.append(_channel_table(f"channels_{number}", layer.requantization))
+            tables.append(_table("int8_t", f"weights_{number}", weight, _describe(layer)))
+        pairs = zip(layer.multiplier.tolist(), layer.bias.tolist(), strict=True)
+        tables.append(_table("Channel", f"channels_{number}", [f"{{{factor}, {bias}}}" for factor, bias in pairs]))
     head = network.head
-    if head.step.kind == "conv":
+    if head.weight is not None:
         weight = head.weight.squeeze(1).permute(1, 2, 0)
         tables.append(_table("int8_t", "head_weights", weight, f"{head.step.name}: [row][column][channel]"))
-        tables.append(_table("int16_t", "head_multipliers", head.requantization.multiplier))
-    comment = f"{network.linear.name}: {network.weight.shape[1]} -> 10"
+        tables.append(_table("int16_t", "head_multipliers", head.multiplier))
+    comment = f"{network.linear}: {network.weight.shape[1]} -> 10"
     tables.append(_table("int8_t", "linear_weights", network.weight, comment))
     return [*tables, _table("int32_t", "linear_biases", network.bias)]
 
 
-def _table(type_: str, name: str, values: Tensor, comment: str = "") -> str:
-    text = _array(type_, name, map(str, values.flatten().tolist()))
-    return f"/* {comment} */\n{text}" if comment else text
-
-
-def _channel_table(name: str, requantization: Requantization) -> str:
-    pairs = zip(requantization.multiplier.tolist(), requantization.bias.tolist(), strict=True)
-    return _array("Channel", name, (f"{{{multiplier}, {bias}}}" for multiplier, bias in pairs))
-
-
-def _array(type_: str, name: str, items: Iterable[str]) -> str:
-    items = list(items)
+def _table(type_: str, name: str, values: Tensor | list[str], comment: str = "") -> str:
+    """An array in C."""
+    items = values if isinstance(values, list) else [str(value) for value in values.flatten().tolist()]
     text = textwrap.indent(textwrap.fill(", ".join(items), 112), "    ")
-    return f"static const {type_} {name}[{len(items)}] = {{\n{text}\n}};"
+    comment = f"/* {comment} */\n" if comment else ""
+    return f"{comment}static const {type_} {name}[{len(items)}] = {{\n{text}\n}};"
 
 
 def _describe(layer: Layer) -> str:
@@ -151,72 +133,51 @@ def _describe(layer: Layer) -> str:
     return f"{layer.conv.name}: {kind}, {layer.weight.shape[2]}x{layer.weight.shape[3]}"
 
 
-def _weights_name(network: IntegerNetwork, layer: Layer) -> str:
-    """Of the first layer with these weights."""
-    return f"weights_{next(n for n, other in enumerate(network.layers) if other.weight is layer.weight)}"
+def _first_use(network: IntegerNetwork, layer: Layer) -> int:
+    """The number of the first layer with these weights."""
+    return next(number for number, other in enumerate(network.layers) if other.weight is layer.weight)
 
 
-def _layer_table(network: IntegerNetwork) -> list[str]:
-    """A row for each layer."""
-    table, (names, rows, _) = [], row_buffers(network)
-    for number, layer in enumerate(network.layers):
-        requantization = layer.requantization
-        fields = {
-            "weights": _weights_name(network, layer),
-            "channels": f"channels_{number}",
-            "rows": names[number],
-            "residual_multiplier": requantization.residual_multiplier,
-            "residual": -1 if layer.residual is None else layer.residual,
-            "inputs": layer.channels_in,
-            "outputs": len(layer.weight),
-            "height": layer.size_in[0],
-            "width": layer.size_in[1],
-            "rows_out": layer.size_out[0] * layer.pool,
-            "columns_out": layer.size_out[1] * layer.pool,
-            "side": layer.weight.shape[2],
-            "stride": layer.conv.stride,
-            "padding": layer.conv.padding,
-            "pool": layer.pool,
-            "slots": rows[number],
-            "depthwise": int(layer.depthwise),
-            "relu": int(requantization.relu),
-            "zero_in": layer.zero_in,
-            "zero_out": layer.zero_out,
-            "shift": requantization.shift,
-            "bias_shift": requantization.bias_shift,
-        }
-        values = textwrap.fill(", ".join(f".{name} = {value}" for name, value in fields.items()), 110)
-        table.append(f"    /* {number}: {_describe(layer)} */\n    {{{textwrap.indent(values, '     ').strip()}}},")
-    return table
-
-
-def _head(network: IntegerNetwork) -> str:
-    """What is done with each row of the last maps."""
-    head, sizes = network.head, {"channels": network.weight.shape[1], "width": network.head.size[1]}
-    if head.step.kind == "mean":
-        value = f"divide(sums[channel], {head.shift})" if head.shift else "sums[channel]"
-        return _fill("mean.c", zero=head.zero_in, value=value, **sizes)
-    return _fill("gdconv.c", zero=head.zero_in, limit=head.limit, shift=head.requantization.shift, **sizes)
-
-
-def find_compiler() -> str | None:
-    """The system's C compiler: $CC, cc, gcc or clang; None if there is none."""
-    return next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "cc", "gcc", "clang"))), None)
+def _layer_row(network: IntegerNetwork, number: int, buffer: str) -> str:
+    """The row of a layer in the table of layers; `buffer` holds its input."""
+    layer = network.layers[number]
+    fields = {
+        "weights": f"weights_{_first_use(network, layer)}",
+        "channels": f"channels_{number}",
+        "rows": buffer,
+        "residual_multiplier": layer.residual_multiplier,
+        "residual": number if layer.residual_multiplier else -1,
+        "inputs": layer.channels_in,
+        "outputs": len(layer.weight),
+        "height": layer.size_in[0],
+        "width": layer.size_in[1],
+        "rows_out": layer.size_out[0] * layer.pool,
+        "columns_out": layer.size_out[1] * layer.pool,
+        "side": layer.weight.shape[2],
+        "stride": 1,
+        "padding": layer.conv.padding,
+        "pool": layer.pool,
+        "slots": layer.rows,
+        "depthwise": int(layer.depthwise),
+        "relu": int(layer.conv.relu and layer.residual_multiplier > 0),
+        "zero_in": layer.zero_in,
+        "zero_out": layer.zero_out,
+        "shift": layer.shift,
+        "bias_shift": layer.bias_shift,
+    }
+    values = textwrap.fill(", ".join(f".{name} = {value}" for name, value in fields.items()), 110)
+    return f"    /* {number}: {_describe(layer)} */\n    {{{textwrap.indent(values, '     ').strip()}}},"
 
 
 class CompiledNetwork:
     """The C code as a function from uint8 images (N, 28, 28) to logits, int32 (N, 10)."""
 
     def __init__(self, source: Path, folder: Path):
-        """Compile NAME.c, with NAME.h beside it, to a library in `folder`. Raises CompilerError."""
-        compiler = find_compiler()
-        if compiler is None:
-            raise CompilerError("no C compiler (cc, gcc or clang) was found")
+        """Compile NAME.c, with NAME.h beside it, to a library in `folder`. Raises OSError if that fails."""
         library = folder / f"{source.stem}.so"
-        command = [compiler, *WARNINGS, "-O2", "-shared", "-fPIC", "-o", str(library), str(source)]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            raise CompilerError(f"{compiler} does not compile {source.name}: {result.stderr.strip()}")
+        options = [*WARNINGS, "-O2", "-shared", "-fPIC", "-o", str(library)]
+        if subprocess.run([COMPILER, *options, str(source)]).returncode:
+            raise OSError(f"{COMPILER} does not compile {source.name}")
         self._logits = getattr(ctypes.CDLL(str(library)), f"{source.stem}_logits")
         self._logits.restype = None
 

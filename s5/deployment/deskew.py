@@ -1,9 +1,11 @@
-"""`architectures.deskew` in integers: the reference that the generated C code (`c_files/deskew.c`) equals bit for bit.
+"""`layers.deskew` in integers: the reference that the generated C code (`c_files/deskew.c`) equals bit for bit.
 
 Lengths are in pixels times 2^16, counted from the image's first pixel.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -30,7 +32,8 @@ def deskew_bytes(images: Tensor, height: float) -> Tensor:
     variance = mass * (by_row * places**2).sum(1) - y**2  # times mass²
     covariance = mass * (ink * places[:, None] * places).sum((1, 2)) - x * y
     slant = ((covariance << 16) // variance.clamp(min=1)).clamp(-limits["max_slant"], limits["max_slant"])
-    deviation = (square_root(variance << 16) << 8) // mass
+    roots = torch.tensor([math.isqrt(value) for value in (variance << 16).tolist()])
+    deviation = (roots << 8) // mass
     scale = ((deviation << 8) // limits["height"]).clamp(limits["min_scale"], limits["max_scale"])
     steps = scale[:, None] * (2 * places - (side - 1)) // 2  # from the middle, of rows and of columns
     rows = ((y << 16) // mass)[:, None] + steps
@@ -51,10 +54,3 @@ def _sample(ink: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     above = at(top, left) * (256 - right) + at(top, left + 1) * right
     below = at(top + 1, left) * (256 - right) + at(top + 1, left + 1) * right
     return ((above * (256 - down) + below * down + ONE // 2) >> 16).to(torch.uint8)
-
-
-def square_root(values: Tensor) -> Tensor:
-    """The whole part of the root of int64 values below 2^62; float64 may be off by one."""
-    root = values.double().sqrt().long()
-    root -= (root * root > values).long()
-    return root + ((root + 1) * (root + 1) <= values).long()

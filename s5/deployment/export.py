@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,8 +21,7 @@ from torch import Tensor, nn
 
 from s5.analysis.inspection import count_parameters
 from s5.analysis.statistics import mean_text
-from s5.deployment.c_code import CompiledNetwork, activation_bytes, find_compiler, write_c
-from s5.deployment.layer_graph import GraphError
+from s5.deployment.c_code import COMPILER, CompiledNetwork, activation_bytes, write_c
 from s5.deployment.quantization import CALIBRATION_IMAGES, quantize
 from s5.experiments.claims import CLAIMS
 from s5.experiments.ledger import read_ledger
@@ -33,32 +33,21 @@ from s5.training.files import EXPORT, atomic_path
 from s5.training.mnist import MnistData
 from s5.training.provenance import provenance
 
-TOLERANCE = 1e-5  # largest `relative_difference` of the float32 network's logits from PyTorch's
+TOLERANCE = 1e-5  # largest difference of the float32 network's logits from PyTorch's, relative to an image's largest
 
 
 @dataclass
 class Exported:
-    """A network in one format: `run` gives the logits of uint8 images (N, 28, 28)."""
+    """A network in one format."""
 
-    run: Callable[[Tensor], Tensor]
+    run: Callable[[Tensor], Tensor] | None  # the logits of uint8 images (N, 28, 28); None: cannot be run here
     logits: Tensor  # of the evaluation images
     bytes: int
     memory: int | None = None  # C
-    timed: bool = True
 
 
 class ExportError(RuntimeError):
-    """An exported network differs from the trained one, or something that it requires is missing."""
-
-
-def check_packages() -> None:
-    """Raise ExportError, with the command that installs it, if an optional package is missing."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401  torch.onnx.export requires it
-    except ImportError as error:
-        raise ExportError(f'{error.name} is not installed: pip install -e ".[export]"') from error
+    """An exported network differs from the trained one."""
 
 
 def export(
@@ -67,26 +56,24 @@ def export(
     data: MnistData,
     output: Path,
     weights: Path | None = None,
-    normalized: bool = False,
     repeats: int = 300,
 ) -> list[dict]:
     """Write trained networks to the folder `output`, in the `formats` "onnx" and "c"; return the rows of `measure`.
 
-    `weights` are others of the same network. With `normalized`, ONNX files take what `normalize` returns. Raises
-    CheckpointError for weights that cannot be read, and ExportError; then files of this network are not written.
+    `weights` are others of the same network. Raises CheckpointError for weights that cannot be read, GraphError for a
+    network that cannot be written in C, ImportError for a missing package, and ExportError; then files of this network
+    are not written.
     """
-    if "onnx" in formats:
-        check_packages()
     models = {name: load_trained(name, weights) for name in names}
     rows, trials = [], [] if weights else read_ledger()
     for name, model in models.items():
-        about, run = describe(name, model, trials), pytorch_network(model)
+        about, run = describe(name, model, trials), partial(logits_of, model)
         logits = run(data.eval_images)
         networks = {"PyTorch": Exported(run, logits, (weights or weights_file(name)).stat().st_size)}
         if "onnx" in formats:
-            networks |= export_onnx(name, model, data, output, about, logits, normalized)
+            networks |= export_onnx(name, model, data, output, about, logits)
         if "c" in formats:
-            networks |= export_c(name, model, data, output, about)
+            networks["C int8"] = export_c(name, model, data, output, about["description"])
         rows += [{"network": name, **row} for row in measure(networks, data, repeats)]
     return rows
 
@@ -113,70 +100,49 @@ def describe(name: str, model: nn.Module, trials: list[Trial]) -> dict[str, str]
 
 
 def export_onnx(
-    name: str, model: nn.Module, data: MnistData, output: Path, about: dict, expected: Tensor, normalized: bool
+    name: str, model: nn.Module, data: MnistData, output: Path, about: dict[str, str], expected: Tensor
 ) -> dict[str, Exported]:
-    """Write both ONNX files. Raises ExportError if the float32 logits are not the `expected` ones of PyTorch."""
-    from s5.deployment.onnx_files import CALIBRATION_IMAGES, OnnxNetwork, to_int8, to_onnx
+    """Write both ONNX files. Raises ExportError if the float32 logits are not the `expected` ones of PyTorch.
+
+    They are compared relative to the largest logit of the image, or absolutely if that is below 1, because the rounding
+    errors of float32 grow with the values and differ between processors.
+    """
+    from s5.deployment.onnx_files import OnnxNetwork, to_int8, to_onnx
 
     with atomic_path(output / f"{name}.onnx") as path, atomic_path(output / f"{name}-int8.onnx") as path_int8:
-        to_onnx(model, path, normalized, about)
-        to_int8(path, path_int8, data.train_images[:CALIBRATION_IMAGES], normalized)
+        to_onnx(model, path, about)
+        to_int8(path, path_int8, data.train_images[:CALIBRATION_IMAGES])
         exported = {}
         for kind, file in (("ONNX float32", path), ("ONNX int8", path_int8)):
             run = OnnxNetwork(file)
             exported[kind] = Exported(run, run(data.eval_images), file.stat().st_size)
-        difference = relative_difference(exported["ONNX float32"].logits, expected)
-        if not difference <= TOLERANCE:  # NaN fails too
-            raise ExportError(
-                f"the float32 network's logits differ from PyTorch's by {difference:.2g} "
-                f"(relative; at most {TOLERANCE:g}): it is not written"
-            )
+        tolerance = TOLERANCE * expected.abs().amax(1, keepdim=True).clamp(min=1)
+        if not ((exported["ONNX float32"].logits - expected).abs() <= tolerance).all():  # NaN fails too
+            raise ExportError(f"the float32 logits of {name} differ from PyTorch's: it is not written")
     return exported
 
 
-def relative_difference(logits: Tensor, expected: Tensor) -> float:
-    """Largest difference of `logits` from `expected`, both (N, 10), relative to the image's largest expected logit.
-
-    Relative, because the rounding errors of float32 grow with the values and differ between processors; absolute for
-    images whose logits are all below 1.
-    """
-    scale = expected.abs().amax(1, keepdim=True).clamp(min=1)
-    return ((logits - expected).abs() / scale).max().item()
-
-
-def export_c(name: str, model: nn.Module, data: MnistData, output: Path, about: dict) -> dict[str, Exported]:
-    """Check and write the C code; without a compiler, what is returned runs its reference and is not timed.
-
-    Raises ExportError if the network cannot be written in C or the code differs from the reference.
-    """
-    try:
-        network = quantize(model, data.train_images[:CALIBRATION_IMAGES])
-    except GraphError as error:
-        raise ExportError(f"{name}: {error}") from error
-    logits = network(data.eval_images)
-    description = f"{about['description']}."
+def export_c(name: str, model: nn.Module, data: MnistData, output: Path, description: str) -> Exported:
+    """Check and write the C code. Raises ExportError if its logits differ from the reference, where it can be run."""
+    network = quantize(model, data.train_images[:CALIBRATION_IMAGES])
+    logits, compiled = network(data.eval_images), None
+    description = f"{description}."
     if data.source == "mnist":  # the sample's images are of the training set
         correct = int((logits.argmax(1) == data.eval_labels).sum())
         description += f" In this code {correct:,} of {len(data.eval_labels):,} images are right ({data})."
-    exported = Exported(network, logits, network.weight_bytes(), activation_bytes(network), timed=False)
-    if find_compiler():
+    if COMPILER:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps a loaded library
-            source = write_c(network, name, Path(folder), description)[1]
-            exported.run, exported.timed = CompiledNetwork(source, Path(folder)), True
-        if (exported.run(data.eval_images) != logits).any():
-            raise ExportError(f"the logits of {source.name} differ from the reference: it is not written")
+            compiled = CompiledNetwork(write_c(network, name, Path(folder), description)[1], Path(folder))
+        if (compiled(data.eval_images) != logits).any():
+            raise ExportError(f"the logits of {name}.c differ from the reference: it is not written")
     write_c(network, name, output, description)
-    return {"C int8": exported}
+    return Exported(compiled, logits, network.weight_bytes(), activation_bytes(network))
 
 
-def pytorch_network(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The model as a function from uint8 images (N, 28, 28) to logits."""
-
-    @torch.inference_mode()
-    def run(images: Tensor) -> Tensor:
-        return torch.cat([model(normalize(batch)) for batch in images.split(1000)])
-
-    return run
+@torch.inference_mode()
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """The logits of uint8 images (N, 28, 28)."""
+    return torch.cat([model(normalize(batch)) for batch in images.split(1000)])
 
 
 def measure(networks: dict[str, Exported], data: MnistData, repeats: int) -> list[dict]:
@@ -184,21 +150,20 @@ def measure(networks: dict[str, Exported], data: MnistData, repeats: int) -> lis
 
     The networks are timed in turns, so that a change in the machine's load affects all of them.
     """
-    image = data.eval_images[:1]
-    times = {kind: [] for kind in networks}
-    for turn in range(2 * repeats):  # the first half warms up
-        for kind, network in networks.items():
-            if network.timed:
-                start = time.perf_counter()
-                network.run(image)
-                times[kind] += [1e6 * (time.perf_counter() - start)] if turn >= repeats else []
+    times = {kind: [] for kind, network in networks.items() if network.run}
+    for _ in range(2 * repeats):  # the first half warms up
+        for kind, seconds in times.items():
+            start = time.perf_counter()
+            networks[kind].run(data.eval_images[:1])
+            seconds.append(time.perf_counter() - start)
     rows = []
     for kind, network in networks.items():
         correct, count = int((network.logits.argmax(1) == data.eval_labels).sum()), len(data.eval_labels)
         row = {"format": kind, "correct": correct, "images": count, "accuracy": round(100 * correct / count, 2)}
         row |= {"bytes": network.bytes, "memory": network.memory}
-        if times[kind]:
-            row["microseconds"] = round(statistics.median(times[kind]), 1)
-            row["range"] = [round(value, 1) for value in (min(times[kind]), max(times[kind]))]
+        if kind in times:
+            microseconds = [1e6 * seconds for seconds in times[kind][repeats:]]
+            row["microseconds"] = round(statistics.median(microseconds), 1)
+            row["range"] = [round(value, 1) for value in (min(microseconds), max(microseconds))]
         rows.append(row)
     return rows

@@ -16,8 +16,17 @@ from torch import Tensor, nn
 from s5.training.augmentation import MEAN, STD, normalize
 
 OPSET = 18
-CALIBRATION_IMAGES = 1000  # training images that determine the int8 ranges
 QUANTIZED = ["Conv", "Add", "MaxPool", "Relu"]  # a linear layer of ten outputs stays in float32
+INTERFACE = {  # what every file says of its input and output
+    "input images": "uint8 (batch, 28, 28): 28×28 pixels, row by row, 0 for the black background to 255 for white ink, "
+    f"as in MNIST; the network itself computes (pixel / 255 - {MEAN}) / {STD}",
+    "output logits": "float32 (batch, 10), one per digit 0 to 9; the largest is the prediction, softmax gives "
+    "probabilities",
+    "arithmetic": "float32",
+    "scale": "255",
+    "mean": str(MEAN),
+    "std": str(STD),
+}
 
 
 class FromImages(nn.Module):
@@ -31,17 +40,11 @@ class FromImages(nn.Module):
         return self.network(normalize(images))
 
 
-def to_onnx(network: nn.Module, path: Path, normalized: bool = False, about: dict[str, str] | None = None) -> None:
-    """Write `network`, normalised float32 (N, 1, 28, 28) → logits, as one ONNX file with a free batch size.
-
-    The file takes uint8 images (N, 28, 28), or with `normalized` what the network takes. `about` and the description of
-    the input and the output are its metadata.
-    """
-    module = network if normalized else FromImages(network)
-    example = torch.zeros(2, 1, 28, 28) if normalized else torch.zeros(2, 28, 28, dtype=torch.uint8)
+def to_onnx(network: nn.Module, path: Path, about: dict[str, str]) -> None:
+    """Write `network` as one ONNX file, uint8 images (N, 28, 28) → logits, for any N; `about` is its metadata too."""
     program = torch.onnx.export(
-        module.cpu().eval(),
-        (example,),
+        FromImages(network).eval(),
+        (torch.zeros(2, 28, 28, dtype=torch.uint8),),
         input_names=["images"],
         output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -50,10 +53,10 @@ def to_onnx(network: nn.Module, path: Path, normalized: bool = False, about: dic
         verbose=False,
     )
     onnx.checker.check_model(program.model_proto, full_check=True)
-    _save(program.model_proto, path, (about or {}) | _interface(normalized))
+    _save(program.model_proto, path, about | INTERFACE)
 
 
-def to_int8(source: Path, path: Path, images: Tensor, normalized: bool = False) -> None:
+def to_int8(source: Path, path: Path, images: Tensor) -> None:
     """Quantise the ONNX file `source` to 8-bit convolutions and write it to `path`, with the same input and metadata.
 
     Static quantisation in QDQ format; the ranges are those of uint8 `images` (N, 28, 28). Weights are uint8 around 128,
@@ -62,7 +65,7 @@ def to_int8(source: Path, path: Path, images: Tensor, normalized: bool = False) 
     """
 
     class Reader(quantization.CalibrationDataReader):
-        batches = iter([{"images": (normalize(batch) if normalized else batch).numpy()} for batch in images.split(100)])
+        batches = iter([{"images": batch.numpy()} for batch in images.split(100)])
 
         def get_next(self):
             return next(self.batches, None)
@@ -86,26 +89,8 @@ def to_int8(source: Path, path: Path, images: Tensor, normalized: bool = False) 
             model = onnx.load(quantized)
     finally:
         logging.disable(logging.NOTSET)
-    about = read_metadata(source) | {"arithmetic": "convolutions on uint8 activations and uint8 weights around 128"}
-    _save(model, path, about)
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """What an ONNX file says of itself."""
-    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-
-
-def _interface(normalized: bool) -> dict[str, str]:
-    """The description of the input and the output."""
-    pixels = "28×28 pixels, row by row, 0 for the black background to 255 for white ink, as in MNIST"
-    formula = f"(pixel / 255 - {MEAN}) / {STD}"
-    if normalized:
-        images = f"float32 (batch, 1, 28, 28): {formula} of {pixels}"
-    else:
-        images = f"uint8 (batch, 28, 28): {pixels}; the network itself computes {formula}"
-    logits = "float32 (batch, 10), one per digit 0 to 9; the largest is the prediction, softmax gives probabilities"
-    numbers = {"scale": str(255), "mean": str(MEAN), "std": str(STD)}
-    return {"input images": images, "output logits": logits, "arithmetic": "float32", **numbers}
+    about = {entry.key: entry.value for entry in onnx.load(source).metadata_props}
+    _save(model, path, about | {"arithmetic": "convolutions on uint8 activations and uint8 weights around 128"})
 
 
 def _save(model: onnx.ModelProto, path: Path, about: dict[str, str]) -> None:
@@ -113,7 +98,7 @@ def _save(model: onnx.ModelProto, path: Path, about: dict[str, str]) -> None:
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
         part.ClearField("metadata_props")  # stack traces of the export
         part.ClearField("doc_string")
-    model.doc_string = about.get("description", "")
+    model.doc_string = about["description"]
     path.write_bytes(model.SerializeToString())
 
 
@@ -124,8 +109,7 @@ class OnnxNetwork:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # of more, those that wait spin, and keep other programs from their core
         self.session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-        self.normalized = self.session.get_inputs()[0].type == "tensor(float)"
 
-    def __call__(self, images: Tensor, batch_size: int = 1000) -> Tensor:
-        batches = ((normalize(batch) if self.normalized else batch).numpy() for batch in images.split(batch_size))
-        return torch.cat([torch.from_numpy(self.session.run(None, {"images": batch})[0]) for batch in batches])
+    def __call__(self, images: Tensor) -> Tensor:
+        batches = images.split(1000)
+        return torch.cat([torch.from_numpy(self.session.run(None, {"images": each.numpy()})[0]) for each in batches])

@@ -11,6 +11,7 @@ import json
 import re
 import statistics
 import string
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +56,9 @@ def build_page() -> str:
 
 def describe(name: str, trials: list[Trial]) -> dict:
     """What the page says of a network: name, line, number of parameters, and its mean test accuracy in the ledger."""
-    claim, accuracy = CLAIMS[name], "not claimed"
-    if accuracies := [trial.accuracy for trial in claim.trials(trials)]:
-        accuracy = f"{statistics.mean(accuracies):.2f}%, mean of {plural(len(accuracies), 'seed')}"
+    claim = CLAIMS[name]
+    accuracies = [trial.accuracy for trial in claim.trials(trials)]
+    accuracy = f"{statistics.mean(accuracies):.2f}%, mean of {plural(len(accuracies), 'seed')}"
     title = next((goal.network for goal in GOALS if goal.variant == name), name).replace("*", "").replace("`", "")
     about = {"name": name, "title": title, "line": str(claim.network), "accuracy": accuracy}
     return about | {"parameters": count_parameters(claim.build())}
@@ -79,9 +80,14 @@ def pack_network(model: nn.Module) -> dict:
         if step.weight is not None:
             entry["weight"] = next(place for place, tensor in enumerate(tensors) if tensor is step.weight)
             entry |= {name: pack(values) for name in ("scale", "bias") if (values := getattr(step, name)) is not None}
-        settings = {name: getattr(step, name) for name in ("groups", "stride", "padding", "size", "relu")}
+        settings = {name: getattr(step, name) for name in ("groups", "padding", "size", "relu")}
         entries.append(entry | {name: value for name, value in settings.items() if value != getattr(Step, name)})
-    return {"steps": entries, "weights": [pack(tensor) for tensor in tensors], "maps": _shown(steps)}
+    shown = [
+        number
+        for number, (step, following) in enumerate(pairwise(steps))  # the output of each block
+        if step.kind in ("conv", "add") and step.groups == 1 and step.shape[-1] > 1 and following.kind != "add"
+    ]
+    return {"steps": entries, "weights": [pack(tensor) for tensor in tensors], "maps": shown}
 
 
 def pack(values: Tensor) -> list:
@@ -90,17 +96,6 @@ def pack(values: Tensor) -> list:
     unit = float(f"{np.abs(values).max() / LARGEST or 1:.6g}")
     whole = (values / unit).round().clip(-LARGEST, LARGEST).astype("<i2")
     return [unit, base64.b64encode(whole.tobytes()).decode()]
-
-
-def _shown(steps: list[Step]) -> list[int]:
-    """The numbers of the steps whose maps are shown: the output of each block, so no depthwise step and no residual."""
-
-    def is_shown(number: int, step: Step) -> bool:
-        readers = [other for other in steps if number in other.inputs]
-        is_residual = bool(readers) and all(reader.kind == "add" for reader in readers)
-        return step.kind in ("conv", "add") and step.shape[-1] > 1 and step.groups == 1 and not is_residual
-
-    return [number for number, step in enumerate(steps) if is_shown(number, step)]
 
 
 def constants(scripts: list[str]) -> str:

@@ -8,107 +8,134 @@ which also corrects what the rounding of earlier layers has shifted.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from s5.analysis.inspection import count_macs
-from s5.deployment.integer import LARGEST_INT16, IntegerNetwork, Requantization, largest_sum, network_of
-from s5.deployment.layer_graph import IMAGE, GraphError, Step, apply, steps_of
+from s5.deployment.integer import (
+    BATCH,
+    LARGEST_INT16,
+    Head,
+    IntegerNetwork,
+    Layer,
+    exact_sums,
+    first_maps,
+    linear_sums,
+)
+from s5.deployment.layer_graph import GraphError, Step, apply, run, steps_of
 from s5.training.augmentation import MEAN, STD, normalize
 
 IMAGE_SCALE, IMAGE_ZERO = 1 / (255 * STD), round(255 * MEAN)  # a pixel of this value is about 0 once it is normalised
 CALIBRATION_IMAGES = 1000  # training images
-BATCH = 50  # of them: what is computed of it fits into the processor's cache
 LARGEST_SHIFT = 30
+KINDS = re.compile(r"(deskew )?(crop )?(conv (add )?(pool )?)+(mean|conv) linear")  # of the steps, in this order
 
 
+@torch.inference_mode()
 def quantize(model: nn.Module, images: Tensor) -> IntegerNetwork:
     """The integer network of `model`, calibrated on uint8 `images` (N, 28, 28); the model is not changed.
 
-    Raises GraphError if the model has a layer that cannot be exported or values that are not finite.
+    Raises GraphError if the model cannot be exported to C.
     """
     steps = steps_of(model)
-    for step in steps:
-        for values in (step.weight, step.scale, step.bias):
-            if values is not None and not values.isfinite().all():
-                raise GraphError(f"the weights of {step.name or step.kind} are not finite: train the network again")
-    network = network_of(steps)
-    network.macs = count_macs(model)
-    with torch.inference_mode():
-        floats = _outputs(steps, normalize(images))
-        maps, scale, zero = _quantize_layers(network, floats, images)
-        values, scale = _quantize_head(network, floats, maps, scale, zero)
-        _quantize_linear(network, floats[len(steps) - 1], values, scale)
-    _check_bounds(network)
-    return network
+    check(steps)
+    batches = [run(steps, batch) for batch in normalize(images).split(BATCH)]
+    floats = [torch.cat(outputs) for outputs in zip(*batches, strict=True)] + [normalize(images)]  # [IMAGE] is the last
+    height, crop = (sum(step.size for step in steps if step.kind == kind) for kind in ("deskew", "crop"))
+    maps, scale, zero = first_maps(images, height, crop), IMAGE_SCALE, IMAGE_ZERO  # float = (integer - zero) × scale
+    layers, weights = [], {}  # int8 weights and scales, each once, by the float tensor
+    starts = [number for number, step in enumerate(steps[:-2]) if step.kind == "conv"]
+    for start, end in pairwise([*starts, len(steps) - 2]):
+        shared = weights.setdefault(id(steps[start].weight), int8_weights(steps[start].weight))
+        ranges = (scale, zero, *choose_range(floats[end - 1]))
+        layers.append(_quantize_layer(steps[start:end], floats[start - 1], maps, shared, *ranges))
+        maps = torch.cat([layers[-1](batch) for batch in maps.split(BATCH)])
+        scale, zero = ranges[2:]
+    head, scale = _quantize_head(steps[-2], floats[len(steps) - 3], steps[-1].weight.shape[1], scale, zero)
+    linear = steps[-1]
+    unit = linear.weight.abs().max() / 127
+    weight, logit_scale = (linear.weight / unit).round().to(torch.int8), (unit * scale).item()
+    sums = linear_sums(head(maps), weight).double().mean(0)
+    bias = (floats[len(steps) - 1].mean(0) / logit_scale - sums).round().long()
+    return IntegerNetwork(height, crop, layers, head, linear.name, weight, bias, logit_scale, count_macs(model))
 
 
-def _outputs(steps: list[Step], images: Tensor) -> dict[int, Tensor]:
-    """The float outputs of all steps on normalised images, by the step's number."""
-    outputs = {IMAGE: images}
-    for number, step in enumerate(steps):
-        outputs[number] = _batched(partial(apply, step), *(outputs[each] for each in step.inputs))
-    return outputs
+def check(steps: list[Step]) -> None:
+    """Raise GraphError unless the C code can compute these steps."""
+    kinds = " ".join(step.kind for step in steps)
+    inputs = [
+        (*steps[number - 1].inputs, number - 1) if step.kind == "add" else (number - 1,)  # a layer adds its own input
+        for number, step in enumerate(steps)
+    ]
+    if KINDS.fullmatch(kinds) and [step.inputs for step in steps] == inputs:
+        before, head, linear = steps[-3:]
+        convs = [step for step in steps if step.kind == "conv"]
+        depthwise = [conv for conv in convs if conv.weight.shape[1] == 1 and conv.groups == len(conv.weight)]
+        is_global = head in depthwise and head.shape[1:] == (1, 1) and not head.padding
+        is_mean = head.kind == "mean" and math.prod(before.shape[1:]) <= LARGEST_INT16 // 255
+        plain = all(conv in depthwise or conv.groups == 1 for conv in convs)
+        if plain and (is_global or is_mean) and not head.relu and not linear.relu and linear.shape == (10,):
+            return
+    raise GraphError(
+        "this network cannot be exported to C: it must be convolutions, full or depthwise, with additions of their own "
+        "input and max-pooling, then the mean of at most 128 pixels or a global depthwise convolution, then a linear "
+        "layer of ten outputs"
+    )
 
 
-def _quantize_layers(network: IntegerNetwork, floats: dict, images: Tensor) -> tuple[Tensor, float, int]:
-    """Set the integers of all layers; return the last maps, their scale and their zero point."""
-    scale, zero = IMAGE_SCALE, IMAGE_ZERO  # of the last of `maps`: float = (integer - zero) × scale
-    maps, scales = [network.first_maps(images)], []  # of the input of each layer
-    quantized: dict[int, tuple[Tensor, Tensor]] = {}  # int8 weights and scales, each once, by the float tensor
-    for layer in network.layers:
-        conv, shared = layer.conv, id(layer.conv.weight)
-        scales.append(scale)
-        quantized[shared] = quantized.get(shared) or int8_weights(conv.weight)
-        layer.weight, weight_scale = quantized[shared]
-        scale_out, layer.zero_out = choose_range(floats[layer.output])
-        layer.zero_in = zero
-        factor = weight_scale * conv.scale * (scale / scale_out)
-        before_relu = _mean(partial(apply, replace(conv, relu=False)), floats[conv.inputs[0]])
-        bias = before_relu / scale_out - _mean(layer.sums, maps[-1]) * factor
-        layer.requantization = requantization = fixed_point(factor, bias)
-        if layer.residual is not None:
-            layer.zero_residual = network.layers[layer.residual].zero_in
-            requantization.relu = conv.relu
-            requantization.residual_multiplier = round(scales[layer.residual] / scale_out * 2**requantization.shift)
-        maps.append(_batched(layer, *layer.inputs(maps)))
-        scale, zero = scale_out, layer.zero_out
-    return maps[-1], scale, zero
+def _quantize_layer(
+    steps: list[Step],
+    floats: Tensor,
+    maps: Tensor,
+    weights: tuple[Tensor, Tensor],
+    scale: float,
+    zero: int,
+    scale_out: float,
+    zero_out: int,
+) -> Layer:
+    """A convolution and what follows it, in integers, from its float input and its integer input `maps`."""
+    conv, kinds = steps[0], [step.kind for step in steps]
+    weight, weight_scale = weights
+    factor = weight_scale * conv.scale * (scale / scale_out)
+    multiplier, shift = fixed_point(factor)
+    before_relu = mean(partial(apply, replace(conv, relu=False)), floats)
+    bias = before_relu / scale_out - mean(partial(exact_sums, conv, weight, zero), maps) * factor
+    largest = max(bias.abs().max().item() * 2**shift, 1)
+    bias_shift = max(0, math.ceil(math.log2(largest / LARGEST_INT16)))
+    return Layer(
+        conv=conv,
+        size_in=tuple(maps.shape[2:]),
+        size_out=steps[-1].shape[1:],
+        pool=2 if "pool" in kinds else 1,
+        weight=weight,
+        zero_in=zero,
+        zero_out=zero_out,
+        multiplier=multiplier,
+        shift=shift,
+        bias=(bias.double() * 2 ** (shift - bias_shift)).round().to(torch.int16),
+        bias_shift=bias_shift,
+        residual_multiplier=round(scale / scale_out * 2**shift) if "add" in kinds else 0,
+    )
 
 
-def _quantize_head(
-    network: IntegerNetwork, floats: dict, maps: Tensor, scale: float, zero: int
-) -> tuple[Tensor, float]:
-    """Set the integers of the head; return its int16 values on the last maps, and their scale."""
-    head, step = network.head, network.head.step
-    head.zero_in = zero
+def _quantize_head(step: Step, floats: Tensor, channels: int, scale: float, zero: int) -> tuple[Head, float]:
+    """The head in integers, and the scale of its values; `floats` is its float input."""
+    size = tuple(floats.shape[2:])
     # No sum of the linear layer can leave int32 with values up to this limit.
-    head.limit = min(LARGEST_INT16, 2**30 // (127 * network.linear.weight.shape[1]))
+    limit = min(LARGEST_INT16, 2**30 // (127 * channels))
     if step.kind == "mean":
-        area = math.prod(head.size)
-        while area * max(zero, 255 - zero) >> head.shift > head.limit:
-            head.shift += 1
-        return head(maps), scale / area * 2**head.shift
-    head.weight, weight_scale = int8_weights(step.weight)
+        return Head(step, size, zero, limit), scale / math.prod(size)
+    weight, weight_scale = int8_weights(step.weight)
     without_bias = replace(step, bias=torch.zeros_like(step.bias))  # which becomes part of the linear layer's
-    largest = apply(without_bias, floats[step.inputs[0]]).abs().max().item()
-    value_scale = 2 * largest / head.limit if largest > 1e-30 else 1.0  # twice what was seen fits
-    head.requantization = fixed_point(weight_scale * step.scale * (scale / value_scale))
-    return head(maps), value_scale
-
-
-def _quantize_linear(network: IntegerNetwork, logits: Tensor, values: Tensor, scale: float) -> None:
-    """Set the integers of the linear layer, whose float outputs are `logits`; all outputs have one scale."""
-    weight = network.linear.weight
-    unit = weight.abs().max() / 127 if weight.any() else torch.ones(())  # weights of zero may have any scale
-    network.weight = (weight / unit).round().to(torch.int8)
-    network.logit_scale = (unit * scale).item()
-    sums = network.linear_sums(values).double().mean(0)
-    network.bias = (logits.mean(0) / network.logit_scale - sums).round().long()
+    value_scale = 2 * apply(without_bias, floats).abs().max().item() / limit  # twice what was seen fits
+    multiplier, shift = fixed_point(weight_scale * step.scale * (scale / value_scale))
+    return Head(step, size, zero, limit, weight, multiplier, shift), value_scale
 
 
 def int8_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,41 +152,17 @@ def choose_range(values: Tensor) -> tuple[float, int]:
     """
     low, high = min(values.min().item(), 0), max(values.max().item(), 0)
     scale = (high - low) / 255
-    return (scale, round(-low / scale)) if scale > 1e-30 else (1.0, 0)
+    return scale, round(-low / scale)
 
 
-def fixed_point(factor: Tensor, bias: Tensor | None = None) -> Requantization:
-    """The requantisation value = sum × factor + bias, both float (channels,), in integers."""
-    largest = factor.abs().max().item()
-    shift = LARGEST_SHIFT if largest == 0 else min(LARGEST_SHIFT, math.floor(math.log2(LARGEST_INT16 / largest)))
-    if shift < 1:
-        raise GraphError("the scales of two layers differ too much for int16 multipliers")
-    result = Requantization((factor.double() * 2**shift).round().to(torch.int16), None, shift)
-    if bias is not None:
-        largest = bias.abs().max().item() * 2**shift
-        result.bias_shift = max(0, math.ceil(math.log2(max(largest, 1) / LARGEST_INT16)))
-        result.bias = (bias.double() * 2 ** (shift - result.bias_shift)).round().to(torch.int16)
-    return result
+def fixed_point(factor: Tensor) -> tuple[Tensor, int]:
+    """The float factors (channels,) as int16 multipliers and a shift: factor = multiplier / 2^shift."""
+    shift = min(LARGEST_SHIFT, math.floor(math.log2(LARGEST_INT16 / factor.abs().max().item())))
+    return (factor.double() * 2**shift).round().to(torch.int16), shift
 
 
-def _check_bounds(network: IntegerNetwork) -> None:
-    """Raise GraphError, naming the layer, if its constants or sums do not fit into the integers of the C code."""
-    parts = [(layer, layer.conv) for layer in network.layers] + [(network.head, network.head.step)]
-    for part, step in parts:
-        if requantization := part.requantization:
-            fits = largest_sum(part.weight, part.zero_in) < 2**30 and requantization.bias_shift <= 40
-            if not fits or requantization.residual_multiplier >= 2**31:
-                raise GraphError(f"the sums of {step.name or step.kind} do not fit into 32 bits")
-    if network.bias.abs().max() >= 2**30:
-        raise GraphError(f"the sums of {network.linear.name} do not fit into 32 bits")
-
-
-def _batched(function: Callable, *tensors: Tensor) -> Tensor:
-    return torch.cat([function(*parts) for parts in zip(*(tensor.split(BATCH) for tensor in tensors), strict=True)])
-
-
-def _mean(function: Callable, images: Tensor) -> Tensor:
-    """The mean of each channel of what `function` makes of the images, (channels,)."""
-    results = (function(batch).double() for batch in images.split(BATCH))
+def mean(function: Callable[[Tensor], Tensor], maps: Tensor) -> Tensor:
+    """The mean of each channel of what `function` makes of the maps, (channels,)."""
+    results = (function(batch).double() for batch in maps.split(BATCH))
     sums = [result.reshape(*result.shape[:2], -1).mean(2).sum(0) for result in results]
-    return torch.stack(sums).sum(0) / len(images)
+    return torch.stack(sums).sum(0) / len(maps)

@@ -13,5 +13,5 @@ static void add_row(const uint8_t *row, int number)
 static void finish_sums(int16_t *values)
 {
     for (int channel = 0; channel < $channels; channel++)
-        values[channel] = (int16_t)$value;
+        values[channel] = (int16_t)sums[channel];
 }

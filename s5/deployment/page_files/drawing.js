@@ -6,14 +6,10 @@ const PEN = 15; // pixels of the drawing: the width of a stroke
 
 /** A drawing of WORKING_SIDE × WORKING_SIDE pixels; `pixels` holds the ink, from 0 to 255, row by row. */
 class Drawing {
+  /** A stroke is a list of points {x, y}; a single one is a dot. */
   constructor(strokes = []) {
     this.pixels = new Uint8Array(WORKING_SIDE * WORKING_SIDE);
-    strokes.forEach((stroke) => this.addStroke(stroke));
-  }
-
-  /** Adds the lines between the points {x, y} of a stroke; a single point is a dot. */
-  addStroke(points) {
-    points.forEach((point, number) => this.addLine(points[Math.max(0, number - 1)], point));
+    strokes.forEach((points) => points.forEach((point, number) => this.addLine(points[number - 1] ?? point, point)));
   }
 
   /** Adds a line with round ends. The outermost pixels stay empty: they are the paper around the digit. */
@@ -24,9 +20,8 @@ class Drawing {
     for (let y = first(from.y, to.y); y <= last(from.y, to.y); y++) {
       for (let x = first(from.x, to.x); x <= last(from.x, to.x); x++) {
         const covered = PEN / 2 + 0.5 - distanceToLine(x + 0.5, y + 0.5, from, to); // a soft edge, one pixel wide
-        const ink = Math.round(255 * Math.min(Math.max(covered, 0), 1));
         const place = y * WORKING_SIDE + x;
-        this.pixels[place] = Math.max(this.pixels[place], ink);
+        this.pixels[place] = Math.max(this.pixels[place], Math.round(255 * Math.min(Math.max(covered, 0), 1)));
       }
     }
   }
