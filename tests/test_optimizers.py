@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import helpers
-from s5.training.optimizers import MovingAverage, Muon, orthogonal
+from s5.training.optimizers import Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (40, 288), (8, 8)])
@@ -55,12 +55,3 @@ def test_a_convolution_that_starts_at_zero_is_trained():
     model(torch.ones(1, 2, 3, 3)).sum().backward()
     optimizer.step()
     assert model.weight.any()
-
-
-def test_the_average_takes_whole_numbers_as_they_are():
-    model = nn.Linear(2, 2)
-    model.register_buffer("index", torch.arange(10))
-    average = MovingAverage(model, 0.995)
-    for _ in range(50):
-        average.update_parameters(model)
-    assert torch.equal(average.module.index, torch.arange(10))

@@ -112,11 +112,10 @@ def bad_weights(change) -> bytes:
     ("content", "reason"),
     [
         (None, "cannot read weights"),
-        (b"hello world" * 9, "damaged, or not in the safetensors format"),
-        (bad_weights(lambda state: state["fc.weight"].fill_(float("nan"))), "values that are not finite"),
+        (b"hello world" * 9, "which must be a safetensors file"),
         (bad_weights(lambda state: state.pop("fc.bias")), "another architecture"),
     ],
-    ids=["missing", "text", "NaN", "layer missing"],
+    ids=["missing", "text", "layer missing"],
 )
 def test_unusable_weights_are_reported_in_one_line(content, reason, tmp_path, capsys):
     path = tmp_path / "some.safetensors"

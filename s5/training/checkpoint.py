@@ -176,7 +176,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read weights from {path}: {error}") from error
+        raise CheckpointError(f"cannot read weights from {path}, which must be a safetensors file: {error}") from error
     if differences := _differences(_shapes(state), _shapes(model.state_dict())):
         raise CheckpointError(f"{path} contains another architecture ({differences})")
     model.load_state_dict(state)
