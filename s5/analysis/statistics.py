@@ -1,6 +1,6 @@
 """Confidence intervals and significance tests for accuracies, and sentences that report them.
 
-Accuracies are in percent, their differences in percentage points.
+Accuracies are in percent, their differences in percentage points. What is unknown is NaN.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from scipy import stats
 CLAIMED_ACCURACY = 99.4  # percent: the mean over seeds is claimed to be above it
 
 
-def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of an accuracy, in percent (Wilson, JASA 1927). ValueError unless 0 <= correct <= total."""
-    if not 0 <= correct <= total:
-        raise ValueError(f"the number of correct predictions must be from 0 to {total}, not {correct}")
-    interval = stats.binomtest(correct, total).proportion_ci(confidence, method="wilson")
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """The 95% Wilson score interval of an accuracy, in percent (Wilson, JASA 1927)."""
+    interval = stats.binomtest(correct, total).proportion_ci(method="wilson")
     return 100 * interval.low, 100 * interval.high
 
 
@@ -34,8 +32,16 @@ def noise_is_unknown(values: Sequence[float]) -> bool:
 def p_mean_above(accuracies: list[float], threshold: float) -> float:
     """The p-value of a one-sided t-test that the mean over seeds is above `threshold`; NaN if `noise_is_unknown`."""
     if noise_is_unknown(accuracies):
-        return float("nan")
+        return math.nan
     return float(stats.ttest_1samp(accuracies, threshold, alternative="greater").pvalue)
+
+
+def mean_interval(accuracies: list[float]) -> tuple[float, float]:
+    """The 95% t-interval of the mean over seeds; NaN if `noise_is_unknown`."""
+    if noise_is_unknown(accuracies):
+        return math.nan, math.nan
+    interval = stats.ttest_1samp(accuracies, 0).confidence_interval(0.95)
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar(mistakes: Collection[str], other_mistakes: Collection[str]) -> float:
@@ -55,53 +61,36 @@ def paired_difference(values: dict[int, float], others: dict[int, float]) -> dic
     """The mean difference between two recipes' values, each given by seed, over the seeds that both have.
 
     Returns n (common seeds), mean, low and high (95% t-interval) and p (two-sided paired t-test); the last three are
-    NaN if `noise_is_unknown`. Raises ValueError if there is no common seed.
+    NaN if `noise_is_unknown`.
     """
-    seeds = sorted(values.keys() & others.keys())
-    if not seeds:
-        raise ValueError(f"no seed in common: {sorted(values)} and {sorted(others)}")
-    differences = [values[seed] - others[seed] for seed in seeds]
+    differences = [values[seed] - others[seed] for seed in sorted(values.keys() & others.keys())]
     low, high = mean_interval(differences)
-    p = float("nan") if noise_is_unknown(differences) else float(stats.ttest_1samp(differences, 0).pvalue)
-    return {"n": len(seeds), "mean": sum(differences) / len(seeds), "low": low, "high": high, "p": p}
+    p = math.nan if noise_is_unknown(differences) else float(stats.ttest_1samp(differences, 0).pvalue)
+    return {"n": len(differences), "mean": sum(differences) / len(differences), "low": low, "high": high, "p": p}
 
 
-def holm(p_values: list[float]) -> list[float]:
+def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for multiple comparisons, in the same order (Holm, Scand. J. Statist. 1979).
 
     NaN, for a comparison that was not tested, stays NaN and is not counted.
     """
     tested = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
-    corrected, largest = [float("nan")] * len(p_values), 0.0
+    corrected, largest = [math.nan] * len(p_values), 0.0
     for rank, (p, index) in enumerate(tested):
         largest = max(largest, min(1.0, (len(tested) - rank) * p))
         corrected[index] = largest
     return corrected
 
 
-def mean_interval(accuracies: list[float]) -> tuple[float, float]:
-    """The 95% t-interval of the mean over seeds; NaN if `noise_is_unknown`."""
-    if noise_is_unknown(accuracies):
-        return float("nan"), float("nan")
-    interval = stats.ttest_1samp(accuracies, 0).confidence_interval(0.95)
-    return float(interval.low), float(interval.high)
-
-
-def interval_text(accuracies: list[float]) -> str:
-    """The interval of the mean over seeds, e.g. "99.46–99.52"; "–" if `noise_is_unknown`."""
-    low, high = mean_interval(accuracies)
-    return "–" if math.isnan(low) else f"{low:.2f}–{high:.2f}"
-
-
 def pooled_deviation(groups: list[list[float]]) -> tuple[float, int]:
     """The standard deviation within groups, pooled over `groups`, and its degrees of freedom.
 
-    Each group holds one value per seed of one recipe. Returns NaN and 0 if no group has two values.
+    Each group holds one value per seed of one recipe; at least one has two values.
     """
     groups = [group for group in groups if len(group) > 1]
     freedom = sum(len(group) - 1 for group in groups)
     squares = sum((len(group) - 1) * stats.tvar(group) for group in groups)
-    return (math.sqrt(squares / freedom), freedom) if freedom else (float("nan"), 0)
+    return math.sqrt(squares / freedom), freedom
 
 
 def pooled_difference(mean: float, n: int, deviation: float, freedom: int) -> dict:
@@ -113,8 +102,13 @@ def pooled_difference(mean: float, n: int, deviation: float, freedom: int) -> di
     """
     error = deviation * math.sqrt(2 / n)
     half = float(stats.t.ppf(0.975, freedom)) * error
-    ratio = abs(mean) / error if error else math.inf if mean else 0.0
-    return {"low": mean - half, "high": mean + half, "p": 2 * float(stats.t.sf(ratio, freedom))}
+    return {"low": mean - half, "high": mean + half, "p": 2 * float(stats.t.sf(abs(mean) / error, freedom))}
+
+
+def interval_text(accuracies: list[float]) -> str:
+    """The interval of the mean over seeds, e.g. "99.46–99.52"; "–" if `noise_is_unknown`."""
+    low, high = mean_interval(accuracies)
+    return "–" if math.isnan(low) else f"{low:.2f}–{high:.2f}"
 
 
 def mean_text(values: Sequence[float], digits: int) -> str:
@@ -124,15 +118,11 @@ def mean_text(values: Sequence[float], digits: int) -> str:
 
 
 def describe_seeds(accuracies: list[float]) -> str:
-    """A phrase with the mean, standard deviation, minimum and the test against `CLAIMED_ACCURACY`."""
-    mean = statistics.mean(accuracies)
-    if noise_is_unknown(accuracies):
-        seeds = f"each of {len(accuracies)} seeds" if len(accuracies) > 1 else "one seed"
-        return f"{mean:.2f}% from {seeds}"
-    deviation, above = statistics.stdev(accuracies), p_mean_above(accuracies, CLAIMED_ACCURACY)
+    """A phrase with the mean, standard deviation, minimum and the test of several seeds against `CLAIMED_ACCURACY`."""
     return (
-        f"mean {mean:.2f}% over {len(accuracies)} seeds (standard deviation {deviation:.2f}, minimum "
-        f"{min(accuracies):.2f}%, one-sided t-test for a mean above {CLAIMED_ACCURACY}%: p = {above:.2g})"
+        f"mean {statistics.mean(accuracies):.2f}% over {len(accuracies)} seeds (standard deviation "
+        f"{statistics.stdev(accuracies):.2f}, minimum {min(accuracies):.2f}%, one-sided t-test for a mean above "
+        f"{CLAIMED_ACCURACY}%: p = {p_mean_above(accuracies, CLAIMED_ACCURACY):.2g})"
     )
 
 

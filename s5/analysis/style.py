@@ -4,11 +4,9 @@ import contextlib
 import io
 import itertools
 import math
-from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
 from cycler import cycler
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -66,36 +64,9 @@ class Picture(Figure):
 
 
 def save_figure(figure, path):
-    """Write a `Picture` to `path` as a PNG, atomically, and return the path. Raises OSError if writing fails.
-
-    The file's Description is the text alternative.
-    """
+    """Write a `Picture` to `path` as a PNG, atomically; its Description is the text alternative. Raises OSError."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Description": figure.text_alternative()})
-    return Path(path)
-
-
-# --- Inputs -----------------------------------------------------------------------------------------------------------
-
-
-def to_array(values):
-    """A NumPy array from a tensor on any device or anything else that NumPy accepts."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = values.float() if values.is_floating_point() else values  # NumPy has no bfloat16
-    return np.asarray(values)
-
-
-def checked(**inputs):
-    """Inputs `name=(values, dimensions)` as a list of arrays; ValueError for other dimensions or unequal lengths."""
-    arrays = {name: to_array(values) for name, (values, _) in inputs.items()}
-    for name, array in arrays.items():
-        if array.ndim != inputs[name][1]:
-            raise ValueError(f"{name} must have {inputs[name][1]} dimensions, but its shape is {array.shape}")
-    if len({len(array) for array in arrays.values()}) > 1:
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-        raise ValueError(f"lengths differ: {shapes}")
-    return list(arrays.values())
 
 
 # --- Axes -------------------------------------------------------------------------------------------------------------
@@ -110,11 +81,11 @@ def unstretch(height):
     return 100.1 - 10.0 ** -np.asarray(height)
 
 
-def accuracy_axis(axes, values, axis="y", limits=(98, 99.8)):
+def accuracy_axis(axes, values, axis="y", limits=(98, 99.8), ticks=ACCURACY_TICKS):
     """Set a scale on which both 60% and 99.4% are legible; it contains `limits` and all `values`, in percent."""
     low, high = stretch([min(limits[0], *values), max(limits[1], *values)])
     getattr(axes, f"set_{axis}scale")("function", functions=(stretch, unstretch))
-    getattr(axes, f"set_{axis}ticks")(ACCURACY_TICKS, [f"{tick:g}" for tick in ACCURACY_TICKS])
+    getattr(axes, f"set_{axis}ticks")(ticks, [f"{tick:g}" for tick in ticks])
     getattr(axes, f"set_{axis}lim")(*unstretch([low - 0.1, high + 0.1]))
     getattr(axes, f"set_{axis}label")(ACCURACY_LABEL)
 
@@ -147,8 +118,6 @@ def spread(heights, figure):
 
 def grid_height(count, columns, captioned=False):
     """Height, in inches, of `count` tiles in rows of `columns` across the width of a figure."""
-    if columns < 1:
-        raise ValueError(f"columns must be at least 1, not {columns}")
     return math.ceil(count / columns) * (1 + GAP + CAPTION * captioned) * WIDTH / (columns * (1 + GAP))
 
 
