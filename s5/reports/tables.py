@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cache
 
-import numpy as np
 import pandas as pd
 
 from s5.analysis.statistics import (
@@ -31,8 +30,6 @@ from s5.training.recipe import Recipe
 VARIANTS_PRECISION = "bfloat16"  # in it all variants were trained anew by one version of the code; before, in float32
 COLLAPSED = 50.0  # percent; training that ends below it has collapsed: it learnt nothing, or lost all of it
 UNKNOWN = dict.fromkeys(("low", "high", "p"), math.nan)
-COMPARED = ("variant", "against", "seeds", "points", "points_low", "points_high", "p")
-COMPARED += ("errors", "errors_low", "errors_high", "p_pooled", "beyond_noise")
 
 
 def current_trials(split: str, trials: list[Trial] | None = None) -> list[Trial]:
@@ -49,26 +46,21 @@ def current_trials(split: str, trials: list[Trial] | None = None) -> list[Trial]
     return [trial for trial in found if (trial.variant, trial.network, trial.recipe) in current]
 
 
-def to_frame(trials: Iterable[Trial]) -> pd.DataFrame:
-    """One row per trial: its fields, the `loss` in the last epoch, and the `log_error`.
+def log_error(trial: Trial) -> float:
+    """The logarithm of the error rate in percent; no error counts as half an error.
 
-    That is the logarithm of the error rate in percent; no error counts as half an error. On this scale, unlike in
-    points, the spread between seeds is about the same for good and poor variants.
+    On this scale, unlike in points, the spread between seeds is about the same for good and poor variants.
     """
-    frame = pd.DataFrame([vars(trial) for trial in trials], columns=[field.name for field in fields(Trial)])
-    errors = np.maximum(100 - frame["accuracy"].astype(float), 50 / IMAGES)
-    return frame.assign(loss=[curve[-1]["eval_loss"] for curve in frame["curve"]], log_error=np.log(errors))
+    return math.log(max(100 - trial.accuracy, 50 / IMAGES))
 
 
 def trained(trials: Iterable[Trial]) -> list[Trial]:
-    """The trials whose training did not collapse, but all those of a variant of which every training did.
+    """The trials whose training did not collapse.
 
     A collapse says something about a variant, and the tables count it; but a mean with one in it describes no network,
     and in the noise of the seeds it would hide every difference between the other variants.
     """
-    groups = by_variant(trials)
-    kept = {name: [trial for trial in group if trial.accuracy >= COLLAPSED] for name, group in groups.items()}
-    return [trial for name, group in groups.items() for trial in kept[name] or group]
+    return [trial for trial in trials if trial.accuracy >= COLLAPSED]
 
 
 def seeds_text(used: int, of: int) -> str:
@@ -86,13 +78,13 @@ def summary_table(trials: list[Trial]) -> pd.DataFrame:
     groups = {name: found[name] for name in VARIANTS if name in found}
     table = network_table(groups).rename(columns={"Network": "Variant"}).drop(columns="Loss")
     table["Seeds"] = [seeds_text(len(group), len(whole[name])) for name, group in groups.items()]
-    for row, group in enumerate(map(to_frame, groups.values())):
-        accuracies = group["accuracy"]
-        low, high = wilson_interval(round(accuracies.mean() / 100 * IMAGES), IMAGES)
-        table.loc[row, "Minimum"] = f"{accuracies.min():.2f}"
-        table.loc[row, "Wilson 95%"] = f"{low:.2f}–{high:.2f}"
-        table.loc[row, "Best-epoch bias"] = f"{(group['best_accuracy'] - accuracies).mean():.3f}"
-        table.loc[row, "Seconds per epoch"] = f"{(group['seconds'] / group['epochs']).median():.1f}"
+    for row, group in enumerate(groups.values()):
+        accuracies = [trial.accuracy for trial in group]
+        low, high = wilson_interval(round(statistics.mean(accuracies) / 100 * IMAGES), IMAGES)
+        bias = statistics.mean(trial.best_accuracy - trial.accuracy for trial in group)
+        seconds = statistics.median(trial.seconds / trial.epochs for trial in group)
+        columns = ["Minimum", "Wilson 95%", "Best-epoch bias", "Seconds per epoch"]
+        table.loc[row, columns] = f"{min(accuracies):.2f}", f"{low:.2f}–{high:.2f}", f"{bias:.3f}", f"{seconds:.1f}"
     return table
 
 
@@ -189,27 +181,27 @@ def compared_variants(trials: list[Trial]) -> pd.DataFrame:
     Columns: variant, against, seeds; points, points_low, points_high, p; errors (the change in percent), errors_low,
     errors_high, p_pooled; beyond_noise ("yes", "no" or "not tested"). What is not known is NaN.
     """
-    deviation, freedom = seed_noise(trials)
-    groups = dict(list(to_frame(trained(trials)).set_index("seed").groupby("variant")))
+    noise = seed_noise(trials)
+    groups = {name: {trial.seed: trial for trial in group} for name, group in by_variant(trained(trials)).items()}
     rows = []
     for variant in VARIANTS.values():
-        if not {variant.name, variant.parent} <= groups.keys():
+        pair = groups.get(variant.name, {}), groups.get(variant.parent, {})
+        if not pair[0].keys() & pair[1].keys():
             continue
-        own, others = groups[variant.name], groups[variant.parent]
-        if own.index.intersection(others.index).empty:
-            continue
-        points = paired_difference(own["accuracy"].to_dict(), others["accuracy"].to_dict())
-        growth = paired_difference(own["log_error"].to_dict(), others["log_error"].to_dict())
+        points = paired_difference(*({seed: trial.accuracy for seed, trial in group.items()} for group in pair))
+        growth = paired_difference(*({seed: log_error(trial) for seed, trial in group.items()} for group in pair))
         seeds, mean = growth["n"], growth["mean"]
-        tested = freedom and seeds > 1  # one seed may be a lucky one
-        pooled = pooled_difference(mean, seeds, deviation, freedom) if tested else UNKNOWN
-        errors = [100 * math.expm1(value) for value in (mean, pooled["low"], pooled["high"])]
-        row = [variant.name, variant.parent, seeds, *(points[key] for key in ("mean", "low", "high", "p"))]
-        rows.append([*row, *errors, pooled["p"], ""])
-    table = pd.DataFrame(rows, columns=list(COMPARED))
-    p_values = holm(list(table["p_pooled"]))
+        pooled = pooled_difference(mean, seeds, *noise) if seeds > 1 else UNKNOWN  # one seed may be a lucky one
+        rows.append(
+            {"variant": variant.name, "against": variant.parent, "seeds": seeds}
+            | {"points": points["mean"], "points_low": points["low"], "points_high": points["high"], "p": points["p"]}
+            | {"errors": 100 * math.expm1(mean), "errors_low": 100 * math.expm1(pooled["low"])}
+            | {"errors_high": 100 * math.expm1(pooled["high"]), "p_pooled": pooled["p"]}
+        )
+    table = pd.DataFrame(rows)
+    p_values = holm(table["p_pooled"])
     beyond = ["not tested" if math.isnan(p) else "yes" if p < 0.05 else "no" for p in p_values]
-    return table.assign(p=holm(list(table["p"])), p_pooled=p_values, beyond_noise=beyond)
+    return table.assign(p=holm(table["p"]), p_pooled=p_values, beyond_noise=beyond)
 
 
 def precision_table(trials: list[Trial]) -> pd.DataFrame:
@@ -217,16 +209,18 @@ def precision_table(trials: list[Trial]) -> pd.DataFrame:
 
     Means and differences are over the common seeds, without those whose training collapsed.
     """
-    frame = to_frame(trial for trial in select(trials, data="mnist") if trial.accuracy >= COLLAPSED)
+    groups: dict[tuple, dict[str, dict[int, float]]] = {}
+    for trial in trained(select(trials, data="mnist")):
+        group = groups.setdefault((trial.variant, trial.network, trial.split, trial.recipe), {})
+        group.setdefault(trial.precision, {})[trial.seed] = trial.accuracy
     rows = []
-    for (variant, _, split, _), group in frame.groupby(["variant", "network", "split", "recipe"], sort=False):
-        by_seed = group.pivot(index="seed", columns="precision", values="accuracy")
-        by_seed = by_seed.reindex(columns=list(PRECISIONS)).dropna()
-        if len(by_seed) < 2:
+    for (variant, _, split, recipe), group in groups.items():
+        accuracies = pd.DataFrame(group, columns=PRECISIONS).dropna()
+        if len(accuracies) < 2:
             continue
-        difference = paired_difference(by_seed["bfloat16"].to_dict(), by_seed["float32"].to_dict())
-        row = {"Variant": variant, "Split": split, "Epochs": group["epochs"].iloc[0], "Seeds": len(by_seed)}
-        row |= {f"Mean, {name}": f"{by_seed[name].mean():.3f}" for name in PRECISIONS}
+        difference = paired_difference(*(accuracies[name].to_dict() for name in reversed(PRECISIONS)))
+        row = {"Variant": variant, "Split": split, "Epochs": recipe.epochs, "Seeds": len(accuracies)}
+        row |= {f"Mean, {name}": f"{accuracies[name].mean():.3f}" for name in PRECISIONS}
         row |= {"bfloat16 − float32": f"{difference['mean']:+.3f}"}
         row |= {"95%": _interval(difference["low"], difference["high"], "{:+.2f}")}
         rows.append(row | {"p": _p_value(difference["p"])})
@@ -238,7 +232,7 @@ def seed_noise(trials: Iterable[Trial]) -> tuple[float, int]:
 
     Without the seeds whose training collapsed (`trained`).
     """
-    return pooled_deviation([list(group) for _, group in to_frame(trained(trials)).groupby("variant")["log_error"]])
+    return pooled_deviation([[log_error(trial) for trial in group] for group in by_variant(trained(trials)).values()])
 
 
 def _interval(low: float, high: float, form: str) -> str:
@@ -268,26 +262,25 @@ def image_table(trials: list[Trial], seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(**{"p, Holm": [f"{p:.2g}" for p in holm(p_values)]})
 
 
-def describe_noise(trials: list[Trial], seeds: int = 3, accuracy: float = 99.3) -> str:
-    """The noise between seeds (`seed_noise`) and between test sets at an `accuracy`, as text.
+def describe_noise(trials: list[Trial]) -> str:
+    """The noise between seeds (`seed_noise`) and between test sets, at an accuracy of 99.3%, as text.
 
     It is also stated without the variant whose seeds differ most.
     """
+    seeds, accuracy, error = 3, 99.3, 0.7
     deviation, freedom = seed_noise(trials)
     half = pooled_difference(0.0, seeds, deviation, freedom)["high"]
     low, high = wilson_interval(round(accuracy / 100 * IMAGES), IMAGES)
-    error = 100 - accuracy
-    groups = by_variant(trained(trials))
-    several = {name: seed_noise(group)[0] for name, group in groups.items() if len(group) > 1}
-    widest = max(several, key=several.get)
+    groups = {name: group for name, group in by_variant(trained(trials)).items() if len(group) > 1}
+    widest = max(groups, key=lambda name: seed_noise(groups[name]))
     others, _ = seed_noise(trial for trial in trials if trial.variant != widest)
     return (
         f"Seeds of one variant differ by a standard deviation of {100 * deviation:.0f}% of their errors "
-        f"({len(several)} variants, {sum(len(groups[name]) for name in several)} runs): at {accuracy:g}%, "
+        f"({len(groups)} variants, {sum(map(len, groups.values()))} runs): at {accuracy}%, "
         f"{error * deviation:.2f} points. Without {widest}, whose seeds differ most, it is {100 * others:.0f}%.\n"
         f"The 95% interval of a difference between two means of {seeds} seeds is then ±{100 * half:.0f}% of the "
-        f"errors: at {accuracy:g}%, ±{error * half:.2f} points.\n"
-        f"The 95% interval of one network's accuracy on {IMAGES:,} images is {low:.2f}–{high:.2f}% at {accuracy:g}%."
+        f"errors: at {accuracy}%, ±{error * half:.2f} points.\n"
+        f"The 95% interval of one network's accuracy on {IMAGES:,} images is {low:.2f}–{high:.2f}% at {accuracy}%."
     )
 
 
@@ -297,10 +290,11 @@ def frontier_points(trials: list[Trial]) -> pd.DataFrame:
     Columns: name, parameters, deskewed (whether the first layer deskews the images, which no parameter counts),
     minutes (of training on a CPU, the median), seeds, mean, low, high (95%).
     """
-    columns, rows = ["name", "parameters", "deskewed", "minutes", "seeds", "mean", "low", "high"], []
+    rows = []
     for claim in (BASELINE, *CLAIMS.values()):
         if found := claim.trials(trials):
             accuracies = [trial.accuracy for trial in found]
-            size = [claim.name, found[0].parameters, "deskew" in claim.network, minutes_on_a_cpu(found), len(found)]
-            rows.append([*size, statistics.mean(accuracies), *mean_interval(accuracies)])
-    return pd.DataFrame(rows, columns=columns)
+            row = {"name": claim.name, "parameters": found[0].parameters, "deskewed": "deskew" in claim.network}
+            row |= {"minutes": minutes_on_a_cpu(found), "seeds": len(found), "mean": statistics.mean(accuracies)}
+            rows.append(row | dict(zip(("low", "high"), mean_interval(accuracies), strict=True)))
+    return pd.DataFrame(rows)
