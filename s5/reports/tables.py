@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
+from statistics import mean, median
 
 import pandas as pd
 
-from s5.analysis.statistics import (
-    holm,
-    interval_text,
-    mcnemar,
-    mean_interval,
-    paired_difference,
-    pooled_deviation,
-    pooled_difference,
-    wilson_interval,
-)
+from s5.analysis import statistics
 from s5.experiments.claims import BASELINE, BUDGETS, CLAIMS, MILD
 from s5.experiments.compare import network_table
 from s5.experiments.ledger import by_variant, mean_loss, minutes_on_a_cpu, read_ledger, select
@@ -35,12 +26,12 @@ UNKNOWN = dict.fromkeys(("low", "high", "p"), math.nan)
 def current_trials(split: str, trials: list[Trial] | None = None) -> list[Trial]:
     """The trials of a split that the tables show, on the full MNIST.
 
-    On the test set they are those of the claim `s5` and of the recipe that it is compared with; on the validation split
+    On the test set they are those of the claims and of the recipe that `s5` is compared with; on the validation split
     those of the networks and recipes that `variants.py` has now, in VARIANTS_PRECISION.
     """
     trials = read_ledger() if trials is None else trials
     if split == "test":
-        return [*BASELINE.trials(trials), *CLAIMS["s5"].trials(trials)]
+        return [trial for claim in (BASELINE, *CLAIMS.values()) for trial in claim.trials(trials)]
     current = {(variant.name, variant.network_name, variant.recipe) for variant in VARIANTS.values()}
     found = select(trials, split=split, data="mnist", precision=VARIANTS_PRECISION)
     return [trial for trial in found if (trial.variant, trial.network, trial.recipe) in current]
@@ -80,9 +71,9 @@ def summary_table(trials: list[Trial]) -> pd.DataFrame:
     table["Seeds"] = [seeds_text(len(group), len(whole[name])) for name, group in groups.items()]
     for row, group in enumerate(groups.values()):
         accuracies = [trial.accuracy for trial in group]
-        low, high = wilson_interval(round(statistics.mean(accuracies) / 100 * IMAGES), IMAGES)
-        bias = statistics.mean(trial.best_accuracy - trial.accuracy for trial in group)
-        seconds = statistics.median(trial.seconds / trial.epochs for trial in group)
+        low, high = statistics.wilson_interval(round(mean(accuracies) / 100 * IMAGES), IMAGES)
+        bias = mean(trial.best_accuracy - trial.accuracy for trial in group)
+        seconds = median(trial.seconds / trial.epochs for trial in group)
         columns = ["Minimum", "Wilson 95%", "Best-epoch bias", "Seconds per epoch"]
         table.loc[row, columns] = f"{min(accuracies):.2f}", f"{low:.2f}–{high:.2f}", f"{bias:.3f}", f"{seconds:.1f}"
     return table
@@ -101,38 +92,30 @@ def recipe_in_words(recipe: Recipe) -> str:
     return ", ".join(filter(None, (nearest, changes[nearest])))
 
 
-def earlier_claims_table(trials: list[Trial]) -> pd.DataFrame:
-    """One row for each network, recipe and precision that was evaluated on the full test set and is not current.
-
-    Current are the claims and the recipe that `s5` is compared with.
-    """
-    current = {trial.key: trial.precision for claim in (*CLAIMS.values(), BASELINE) for trial in claim.trials(trials)}
-    groups: dict[tuple, list[Trial]] = {}
-    for trial in select(trials, split="test", data="mnist"):
-        if current.get(trial.key) != trial.precision:
-            key = trial.variant, f"`{trial.network}`", trial.precision, trial.recipe
-            groups.setdefault(key, []).append(trial)
-    rows = []
-    for (variant, network, precision, recipe), group in groups.items():
-        accuracies = [trial.accuracy for trial in group]
-        row = {"Variant": variant, **network_table({network: group}).iloc[0].drop(["Multiply-adds", "Loss"])}
-        row |= {"95% interval": interval_text(accuracies), "Minimum": f"{min(accuracies):.2f}"}
-        rows.append(row | {"Precision": precision, "Recipe": recipe_in_words(recipe)})
-    return pd.DataFrame(rows)
-
-
-def tried_groups(trials: list[Trial]) -> dict[tuple[str, int, str, str], list[Trial]]:
-    """The trials on the validation split that are not `current_trials`, by network, epochs, recipe and precision.
+def tried_groups(trials: list[Trial], split: str = "validation") -> dict[tuple[str, int, str, str], list[Trial]]:
+    """The trials on a split that are not `current_trials`, by network, epochs, recipe and precision.
 
     Of a seed that was trained twice, under two names of the same network, the last training counts.
     """
-    current = {(trial.key, trial.precision) for trial in current_trials("validation", trials)}
+    current = {(trial.key, trial.precision) for trial in current_trials(split, trials)}
     groups: dict[tuple, dict[int, Trial]] = {}
-    for trial in select(trials, split="validation", data="mnist"):
+    for trial in select(trials, split=split, data="mnist"):
         if (trial.key, trial.precision) not in current:
             key = (trial.network, trial.epochs, recipe_in_words(trial.recipe), trial.precision)
             groups.setdefault(key, {})[trial.seed] = trial
     return {key: list(group.values()) for key, group in groups.items()}
+
+
+def earlier_claims_table(trials: list[Trial]) -> pd.DataFrame:
+    """One row for each network, recipe and precision that was evaluated on the full test set and is not current."""
+    rows = []
+    for (network, _, recipe, precision), group in tried_groups(trials, "test").items():
+        accuracies = [trial.accuracy for trial in group]
+        row = {"Variant": group[0].variant}
+        row |= network_table({f"`{network}`": group}).iloc[0].drop(["Multiply-adds", "Loss"])
+        row |= {"95% interval": statistics.interval_text(accuracies), "Minimum": f"{min(accuracies):.2f}"}
+        rows.append(row | {"Precision": precision, "Recipe": recipe})
+    return pd.DataFrame(rows)
 
 
 def tried_table(trials: list[Trial]) -> pd.DataFrame:
@@ -157,12 +140,12 @@ def comparison_table(trials: list[Trial]) -> pd.DataFrame:
             "Variant": row.variant,
             "Against": row.against,
             "Seeds": row.seeds,
-            "Points": f"{row.points:+.3f}",
+            "Points": f"{row.points_mean:+.3f}",
             "Paired 95%": _interval(row.points_low, row.points_high, "{:+.2f}"),
-            "p, Holm": _p_value(row.p),
-            "Errors": f"{row.errors:+.0f}%",
+            "p, Holm": _p_value(row.points_p),
+            "Errors": f"{row.errors_mean:+.0f}%",
             "Pooled 95%": _interval(row.errors_low, row.errors_high, "{:+.0f}%"),
-            "p, pooled, Holm": _p_value(row.p_pooled),
+            "p, pooled, Holm": _p_value(row.errors_p),
             "Beyond seed noise": row.beyond_noise,
         }
         for row in compared_variants(trials).itertuples()
@@ -178,30 +161,28 @@ def compared_variants(trials: list[Trial]) -> pd.DataFrame:
     seed noise pooled over all variants (`seed_noise`), which decides. A single common seed is not tested. p-values are
     corrected over the tested rows (Holm). Seeds whose training collapsed are left out (`trained`).
 
-    Columns: variant, against, seeds; points, points_low, points_high, p; errors (the change in percent), errors_low,
-    errors_high, p_pooled; beyond_noise ("yes", "no" or "not tested"). What is not known is NaN.
+    Columns: variant, against, seeds; points_mean, points_low, points_high, points_p; errors_mean (the change in
+    percent), errors_low, errors_high, errors_p; beyond_noise ("yes", "no" or "not tested"). What is not known is NaN.
     """
     noise = seed_noise(trials)
     groups = {name: {trial.seed: trial for trial in group} for name, group in by_variant(trained(trials)).items()}
     rows = []
     for variant in VARIANTS.values():
         pair = groups.get(variant.name, {}), groups.get(variant.parent, {})
-        if not pair[0].keys() & pair[1].keys():
+        if not (seeds := len(pair[0].keys() & pair[1].keys())):
             continue
-        points = paired_difference(*({seed: trial.accuracy for seed, trial in group.items()} for group in pair))
-        growth = paired_difference(*({seed: log_error(trial) for seed, trial in group.items()} for group in pair))
-        seeds, mean = growth["n"], growth["mean"]
-        pooled = pooled_difference(mean, seeds, *noise) if seeds > 1 else UNKNOWN  # one seed may be a lucky one
+        accuracies = [{seed: trial.accuracy for seed, trial in group.items()} for group in pair]
+        logarithms = [{seed: log_error(trial) for seed, trial in group.items()} for group in pair]
+        points, errors = statistics.paired_difference(*accuracies), statistics.paired_difference(*logarithms)
+        pooled = statistics.pooled_difference(errors["mean"], seeds, *noise) if seeds > 1 else UNKNOWN
+        errors |= pooled | {key: 100 * math.expm1((errors | pooled)[key]) for key in ("mean", "low", "high")}
         rows.append(
-            {"variant": variant.name, "against": variant.parent, "seeds": seeds}
-            | {"points": points["mean"], "points_low": points["low"], "points_high": points["high"], "p": points["p"]}
-            | {"errors": 100 * math.expm1(mean), "errors_low": 100 * math.expm1(pooled["low"])}
-            | {"errors_high": 100 * math.expm1(pooled["high"]), "p_pooled": pooled["p"]}
+            {"variant": variant.name, "against": variant.parent, "seeds": seeds, "points": points, "errors": errors}
         )
-    table = pd.DataFrame(rows)
-    p_values = holm(table["p_pooled"])
+    table = pd.json_normalize(rows, sep="_")
+    p_values = statistics.holm(table["errors_p"])
     beyond = ["not tested" if math.isnan(p) else "yes" if p < 0.05 else "no" for p in p_values]
-    return table.assign(p=holm(table["p"]), p_pooled=p_values, beyond_noise=beyond)
+    return table.assign(points_p=statistics.holm(table["points_p"]), errors_p=p_values, beyond_noise=beyond)
 
 
 def precision_table(trials: list[Trial]) -> pd.DataFrame:
@@ -218,7 +199,7 @@ def precision_table(trials: list[Trial]) -> pd.DataFrame:
         accuracies = pd.DataFrame(group, columns=PRECISIONS).dropna()
         if len(accuracies) < 2:
             continue
-        difference = paired_difference(*(accuracies[name].to_dict() for name in reversed(PRECISIONS)))
+        difference = statistics.paired_difference(*(accuracies[name].to_dict() for name in reversed(PRECISIONS)))
         row = {"Variant": variant, "Split": split, "Epochs": recipe.epochs, "Seeds": len(accuracies)}
         row |= {f"Mean, {name}": f"{accuracies[name].mean():.3f}" for name in PRECISIONS}
         row |= {"bfloat16 − float32": f"{difference['mean']:+.3f}"}
@@ -232,7 +213,8 @@ def seed_noise(trials: Iterable[Trial]) -> tuple[float, int]:
 
     Without the seeds whose training collapsed (`trained`).
     """
-    return pooled_deviation([[log_error(trial) for trial in group] for group in by_variant(trained(trials)).values()])
+    groups = by_variant(trained(trials)).values()
+    return statistics.pooled_deviation([[log_error(trial) for trial in group] for group in groups])
 
 
 def _interval(low: float, high: float, form: str) -> str:
@@ -255,11 +237,11 @@ def image_table(trials: list[Trial], seed: int) -> pd.DataFrame:
         if name not in of_seed or variant.parent not in of_seed:
             continue
         wrong, parent_wrong = of_seed[name], of_seed[variant.parent]
-        p_values.append(mcnemar(wrong, parent_wrong))
+        p_values.append(statistics.mcnemar(wrong, parent_wrong))
         counts = {"Only this wrong": len(wrong - parent_wrong), "Only parent wrong": len(parent_wrong - wrong)}
         counts["Both wrong"] = len(wrong & parent_wrong)
         rows.append({"Variant": name, "Against": variant.parent, **counts, "p": f"{p_values[-1]:.2g}"})
-    return pd.DataFrame(rows).assign(**{"p, Holm": [f"{p:.2g}" for p in holm(p_values)]})
+    return pd.DataFrame(rows).assign(**{"p, Holm": [f"{p:.2g}" for p in statistics.holm(p_values)]})
 
 
 def describe_noise(trials: list[Trial]) -> str:
@@ -269,8 +251,8 @@ def describe_noise(trials: list[Trial]) -> str:
     """
     seeds, accuracy, error = 3, 99.3, 0.7
     deviation, freedom = seed_noise(trials)
-    half = pooled_difference(0.0, seeds, deviation, freedom)["high"]
-    low, high = wilson_interval(round(accuracy / 100 * IMAGES), IMAGES)
+    half = statistics.pooled_difference(0.0, seeds, deviation, freedom)["high"]
+    low, high = statistics.wilson_interval(round(accuracy / 100 * IMAGES), IMAGES)
     groups = {name: group for name, group in by_variant(trained(trials)).items() if len(group) > 1}
     widest = max(groups, key=lambda name: seed_noise(groups[name]))
     others, _ = seed_noise(trial for trial in trials if trial.variant != widest)
@@ -295,6 +277,6 @@ def frontier_points(trials: list[Trial]) -> pd.DataFrame:
         if found := claim.trials(trials):
             accuracies = [trial.accuracy for trial in found]
             row = {"name": claim.name, "parameters": found[0].parameters, "deskewed": "deskew" in claim.network}
-            row |= {"minutes": minutes_on_a_cpu(found), "seeds": len(found), "mean": statistics.mean(accuracies)}
-            rows.append(row | dict(zip(("low", "high"), mean_interval(accuracies), strict=True)))
+            row |= {"minutes": minutes_on_a_cpu(found), "seeds": len(found), "mean": mean(accuracies)}
+            rows.append(row | dict(zip(("low", "high"), statistics.mean_interval(accuracies), strict=True)))
     return pd.DataFrame(rows)
