@@ -86,10 +86,11 @@ def layer_table(model: nn.Module) -> pd.DataFrame:
 
 def _details(module: nn.Module) -> str:
     """A usual layer's settings in the words of the original document's architecture table, any other's in torch's."""
+    bias = "no bias" if getattr(module, "bias", None) is None else "bias"
     match module:
         case nn.Conv2d(stride=(1, 1), dilation=(1, 1), groups=1):
             kernel = "×".join(map(str, module.kernel_size))
-            return f"{module.in_channels}→{module.out_channels} channels, kernel {kernel}, {_bias(module)}"
+            return f"{module.in_channels}→{module.out_channels} channels, kernel {kernel}, {bias}"
         case nn.MaxPool2d():
             return f"kernel {module.kernel_size}, stride {module.stride}"
         case nn.AdaptiveAvgPool2d():
@@ -97,13 +98,9 @@ def _details(module: nn.Module) -> str:
         case nn.BatchNorm2d(affine=True):
             return f"{module.num_features} features, affine"
         case nn.Linear():
-            return f"{module.in_features}→{module.out_features}, {_bias(module)}"
+            return f"{module.in_features}→{module.out_features}, {bias}"
         case _:
             return module.extra_repr()
-
-
-def _bias(module: nn.Module) -> str:
-    return "no bias" if module.bias is None else "bias"
 
 
 def count_new_parameters(layer: nn.Module, counted: set[nn.Parameter]) -> int:
