@@ -126,7 +126,7 @@ def draw_tiles(axes, tiles, columns, captions=None, cmap="gray", norm=None):
 
     They share one Axes, whose unit is a tile: the layout of hundreds of Axes would take long.
     """
-    norm, pitch = norm or Normalize(), 1 + GAP + CAPTION * bool(captions)
+    tiles, norm, pitch = np.asarray(tiles), norm or Normalize(), 1 + GAP + CAPTION * bool(captions)
     norm.autoscale_None(tiles)
     for index, tile in enumerate(tiles):
         x, y = index % columns * (1 + GAP), (index // columns + 1) * pitch - 1
