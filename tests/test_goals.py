@@ -36,19 +36,6 @@ def test_shortfalls(accuracies, changes, faults):
     assert [text[: len(fault)] for fault, text in zip(faults, shortfalls, strict=True)] == faults
 
 
-def test_only_the_trials_of_the_claim_count():
-    good = scored(GOOD)
-    others = [
-        *scored(GOOD, split="validation"),
-        *scored(GOOD, data="sample"),
-        *scored(GOOD, precision="float32"),
-        *scored(GOOD, recipe=replace(KNOWN["s5"].recipe, rotation=1.0)),
-        *scored(GOOD, network="conv 8 / 8 gap"),
-        *scored([*GOOD, 99.9])[10:],  # one seed more
-    ]
-    assert NET.trials([*others, *good]) == good
-
-
 def test_tables_of_goals_and_claims():
     trials = scored(GOOD, seconds=300.0)
     table = goals_table(trials).set_index("Budget")

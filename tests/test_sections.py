@@ -3,10 +3,9 @@
 import pandas as pd
 import pytest
 
-from helpers import Net
 from s5.analysis import notebook
 from s5.analysis.drawing import plot_network
-from s5.analysis.notebook import Folded, LiveFigure, Table, epoch_table
+from s5.analysis.notebook import Folded, LiveFigure, Table
 from s5.experiments.ledger import read_ledger, select
 from s5.experiments.variants import VARIANTS
 from s5.networks import grammar
@@ -78,11 +77,6 @@ def test_map_shows_all_of_an_interval_and_none_of_one_seed():
     assert texts(changes)[1] == "+0%"
 
 
-def test_path_to_a_variant():
-    assert path_to("fully_connected") == "**1 fully_connected**"
-    assert path_to("original").endswith(" → 3 first_experiment → **4 original**")
-
-
 @pytest.mark.parametrize("line", ["linear 24", "shared 8 ×1 / ×2 gdconv deskew 5 crop 2", "separable 4 8 flat"])
 def test_every_kind_of_network_can_be_drawn(line):
     network = grammar.parse(line)
@@ -90,12 +84,6 @@ def test_every_kind_of_network_can_be_drawn(line):
     (axes,) = plot_network(model).axes
     assert model.training
     assert sum(int(text.get_text().replace(",", "") or 0) for text in axes.texts[1::3]) == network.parameters
-
-
-def test_drawing_has_each_layer_with_its_parameters():
-    (axes,) = plot_network(Net()).axes
-    assert {"44", "304", "1,184", "4,672", "11,600", "410", "4\n28×28", "40\n7×7"} <= set(texts(axes))
-    assert texts(axes).count("max\npool") == 2
 
 
 # --- What a notebook shows --------------------------------------------------------------------------------------------
@@ -122,16 +110,6 @@ def test_live_figure_counts_down_and_leaves_out_epochs_that_follow_at_once(shown
     assert list(titles) == drawn
     assert 2 not in drawn or titles[2].startswith(f"sgd  {'█' * 10}{'░' * 10}  2 of 4 epochs, 0:0")
     assert shown == [titles[4]] == [""]
-
-
-def test_live_figure_outside_a_notebook_draws_nothing(capsys):
-    LiveFigure("sgd", 1, lambda history, title: pytest.fail("drawn"))([{}])
-
-
-def test_epochs_without_evaluation_have_dashes():
-    epoch = {"epoch": 1, "learning_rate": 0.1, "train_loss": 0.5, "train_accuracy": 90.0, "seconds": 1.0}
-    table = epoch_table([epoch | {"eval_loss": None, "eval_accuracy": None}])
-    assert list(table.iloc[0]) == ["1", "0.10000", "0.5000", "90.00", "–", "–", "1.0"]
 
 
 # --- Sections ---------------------------------------------------------------------------------------------------------
