@@ -6,6 +6,7 @@ from helpers import evaluate
 from s5.experiments.ledger import read_ledger
 from s5.inference.trained import load_trained, trained_networks
 from s5.reports import cards, check
+from s5.reports.speed_tables import read_measurements
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +15,7 @@ def trials():
 
 
 def test_numbers_come_from_the_ledger_and_the_record(trials):
-    record = cards.read_records()["s5"]
+    record = read_measurements(cards.ROBUSTNESS)["s5"]
     fewer = [trial for trial in trials if trial.seed != 9]
     assert "mean of 9 seeds" in cards.card("s5", fewer, record)
     assert cards.card("s5", trials, record | {"calibration_error": 9.87}).count("9.87") == 1
@@ -32,7 +33,7 @@ def test_only_changed_weights_are_measured(tmp_path, monkeypatch, small):
     monkeypatch.setattr(cards, "checksum", checksums.get)
     monkeypatch.setattr(cards, "load_mnist", lambda **_: small.subset(20, 20))
     cards.measure()
-    records = cards.read_records()
+    records = read_measurements(cards.ROBUSTNESS)
     assert (records["s5"]["weights"], records["s5"]["images"]) == ("new", 20)
     assert records["below_20k"]["images"] == 10_000
 

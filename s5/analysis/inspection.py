@@ -115,14 +115,9 @@ def count_layers(model: nn.Module) -> dict[str, int]:
 
     GAP is global average pooling, an AdaptiveAvgPool2d with output size 1.
     """
-    modules = list(model.modules())
-    average_pools = [module for module in modules if isinstance(module, nn.AdaptiveAvgPool2d)]
-    return {
-        "BatchNorm2d": sum(isinstance(module, nn.BatchNorm2d) for module in modules),
-        "Dropout": sum(isinstance(module, _DropoutNd) for module in modules),
-        "Linear": sum(isinstance(module, nn.Linear) for module in modules),
-        "GAP": sum(pool.output_size in (1, (1, 1)) for pool in average_pools),
-    }
+    kinds = {"BatchNorm2d": nn.BatchNorm2d, "Dropout": _DropoutNd, "Linear": nn.Linear, "GAP": nn.AdaptiveAvgPool2d}
+    layers = [layer for layer in model.modules() if getattr(layer, "output_size", 1) in (1, (1, 1))]
+    return {name: sum(isinstance(layer, kind) for layer in layers) for name, kind in kinds.items()}
 
 
 def check_requirements(model: nn.Module) -> pd.DataFrame:
@@ -150,16 +145,15 @@ def receptive_field_table(model: nn.Module) -> pd.DataFrame:
     kernels and strides add up to it, see Araujo, Norris and Sim, "Computing receptive fields of convolutional neural
     networks", Distill 2019.
 
-    The jump is the product of the strides of these layers; maps of equal size have equal jumps. The model must accept
-    any batch size, and its forward pass must not branch on pixel values.
+    The jump is the product of the strides of the layers up to this one. The model must accept any batch size, and its
+    forward pass must not branch on pixel values.
     """
     # In float64, which rules out Winograd's algorithm: it would spread NaN over tiles of pixels.
     model = copy.deepcopy(model).cpu().double()
     images, line = black_images(model, 2 * SIDE), torch.arange(SIDE)
     images[line, :, line] = torch.nan  # a row of pixels in each of the first images, a column in each of the others
     images[SIDE + line, :, :, line] = torch.nan
-    rows = []
-    jumps = {images.shape[2:]: (1, 1)}  # size of a map → its jump, for both axes
+    rows, jump = [], [1, 1]
 
     def add_row(name: str, layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         before, after = inputs[0].shape[2:], output.shape[2:]
@@ -168,8 +162,7 @@ def receptive_field_table(model: nn.Module) -> pd.DataFrame:
             padding = 0
         else:
             kernel, stride, padding = layer.kernel_size, _pair(layer.stride), layer.padding
-        jump = jumps.setdefault(before, next(reversed(jumps.values())))  # a crop or padding changes the size alone
-        jumps[after] = jump = tuple(old * factor for old, factor in zip(jump, stride, strict=True))
+        jump[:] = jump[0] * stride[0], jump[1] * stride[1]
         depends = output[:, :, after[0] // 2, after[1] // 2].isnan().any(dim=1)
         field = [int(part.nonzero().max() - part.nonzero().min()) + 1 for part in depends.split(SIDE)]
         size = f"{after[0]}×{after[1]}×{output.shape[1]}"

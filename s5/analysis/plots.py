@@ -6,32 +6,18 @@ float; labels and predictions (N,), digits from 0 to 9.
 """
 
 import itertools
+import math
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import CenteredNorm
+from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.ticker import LogLocator, MaxNLocator
 from torch import nn
 
 from s5.analysis.inspection import run_observed
-from s5.analysis.style import (
-    ACCURACY_LABEL,
-    COLOURS,
-    FAINT,
-    GAP,
-    INK,
-    WIDTH,
-    Picture,
-    accuracy_axis,
-    draw_threshold,
-    draw_tiles,
-    grid_height,
-    spread,
-    styled,
-    tile_figure,
-)
+from s5.analysis.style import COLOURS, FAINT, INK, STYLE, WIDTH, Picture, accuracy_axis, draw_threshold, styled
 
-AXIS_LABELS = {"accuracy": ACCURACY_LABEL, "loss": "loss (mean per image)"}
+GAP, CAPTION = 0.08, 0.26  # between the tiles of a grid, and for the caption above each, in tile widths
 
 
 @styled()
@@ -69,7 +55,7 @@ def _draw_lines(axes, runs, threshold, shown):
         if len(points):
             lines += axes.plot(*points.T, label=name, marker="o" if len(points) <= 30 else None)
     quantity, last_epoch = key.split("_")[-1], max(len(history) for history, _ in runs.values())
-    axes.set(xlabel="epoch", ylabel=AXIS_LABELS[quantity], xlim=(0.5, last_epoch + 0.5))
+    axes.set(xlabel="epoch", ylabel="loss (mean per image)", xlim=(0.5, last_epoch + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     if quantity == "accuracy":
         accuracy_axis(axes, [*values, *shown] if threshold is None else [*values, *shown, threshold])
@@ -104,6 +90,18 @@ def _label_ends(axes, lines, form, last_epoch):
         position = {"xytext": (1.04, height), "textcoords": "axes fraction", "va": "center", "annotation_clip": False}
         text = f"{line.get_label()} {form.format(value)}{early}"
         axes.annotate(text, (epoch, value), **position, arrowprops=leader)
+
+
+def spread(heights, figure):
+    """Heights of labels, in fractions of the axes, moved apart so that no two lines of text overlap."""
+    gap = 1.5 * STYLE["font.size"] / (72 * 0.75 * figure.get_figheight())  # a line of text, in axes heights
+    upwards = sorted(range(len(heights)), key=lambda index: heights[index])
+    heights = list(heights)
+    for below, index in itertools.pairwise(upwards):
+        heights[index] = max(heights[index], heights[below] + gap)
+    for steps, index in enumerate(reversed(upwards)):  # back down, if that exceeded the top
+        heights[index] = min(heights[index], 1 - steps * gap)
+    return heights
 
 
 @styled()
@@ -212,4 +210,39 @@ def plot_feature_maps(model, image, layers, normalize, columns=10):
         size = " × ".join(map(str, maps.shape))
         axes.set_title(f"{name}: {size}, from {maps.min():.3g} (dark) to {maps.max():.3g} (bright)", fontsize=10)
     figure.suptitle("Feature maps of one digit", x=0.01, ha="left")
+    return figure
+
+
+# --- Grids of images --------------------------------------------------------------------------------------------------
+
+
+def grid_height(count, columns, captioned=False):
+    """Height, in inches, of `count` tiles in rows of `columns` across the width of a figure."""
+    return math.ceil(count / columns) * (1 + GAP + CAPTION * captioned) * WIDTH / (columns * (1 + GAP))
+
+
+def draw_tiles(axes, tiles, columns, captions=None, cmap="gray", norm=None):
+    """Draw tiles (N, H, W) row by row, all on the same scale of brightness.
+
+    They share one Axes, whose unit is a tile: the layout of hundreds of Axes would take long.
+    """
+    tiles, norm, pitch = np.asarray(tiles), norm or Normalize(), 1 + GAP + CAPTION * bool(captions)
+    norm.autoscale_None(tiles)
+    for index, tile in enumerate(tiles):
+        x, y = index % columns * (1 + GAP), (index // columns + 1) * pitch - 1
+        axes.imshow(tile, cmap, norm, extent=(x, x + 1, y + 1, y))
+        if captions:
+            axes.text(x + 0.5, y - 0.03, captions[index], ha="center", va="bottom", fontsize=8.5)
+    rows = max(1, math.ceil(len(tiles) / columns))
+    axes.set(xlim=(0, columns * (1 + GAP) - GAP), ylim=(rows * pitch, 0), anchor="NW")
+    axes.set_axis_off()
+
+
+def tile_figure(tiles, columns, title, captions=None, **colours):
+    """A figure with one grid of tiles (N, H, W) and a title."""
+    height = 0.4 + grid_height(len(tiles), columns, bool(captions))
+    figure = Picture(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    draw_tiles(axes, tiles, columns, captions, **colours)
+    axes.set_title(title)
     return figure

@@ -20,28 +20,27 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return 100 * interval.low, 100 * interval.high
 
 
-def noise_is_unknown(values: Sequence[float]) -> bool:
-    """True for fewer than two values, and if all are the same.
+def t_test(values: Sequence[float], mean: float = 0.0, alternative: str = "two-sided") -> tuple[float, float, float]:
+    """The 95% t-interval of the mean, low and high, and the p-value of a t-test against `mean`.
 
-    Accuracies are counts of images, so two or three of them or of their differences may be the same: then the noise is
-    unknown, not zero.
+    All are NaN for fewer than two values, and if all are the same. Accuracies are counts of images, so two or three of
+    them or of their differences may be the same: then the noise is unknown, not zero.
     """
-    return len(values) < 2 or max(values) - min(values) < 1e-9  # less than any count; rounding leaves more than 0
+    if len(values) < 2 or max(values) - min(values) < 1e-9:  # less than any count; rounding leaves more than 0
+        return math.nan, math.nan, math.nan
+    result = stats.ttest_1samp(values, mean, alternative=alternative)
+    low, high = result.confidence_interval(0.95)
+    return float(low), float(high), float(result.pvalue)
 
 
 def p_mean_above(accuracies: list[float], threshold: float) -> float:
-    """The p-value of a one-sided t-test that the mean over seeds is above `threshold`; NaN if `noise_is_unknown`."""
-    if noise_is_unknown(accuracies):
-        return math.nan
-    return float(stats.ttest_1samp(accuracies, threshold, alternative="greater").pvalue)
+    """The p-value of a one-sided t-test that the mean over seeds is above `threshold`."""
+    return t_test(accuracies, threshold, "greater")[2]
 
 
 def mean_interval(accuracies: list[float]) -> tuple[float, float]:
-    """The 95% t-interval of the mean over seeds; NaN if `noise_is_unknown`."""
-    if noise_is_unknown(accuracies):
-        return math.nan, math.nan
-    interval = stats.ttest_1samp(accuracies, 0).confidence_interval(0.95)
-    return float(interval.low), float(interval.high)
+    """The 95% t-interval of the mean over seeds."""
+    return t_test(accuracies)[:2]
 
 
 def mcnemar(mistakes: Collection[str], other_mistakes: Collection[str]) -> float:
@@ -60,12 +59,10 @@ def mcnemar(mistakes: Collection[str], other_mistakes: Collection[str]) -> float
 def paired_difference(values: dict[int, float], others: dict[int, float]) -> dict:
     """The mean difference between two recipes' values, each given by seed, over the seeds that both have.
 
-    Returns n (common seeds), mean, low and high (95% t-interval) and p (two-sided paired t-test); the last three are
-    NaN if `noise_is_unknown`.
+    Returns n (common seeds), mean, low and high (95% t-interval) and p (two-sided paired t-test), as in `t_test`.
     """
     differences = [values[seed] - others[seed] for seed in sorted(values.keys() & others.keys())]
-    low, high = mean_interval(differences)
-    p = math.nan if noise_is_unknown(differences) else float(stats.ttest_1samp(differences, 0).pvalue)
+    low, high, p = t_test(differences)
     return {"n": len(differences), "mean": sum(differences) / len(differences), "low": low, "high": high, "p": p}
 
 
@@ -106,7 +103,7 @@ def pooled_difference(mean: float, n: int, deviation: float, freedom: int) -> di
 
 
 def interval_text(accuracies: list[float]) -> str:
-    """The interval of the mean over seeds, e.g. "99.46–99.52"; "–" if `noise_is_unknown`."""
+    """The interval of the mean over seeds, e.g. "99.46–99.52"; "–" if it is unknown."""
     low, high = mean_interval(accuracies)
     return "–" if math.isnan(low) else f"{low:.2f}–{high:.2f}"
 

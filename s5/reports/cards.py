@@ -42,7 +42,7 @@ def measure() -> None:
 
     Takes a few minutes. Raises DataError and CheckpointError.
     """
-    records = read_records()
+    records = read_measurements(ROBUSTNESS)
     stale = [name for name in trained_networks() if records.get(name, {}).get("weights") != checksum(name)]
     if not stale:
         return
@@ -70,11 +70,6 @@ def measure() -> None:
         }
     with atomic_path(ROBUSTNESS) as temporary:
         temporary.write_text(json.dumps({name: records[name] for name in trained_networks()}, indent=1) + "\n")
-
-
-def read_records() -> dict:
-    """The measurements by name of the network; none if there is no file. Raises ValueError if it is damaged."""
-    return read_measurements(ROBUSTNESS) if ROBUSTNESS.exists() else {}
 
 
 def checksum(name: str) -> str:
@@ -147,17 +142,16 @@ Written by `python -m s5 report`.
 
 
 def training_in_words(recipe: Recipe) -> str:
-    """A recipe in a few words, as in "20 epochs, batches of 128, sgd 0.1"."""
-    words = [f"{recipe.epochs} epochs", f"batches of {recipe.batch_size}"]
-    words += [f"{recipe.optimizer} {recipe.learning_rate:g}", f"{recipe.schedule} schedule"]
+    """A claim's recipe in a few words, as in "20 epochs, batches of 128, muon 0.04, …"."""
     last = f", but for the last {recipe.epochs_without_augmentation}" if recipe.epochs_without_augmentation else ""
-    words += [f"augmented{last}"] if recipe.augments else ["not augmented"]
-    words += [f"averaged weights ({recipe.ema_decay:g})"] if recipe.ema_decay else []
-    words += [f"distilled from `{recipe.teacher}`"] if recipe.teacher else []
-    return ", ".join(words)
+    teacher = f", distilled from `{recipe.teacher}`" if recipe.teacher else ""
+    return (
+        f"{recipe.epochs} epochs, batches of {recipe.batch_size}, {recipe.optimizer} {recipe.learning_rate:g}, "
+        f"{recipe.schedule} schedule, augmented{last}, averaged weights ({recipe.ema_decay:g}){teacher}"
+    )
 
 
 def cards(trials: list[Trial]) -> dict[Path, str]:
     """The path and content of each trained network's card. Raises ValueError."""
-    records = read_records()
+    records = read_measurements(ROBUSTNESS)
     return {TRAINED / f"{name}.md": card(name, trials, records.get(name, {})) for name in trained_networks()}

@@ -8,8 +8,9 @@ import pandas as pd
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullLocator
 
+from s5.analysis.plots import tile_figure
 from s5.analysis.statistics import CLAIMED_ACCURACY
-from s5.analysis.style import COLOURS, FAINT, INK, WIDTH, Picture, accuracy_axis, draw_threshold, styled, tile_figure
+from s5.analysis.style import COLOURS, FAINT, INK, WIDTH, Picture, accuracy_axis, draw_threshold, styled
 from s5.experiments.claims import BUDGETS
 from s5.experiments.figures import budget_axis
 from s5.training.command_line import plural

@@ -54,7 +54,7 @@ class Sections:
             raise ValueError(f"{name} has no recorded run of seed {self.seed}; there are {known}")
         self.network(name)
         self.train(name)
-        self.result(name)
+        display(Table(result_table(self.recorded, name)))
 
     def network(self, name: str) -> None:
         """Its place on the map, the time of a run, its network, and what is long, folded."""
@@ -90,10 +90,6 @@ class Sections:
         self.histories[name] = history
         seconds = sum(epoch["seconds"] for epoch in history)
         display(Folded(f"All {len(history)} epochs, {seconds / 60:.1f} minutes", epoch_table(history)))
-
-    def result(self, name: str) -> None:
-        """One row: accuracy over the recorded seeds, and the difference from the parent."""
-        display(Table(result_table(self.recorded, name)))
 
 
 def result_table(trials: list[Trial], name: str) -> pd.DataFrame:

@@ -74,9 +74,8 @@ def plot_map(table: pd.DataFrame) -> Picture:
     tree.set_axis_off()
     shown = _place([*CHANGE_LIMITS, *table[["errors_mean", "errors_low", "errors_high"]].to_numpy().ravel()])
     left, right = np.nanmin(shown), np.nanmax(shown)
+    changes.set_xticks(_place(CHANGE_TICKS), [f"{tick:+,}%" if tick else "0" for tick in CHANGE_TICKS])
     changes.set_xlim(left, right)
-    ticks = [tick for tick in CHANGE_TICKS if left <= _place(tick) <= right]
-    changes.set_xticks(_place(ticks), [f"{tick:+,}%" if tick else "0" for tick in ticks])
     changes.xaxis.set_minor_locator(NullLocator())
     changes.tick_params(left=False, labelleft=False)
     changes.spines["left"].set_visible(False)
