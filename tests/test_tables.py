@@ -98,7 +98,7 @@ def test_a_collapsed_training_is_counted_and_in_no_mean():
 def test_image_table():
     plain, dropout = trial(0, 99.9, "sgd"), trial(0, 99.7, "dropout")  # wrong are images 0–9 and 0–29
     (row,) = tables.image_table([plain, dropout, trial(1, 99.4, "separable")], 0).to_dict("records")
-    p = f"{mcnemar(plain.mistakes, dropout.mistakes):.2g}"
+    p = f"{mcnemar(plain.mistakes.keys(), dropout.mistakes.keys()):.2g}"
     counts = {"Only this wrong": 20, "Only parent wrong": 0, "Both wrong": 10}
     assert row == {"Variant": "dropout", "Against": "sgd", **counts, "p": p, "p, Holm": p}
 

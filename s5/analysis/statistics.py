@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 
 from scipy import stats
 
@@ -43,17 +43,14 @@ def mean_interval(accuracies: list[float]) -> tuple[float, float]:
     return t_test(accuracies)[:2]
 
 
-def mcnemar(mistakes: Collection[str], other_mistakes: Collection[str]) -> float:
+def mcnemar(mistakes: Set[str], other_mistakes: Set[str]) -> float:
     """The two-sided p-value of the exact McNemar test of two models on the same images (Psychometrika 1947).
 
-    The arguments are the indices of the images that each model misclassifies, such as the ledger's `mistakes`. Only
-    images that one model alone misclassifies affect the result.
+    The arguments are the indices of the images that each model misclassifies. Only images that one model alone
+    misclassifies affect the result.
     """
-    first_only = len(set(mistakes) - set(other_mistakes))
-    second_only = len(set(other_mistakes) - set(mistakes))
-    if first_only + second_only == 0:
-        return 1.0
-    return float(stats.binomtest(first_only, first_only + second_only).pvalue)
+    first_only, second_only = len(mistakes - other_mistakes), len(other_mistakes - mistakes)
+    return float(stats.binomtest(first_only, first_only + second_only).pvalue) if first_only + second_only else 1.0
 
 
 def paired_difference(values: dict[int, float], others: dict[int, float]) -> dict:

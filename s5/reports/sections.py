@@ -97,11 +97,10 @@ def result_table(trials: list[Trial], name: str) -> pd.DataFrame:
 
     Seeds whose training collapsed are named, and in no mean.
     """
-    whole = select(trials, variant=name)
-    inside = trained(whole)
-    accuracies, seeds = [trial.accuracy for trial in inside], seeds_text(len(inside), len(whole))
-    row = {"Recorded runs": name, "Seeds": seeds, "Accuracy": f"{mean_text(accuracies, 3)}%"}
-    if collapsed := [f"seed {trial.seed}: {trial.accuracy:.2f}%" for trial in whole if trial not in inside]:
+    group = select(trials, variant=name)
+    accuracies = [trial.accuracy for trial in trained(group)]
+    row = {"Recorded runs": name, "Seeds": seeds_text(group), "Accuracy": f"{mean_text(accuracies, 3)}%"}
+    if collapsed := [f"seed {trial.seed}: {trial.accuracy:.2f}%" for trial in group if trial not in trained(group)]:
         row["Collapsed"] = ", ".join(collapsed)
     compared = comparison_table(trials).rename(columns={"Pooled 95%": "95%"})
     for change in compared[compared["Variant"] == name].to_dict("records"):

@@ -54,9 +54,10 @@ def trained(trials: Iterable[Trial]) -> list[Trial]:
     return [trial for trial in trials if trial.accuracy >= COLLAPSED]
 
 
-def seeds_text(used: int, of: int) -> str:
+def seeds_text(trials: list[Trial]) -> str:
     """The number of seeds in a mean, and if some training collapsed, of how many: "3" or "2 of 3"."""
-    return f"{used}" if used == of else f"{used} of {of}"
+    used = len(trained(trials))
+    return f"{used}" if used == len(trials) else f"{used} of {len(trials)}"
 
 
 def summary_table(trials: list[Trial]) -> pd.DataFrame:
@@ -65,11 +66,11 @@ def summary_table(trials: list[Trial]) -> pd.DataFrame:
     Seeds whose training collapsed are only counted (`trained`). The Wilson interval is that of one network with the
     mean's accuracy on 10,000 images, excluding seed noise.
     """
-    found, whole = by_variant(trained(trials)), by_variant(trials)
-    groups = {name: found[name] for name in VARIANTS if name in found}
-    table = network_table(groups).rename(columns={"Network": "Variant"}).drop(columns="Loss")
-    table["Seeds"] = [seeds_text(len(group), len(whole[name])) for name, group in groups.items()]
-    for row, group in enumerate(groups.values()):
+    groups = {name: select(trials, variant=name) for name in VARIANTS if select(trials, variant=name)}
+    table = network_table({name: trained(group) for name, group in groups.items()})
+    table = table.rename(columns={"Network": "Variant"}).drop(columns="Loss")
+    table["Seeds"] = list(map(seeds_text, groups.values()))
+    for row, group in enumerate(map(trained, groups.values())):
         accuracies = [trial.accuracy for trial in group]
         low, high = statistics.wilson_interval(round(mean(accuracies) / 100 * IMAGES), IMAGES)
         bias = mean(trial.best_accuracy - trial.accuracy for trial in group)
@@ -232,16 +233,16 @@ def image_table(trials: list[Trial], seed: int) -> pd.DataFrame:
     `trials` are of one split. p-values are corrected over the rows (Holm).
     """
     of_seed = {trial.variant: trial.mistakes.keys() for trial in select(trials, seed=seed)}
-    rows, p_values = [], []
+    rows = []
     for name, variant in VARIANTS.items():
-        if name not in of_seed or variant.parent not in of_seed:
-            continue
-        wrong, parent_wrong = of_seed[name], of_seed[variant.parent]
-        p_values.append(statistics.mcnemar(wrong, parent_wrong))
-        counts = {"Only this wrong": len(wrong - parent_wrong), "Only parent wrong": len(parent_wrong - wrong)}
-        counts["Both wrong"] = len(wrong & parent_wrong)
-        rows.append({"Variant": name, "Against": variant.parent, **counts, "p": f"{p_values[-1]:.2g}"})
-    return pd.DataFrame(rows).assign(**{"p, Holm": [f"{p:.2g}" for p in statistics.holm(p_values)]})
+        if name in of_seed and variant.parent in of_seed:
+            wrong, parent_wrong = of_seed[name], of_seed[variant.parent]
+            row = {"Variant": name, "Against": variant.parent, "Only this wrong": len(wrong - parent_wrong)}
+            row |= {"Only parent wrong": len(parent_wrong - wrong), "Both wrong": len(wrong & parent_wrong)}
+            rows.append(row | {"p": statistics.mcnemar(wrong, parent_wrong)})
+    table = pd.DataFrame(rows)
+    table["p, Holm"] = statistics.holm(table["p"])
+    return table.assign(**{name: table[name].map("{:.2g}".format) for name in ("p", "p, Holm")})
 
 
 def describe_noise(trials: list[Trial]) -> str:

@@ -34,11 +34,11 @@ def map_table(trials: list[Trial]) -> pd.DataFrame:
     (`tables.seeds_text`), mean (in percent); errors_mean, errors_low, errors_high (the change against the parent in
     percent, NaN if unknown) and verdict (a key of VERDICTS, "" without a parent).
     """
-    groups, whole, rows = by_variant(trained(trials)), by_variant(trials), []
+    groups, rows = by_variant(trials), []
     for name in sorted(groups, key=lambda name: [NUMBERS[each] for each in (*ancestors(name), name)]):
         row = {"number": NUMBERS[name], "name": name, "parent": VARIANTS[name].parent, "depth": len(ancestors(name))}
-        row["seeds"] = seeds_text(len(groups[name]), len(whole[name]))
-        rows.append(row | {"mean": mean(trial.accuracy for trial in groups[name])})
+        row |= {"seeds": seeds_text(groups[name]), "mean": mean(trial.accuracy for trial in trained(groups[name]))}
+        rows.append(row)
     compared = compared_variants(trials).set_index("variant")
     changes = compared[["errors_mean", "errors_low", "errors_high"]]
     direction = np.where(compared["errors_mean"] < 0, "fewer errors", "more errors")
