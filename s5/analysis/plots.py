@@ -34,8 +34,12 @@ def plot_curves(history, title=None, threshold=99.4, eval_name="test", others=No
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         lines = {"train": (history, f"train_{quantity}"), eval_name: (history, f"eval_{quantity}")}
         lines |= {name: (other, f"eval_{quantity}") for name, other in (others or {}).items()}
-        # The band is first: the places of labels depend on the limits.
-        edges = _draw_band(axes, band, f"eval_{quantity}") if band else []
+        edges = []
+        if band:  # in the colour of the second line; before the lines, since the places of labels depend on the limits
+            epochs = pd.DataFrame(itertools.chain(*band)).astype(float).groupby("epoch")[f"eval_{quantity}"]
+            lowest, highest = epochs.min().dropna(), epochs.max().dropna()
+            axes.fill_between(lowest.index, lowest, highest, color=COLOURS[1], alpha=0.2, linewidth=0, zorder=1)
+            edges = [*lowest, *highest]
         _draw_lines(axes, lines, threshold, edges)
     epoch, accuracy = history[-1]["epoch"], history[-1]["eval_accuracy"]
     result = "" if accuracy is None else f": {accuracy:.2f}% {eval_name} accuracy"
@@ -66,17 +70,6 @@ def _draw_lines(axes, runs, threshold, shown):
         axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
     _label_ends(axes, lines, "{:.2f}%" if quantity == "accuracy" else "{:.4g}", last_epoch)
-
-
-def _draw_band(axes, histories, key):
-    """Fill between the lowest and the highest value of several runs, in the colour of the second line.
-
-    Returns the values at its edges.
-    """
-    epochs = pd.DataFrame(itertools.chain(*histories), columns=["epoch", key]).astype(float).groupby("epoch")[key]
-    lowest, highest = epochs.min().dropna(), epochs.max().dropna()
-    axes.fill_between(lowest.index, lowest, highest, color=COLOURS[1], alpha=0.2, linewidth=0, zorder=1)
-    return [*lowest, *highest]
 
 
 def _label_ends(axes, lines, form, last_epoch):

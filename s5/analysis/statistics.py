@@ -38,11 +38,6 @@ def p_mean_above(accuracies: list[float], threshold: float) -> float:
     return t_test(accuracies, threshold, "greater")[2]
 
 
-def mean_interval(accuracies: list[float]) -> tuple[float, float]:
-    """The 95% t-interval of the mean over seeds."""
-    return t_test(accuracies)[:2]
-
-
 def mcnemar(mistakes: Set[str], other_mistakes: Set[str]) -> float:
     """The two-sided p-value of the exact McNemar test of two models on the same images (Psychometrika 1947).
 
@@ -81,10 +76,8 @@ def pooled_deviation(groups: list[list[float]]) -> tuple[float, int]:
 
     Each group holds one value per seed of one recipe; at least one has two values.
     """
-    groups = [group for group in groups if len(group) > 1]
     freedom = sum(len(group) - 1 for group in groups)
-    squares = sum((len(group) - 1) * stats.tvar(group) for group in groups)
-    return math.sqrt(squares / freedom), freedom
+    return math.sqrt(sum(len(group) * statistics.pvariance(group) for group in groups) / freedom), freedom
 
 
 def pooled_difference(mean: float, n: int, deviation: float, freedom: int) -> dict:
@@ -101,7 +94,7 @@ def pooled_difference(mean: float, n: int, deviation: float, freedom: int) -> di
 
 def interval_text(accuracies: list[float]) -> str:
     """The interval of the mean over seeds, e.g. "99.46–99.52"; "–" if it is unknown."""
-    low, high = mean_interval(accuracies)
+    low, high, _ = t_test(accuracies)
     return "–" if math.isnan(low) else f"{low:.2f}–{high:.2f}"
 
 

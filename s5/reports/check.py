@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
 from PIL import Image
 
 from helpers import mistakes, predict
@@ -69,25 +68,24 @@ def stale_files(trials: list[Trial]) -> Iterator[str]:
 def stale_outputs(trials: list[Trial]) -> Iterator[str]:
     """Texts, tables and titles of figures that the ledger gives, and no notebook shows."""
     recorded, figures = tables.current_trials("validation", trials), alternatives(trials)
+    shown = {
+        "all variants": tables.summary_table(recorded),
+        "all comparisons": tables.comparison_table(recorded),
+        "image by image": tables.image_table(recorded, SEED),
+        "all that was tried": tables.tried_table(trials),
+        **{f"the result of {name}": result_table(recorded, name) for name in VARIANTS},
+    }
     expected = {
         "the seeds of s5": describe_seeds([trial.accuracy for trial in CLAIMS["s5"].trials(trials)]),
         "the noise": tables.describe_noise(recorded),
         "the map": plot_map(map_table(recorded)).text_alternative(),
         "accuracy against size": figures["frontier"],
         "accuracy against time": figures["training_time"],
-        "all variants": _html(tables.summary_table(recorded)),
-        "all comparisons": _html(tables.comparison_table(recorded)),
-        "image by image": _html(tables.image_table(recorded, SEED)),
-        "all that was tried": _html(tables.tried_table(trials)),
-        **{f"the result of {name}": _html(result_table(recorded, name)) for name in VARIANTS},
+        **{name: Table(table)._repr_html_() for name, table in shown.items()},
     }
     stored = "".join(map(_outputs, NOTEBOOKS))
     if missing := [name for name, text in expected.items() if text not in stored]:
         yield f"the notebooks do not show what the ledger gives: {', '.join(missing)}. Run them again"
-
-
-def _html(table: pd.DataFrame) -> str:
-    return Table(table)._repr_html_()
 
 
 def _outputs(notebook: Path) -> str:
