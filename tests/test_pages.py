@@ -9,7 +9,7 @@ import pytest
 from s5.__main__ import COMMANDS
 from s5.reports import pages
 from s5.training.files import README, RESULTS_PAGE
-from tests.utils import ROOT, SLUG, make_trial
+from tests.utils import ROOT, SLUG
 
 PAGES = {page: page.read_text(encoding="utf-8") for page in (README, RESULTS_PAGE)}
 CI = (ROOT / ".ci" / "run").read_text()
@@ -32,13 +32,6 @@ def test_fill_replaces_text_between_markers():
     assert filled == text.replace("old", r"new \1").replace("<!-- y -->\n", "<!-- y -->\nz\n")
     with pytest.raises(ValueError, match=r"markers of page.md do not match: y, z"):
         pages.fill({page: text}, {"x": "", "z": ""})
-
-
-def test_a_missing_run_names_the_command():
-    with pytest.raises(ValueError, match="python -m s5 sweep --variants s5 --seeds 0 --split test"):
-        pages.shown_trial([make_trial(1)])
-    with pytest.raises(ValueError, match="no validation runs"):
-        pages.sections([])
 
 
 def anchors(text: str) -> set[str]:

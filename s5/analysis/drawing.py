@@ -3,12 +3,11 @@
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from s5.analysis.inspection import IMAGE, black_images, count_new_parameters, count_parameters, run_observed
+from s5.analysis.inspection import SIDE, black_images, count_new_parameters, count_parameters, run_observed
 from s5.analysis.style import COLOURS, FAINT, INK, WIDTH, Picture, styled
 
-DRAWN = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Linear)
+KINDS = {nn.MaxPool2d: "max\npool", nn.AdaptiveAvgPool2d: "mean\n", nn.Linear: "linear\n"}
 HEIGHT = 1.9  # inches
-MAX_BLOCKS = 24
 
 
 @styled()
@@ -16,25 +15,20 @@ def plot_network(model, title=None):
     """Maps as blocks, as high as the map and the wider the more channels; above, the kind and parameters of each layer.
 
     Convolutions, pooling and linear layers are drawn, in the order in which they run; the parameters of the BatchNorm
-    after a convolution are counted with it, and those of a layer that is used again only once. Blocks in the middle of
-    a network of more than 24 layers are left out.
+    after a convolution are counted with it, and those of a layer that is used again only once.
     """
-    blocks = _blocks(model)
-    if len(blocks) > MAX_BLOCKS:
-        blocks = [*blocks[: MAX_BLOCKS // 2], ("…", 0, None), *blocks[-MAX_BLOCKS // 2 + 1 :]]
+    blocks = [("image", 0, (1, SIDE, SIDE)), *_blocks(model)]
     figure = Picture(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.subplots()
-    gap = 1 / (len(blocks) + 1)
-    for number, (kind, parameters, shape) in enumerate([("image", 0, IMAGE[1:]), *blocks]):
+    gap = 1 / len(blocks)
+    for number, (kind, parameters, shape) in enumerate(blocks):
         x = gap * (number + 0.5)
         axes.text(x, 1.52, kind, ha="center", va="bottom", color=FAINT, fontsize=7.5)
         axes.text(x, 1.44, f"{parameters:,}" if parameters else "", ha="center", va="top", color=COLOURS[1], fontsize=8)
-        if shape is None:
-            continue
         channels, side = shape[0], shape[1] if len(shape) > 1 else 1
-        width, height = gap * min(0.9, 0.08 + 0.09 * channels**0.5), max(0.04, side / 28)
+        width, height = gap * min(0.9, 0.08 + 0.09 * channels**0.5), max(0.04, side / SIDE)
         axes.add_patch(Rectangle((x - width / 2, (1 - height) / 2), width, height, color=COLOURS[0], linewidth=0))
-        size = f"\n{side}×{shape[2]}" if len(shape) > 1 and side > 1 else ""
+        size = f"\n{side}×{shape[2]}" if side > 1 else ""
         axes.text(x, -0.08, f"{channels}{size}", ha="center", va="top", color=INK, fontsize=8)
     axes.set(xlim=(0, 1), ylim=(-0.5, 2.0))
     axes.set_axis_off()
@@ -48,26 +42,16 @@ def _blocks(model) -> list[tuple[str, int, tuple[int, ...]]]:
     blocks, counted = [], set()
 
     def add_block(name, module, inputs, output):
-        if isinstance(module, DRAWN):
-            blocks.append((_kind(module), count_new_parameters(module, counted), tuple(output.shape[1:])))
-        elif blocks and (parameters := count_new_parameters(module, counted)):  # BatchNorm
+        parameters = count_new_parameters(module, counted)
+        if isinstance(module, nn.Conv2d):
+            kernel, is_depthwise = module.kernel_size[0], module.groups == module.in_channels > 1
+            kind = f"{'depthw.' if is_depthwise else 'conv'}\n{kernel}×{kernel}"
+            blocks.append((kind, parameters, tuple(output.shape[1:])))
+        elif type(module) in KINDS:
+            blocks.append((KINDS[type(module)], parameters, tuple(output.shape[1:])))
+        elif parameters:  # BatchNorm
             kind, before, shape = blocks[-1]
             blocks[-1] = (kind, before + parameters, shape)
 
-    layers = [name for name, module in model.named_modules() if not list(module.children())]
-    run_observed(model, black_images(model, IMAGE), layers, add_block)
+    run_observed(model, black_images(model), nn.Module, add_block)
     return blocks
-
-
-def _kind(module) -> str:
-    match module:
-        case nn.Conv2d():
-            kernel = module.kernel_size[0]
-            depthwise = module.groups > 1 and module.groups == module.in_channels
-            return f"{'depthw.' if depthwise else 'conv'}\n{kernel}×{kernel}"
-        case nn.MaxPool2d():
-            return "max\npool"
-        case nn.Linear():
-            return "linear\n"
-        case _:
-            return "mean\n"

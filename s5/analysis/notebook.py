@@ -20,16 +20,13 @@ class Table:
 
     def __init__(self, frame: pd.DataFrame):
         self.frame = frame.map(lambda value: value.replace("`", "") if isinstance(value, str) else value)
-
-    @property
-    def _formatters(self) -> dict[str, Callable[[int], str]]:
-        return {name: "{:,}".format for name in self.frame.select_dtypes("integer")}
+        self.options = {"index": False, "formatters": dict.fromkeys(frame.select_dtypes("integer"), "{:,}".format)}
 
     def _repr_html_(self) -> str:
-        return self.frame.to_html(index=False, border=0, formatters=self._formatters)
+        return self.frame.to_html(border=0, **self.options)
 
     def __repr__(self) -> str:
-        return self.frame.to_string(index=False, formatters=self._formatters)
+        return self.frame.to_string(**self.options)
 
 
 class Folded:
@@ -79,16 +76,14 @@ class LiveFigure:
 def epoch_table(history: list[dict], split: str = "validation") -> pd.DataFrame:
     """The epochs of a history, one row each, losses per image and accuracies in percent."""
     formats = {
-        "Epoch": ("epoch", "d"),
-        "Rate at the end": ("learning_rate", ".5f"),
-        "Train loss": ("train_loss", ".4f"),
-        "Train accuracy": ("train_accuracy", ".2f"),
-        f"{split.capitalize()} loss": ("eval_loss", ".4f"),
-        f"{split.capitalize()} accuracy": ("eval_accuracy", ".2f"),
-        "Seconds": ("seconds", ".1f"),
+        "Epoch": ("epoch", "{}"),
+        "Rate at the end": ("learning_rate", "{:.5f}"),
+        "Train loss": ("train_loss", "{:.4f}"),
+        "Train accuracy": ("train_accuracy", "{:.2f}"),
+        f"{split.capitalize()} loss": ("eval_loss", "{:.4f}"),
+        f"{split.capitalize()} accuracy": ("eval_accuracy", "{:.2f}"),
+        "Seconds": ("seconds", "{:.1f}"),
     }
-    rows = [
-        {title: "–" if epoch[key] is None else f"{epoch[key]:{form}}" for title, (key, form) in formats.items()}
-        for epoch in history
-    ]
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(history)
+    columns = {name: frame[key].map(form.format, na_action="ignore") for name, (key, form) in formats.items()}
+    return pd.DataFrame(columns).fillna("–")

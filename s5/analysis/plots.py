@@ -1,89 +1,75 @@
 """Figures of one run or a few: curves, digits, augmentation, mistakes, filters and feature maps.
 
 Each `plot_*` function returns a `Picture`, a matplotlib figure outside pyplot: a notebook cell that ends with the call
-displays it once, and no figure stays open. Inputs may be torch tensors on any device, or anything that NumPy accepts:
-images (N, 28, 28), uint8 or float; labels and predictions (N,), digits from 0 to 9. Other shapes raise ValueError.
+displays it once, and no figure stays open. Inputs are NumPy arrays or tensors on the CPU: images (N, 28, 28), uint8 or
+float; labels and predictions (N,), digits from 0 to 9.
 """
 
 import itertools
+import math
 
 import numpy as np
 import pandas as pd
-import torch
-from matplotlib.colors import CenteredNorm
+from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.ticker import LogLocator, MaxNLocator
+from torch import nn
 
 from s5.analysis.inspection import run_observed
-from s5.analysis.style import (
-    ACCURACY_LABEL,
-    COLOURS,
-    FAINT,
-    GAP,
-    INK,
-    WIDTH,
-    Picture,
-    accuracy_axis,
-    checked,
-    draw_threshold,
-    draw_tiles,
-    grid_height,
-    spread,
-    styled,
-    tile_figure,
-    to_array,
-)
+from s5.analysis.style import COLOURS, FAINT, INK, STYLE, WIDTH, Picture, accuracy_axis, draw_threshold, styled
 
-AXIS_LABELS = {"accuracy": ACCURACY_LABEL, "loss": "loss (mean per image)"}
+GAP, CAPTION = 0.08, 0.26  # between the tiles of a grid, and for the caption above each, in tile widths
 
 
-def _classes(labels, predictions):
-    """Labels and predictions as arrays of digits, both (N,); ValueError for other values or N = 0."""
-    labels, predictions = checked(labels=(labels, 1), predictions=(predictions, 1))
-    for name, array in (("labels", labels), ("predictions", predictions)):
-        if not len(array) or not np.isin(array, range(10)).all():
-            raise ValueError(f"{name} must be one or more digits from 0 to 9")
-    return labels.astype(int), predictions.astype(int)
+@styled()
+def plot_curves(history, title=None, threshold=99.4, eval_name="test", others=None, band=None):
+    """Loss and accuracy of one run in training and evaluation, each line labelled with its last value.
+
+    history: a list of dicts, one per epoch: epoch (from 1), train_loss, train_accuracy, eval_loss, eval_accuracy;
+    losses are means per image, accuracies in percent, eval_* is None in epochs without evaluation.
+    threshold: an accuracy in percent that is drawn as a line, or None. eval_name: the split of eval_*.
+    others: `{name: history}` of runs to compare with, drawn without their training lines, or None.
+    band: histories of other seeds of this run, drawn as a band from the lowest to the highest value, or None.
+    """
+    figure = Picture(figsize=(WIDTH, 3.8), layout="constrained")
+    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        lines = {"train": (history, f"train_{quantity}"), eval_name: (history, f"eval_{quantity}")}
+        lines |= {name: (other, f"eval_{quantity}") for name, other in (others or {}).items()}
+        edges = []
+        if band:  # in the colour of the second line; before the lines, since the places of labels depend on the limits
+            epochs = pd.DataFrame(itertools.chain(*band)).astype(float).groupby("epoch")[f"eval_{quantity}"]
+            lowest, highest = epochs.min().dropna(), epochs.max().dropna()
+            axes.fill_between(lowest.index, lowest, highest, color=COLOURS[1], alpha=0.2, linewidth=0, zorder=1)
+            edges = [*lowest, *highest]
+        _draw_lines(axes, lines, threshold, edges)
+    epoch, accuracy = history[-1]["epoch"], history[-1]["eval_accuracy"]
+    result = "" if accuracy is None else f": {accuracy:.2f}% {eval_name} accuracy"
+    figure.suptitle(title or f"Epoch {epoch}{result}", x=0.01, ha="left")
+    return figure
 
 
-def _draw_lines(axes, runs, threshold, shown=()):
+def _draw_lines(axes, runs, threshold, shown):
     """Draw lines `{name: (history, key)}` of losses or accuracies by epoch, each labelled with its last value.
 
     shown: other values that an axis of accuracies contains.
     """
-    if empty := [name for name, (history, _) in runs.items() if not history]:
-        raise ValueError(f"nothing to plot: no epochs in {', '.join(empty)}")
-    epochs, values, lines = [], [], []
+    values, lines = [], []
     for name, (history, key) in runs.items():
-        points = np.array([(row["epoch"], row[key]) for row in history], dtype=float)  # None becomes NaN
-        epochs += list(points[:, 0])
-        points = points[np.isfinite(points[:, 1])]
+        points = pd.DataFrame(history)[["epoch", key]].astype(float).dropna().to_numpy()
         values += list(points[:, 1])
         if len(points):
             lines += axes.plot(*points.T, label=name, marker="o" if len(points) <= 30 else None)
-    quantity = key.split("_")[-1]
-    axes.set(xlabel="epoch", ylabel=AXIS_LABELS[quantity])
-    axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    quantity, last_epoch = key.split("_")[-1], max(len(history) for history, _ in runs.values())
+    axes.set(xlabel="epoch", ylabel="loss (mean per image)", xlim=(0.5, last_epoch + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     if quantity == "accuracy":
         accuracy_axis(axes, [*values, *shown] if threshold is None else [*values, *shown, threshold])
         draw_threshold(axes, threshold)
-    elif values and min(values) > 0:
+    else:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
-    _label_ends(axes, lines, "{:.2f}%" if quantity == "accuracy" else "{:.4g}", max(epochs))
-
-
-def _draw_band(axes, histories, key):
-    """Fill between the lowest and the highest value of several runs, in the colour of the second line.
-
-    Returns the values at its edges.
-    """
-    epochs = pd.DataFrame(itertools.chain(*histories), columns=["epoch", key]).astype(float).groupby("epoch")[key]
-    lowest, highest = epochs.min().dropna(), epochs.max().dropna()
-    axes.fill_between(lowest.index, lowest, highest, color=COLOURS[1], alpha=0.2, linewidth=0, zorder=1)
-    return [*lowest, *highest]
+    _label_ends(axes, lines, "{:.2f}%" if quantity == "accuracy" else "{:.4g}", last_epoch)
 
 
 def _label_ends(axes, lines, form, last_epoch):
@@ -99,35 +85,22 @@ def _label_ends(axes, lines, form, last_epoch):
         axes.annotate(text, (epoch, value), **position, arrowprops=leader)
 
 
-@styled()
-def plot_curves(history, title=None, threshold=99.4, eval_name="test", others=None, band=None):
-    """Loss and accuracy of one run in training and evaluation, each line labelled with its last value.
-
-    history: a list of dicts, one per epoch: epoch (from 1), train_loss, train_accuracy, eval_loss, eval_accuracy;
-    losses are means per image, accuracies in percent, eval_* is None in epochs without evaluation.
-    threshold: an accuracy in percent that is drawn as a line, or None. eval_name: the split of eval_*.
-    others: `{name: history}` of runs to compare with, drawn without their training lines, or None.
-    band: histories of other seeds of this run, drawn as a band from the lowest to the highest value, or None.
-    Raises ValueError for an empty history.
-    """
-    figure = Picture(figsize=(WIDTH, 3.8), layout="constrained")
-    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        lines = {"train": (history, f"train_{quantity}"), eval_name: (history, f"eval_{quantity}")}
-        lines |= {name: (other, f"eval_{quantity}") for name, other in (others or {}).items()}
-        # The band is first: the places of labels depend on the limits.
-        edges = _draw_band(axes, band, f"eval_{quantity}") if band else []
-        _draw_lines(axes, lines, threshold, edges)
-    epoch, accuracy = history[-1]["epoch"], history[-1]["eval_accuracy"]
-    result = "" if accuracy is None else f": {accuracy:.2f}% {eval_name} accuracy"
-    figure.suptitle(title or f"Epoch {epoch}{result}", x=0.01, ha="left")
-    return figure
+def spread(heights, figure):
+    """Heights of labels, in fractions of the axes, moved apart so that no two lines of text overlap."""
+    gap = 1.5 * STYLE["font.size"] / (72 * 0.75 * figure.get_figheight())  # a line of text, in axes heights
+    upwards = sorted(range(len(heights)), key=lambda index: heights[index])
+    heights = list(heights)
+    for below, index in itertools.pairwise(upwards):
+        heights[index] = max(heights[index], heights[below] + gap)
+    for steps, index in enumerate(reversed(upwards)):  # back down, if that exceeded the top
+        heights[index] = min(heights[index], 1 - steps * gap)
+    return heights
 
 
 @styled()
 def plot_confusion(labels, predictions):
     """The confusion matrix, 10 × 10 counts; only the mistakes are coloured."""
-    labels, predictions = _classes(labels, predictions)
-    counts = np.bincount(10 * labels + predictions, minlength=100).reshape(10, 10)
+    counts = np.bincount(10 * np.asarray(labels) + np.asarray(predictions), minlength=100).reshape(10, 10)
     # Without the diagonal: three mistakes would be invisible next to a thousand correct predictions.
     mistakes = counts - np.diag(counts.diagonal())
     figure = Picture(figsize=(WIDTH, 5), layout="constrained")
@@ -138,21 +111,17 @@ def plot_confusion(labels, predictions):
         colour = FAINT if row == column or not count else INK
         axes.text(column, row, count or "·", color=colour, ha="center", va="center")
     axes.set(xlabel="prediction", ylabel="label", xticks=range(10), yticks=range(10))
-    axes.set_title(f"Mistakes: {mistakes.sum()} of {len(labels):,} digits")
+    axes.set_title(f"Mistakes: {mistakes.sum()} of {counts.sum():,} digits")
     axes.grid(False)
     return figure
 
 
 @styled()
 def plot_class_accuracy(labels, predictions):
-    """The accuracy of each digit compared with the overall accuracy, in percent, and its number of mistakes.
-
-    A digit that is missing in `labels` is omitted.
-    """
-    labels, predictions = _classes(labels, predictions)
-    correct = labels == predictions
-    digits, totals = np.unique(labels, return_counts=True)
-    wrong = np.bincount(labels[~correct], minlength=10)[digits]
+    """The accuracy of each digit compared with the overall accuracy, in percent, and its number of mistakes."""
+    correct = np.asarray(labels) == np.asarray(predictions)
+    classes = pd.Series(correct).groupby(np.asarray(labels))
+    digits, totals, wrong = classes.mean().index, classes.size(), classes.size() - classes.sum()
     accuracies, overall = 100 * (1 - wrong / totals), 100 * correct.mean()
     figure = Picture(figsize=(WIDTH, 3.8), layout="constrained")
     axes = figure.subplots()
@@ -170,56 +139,40 @@ def plot_class_accuracy(labels, predictions):
 @styled()
 def plot_digits(images, labels, columns=10, title="Digits and their labels"):
     """A grid of digits with their labels above them."""
-    images, labels = checked(images=(images, 3), labels=(labels, 1))
-    return tile_figure(images, columns, f"{title} ({len(images)})", [str(i) for i in labels])
+    return tile_figure(images, columns, f"{title} ({len(images)})", [str(int(label)) for label in labels])
 
 
 @styled()
-def plot_augmentation(images, augmented, columns=10):
-    """The first `columns` digits and, below them, their augmented versions, one row for each of V random draws.
-
-    augmented: (V, N, 28, 28), or (N, 28, 28) for one draw, uint8 or float; N > 0.
-    """
-    (images,), augmented = checked(images=(images, 3)), to_array(augmented)
-    draws = augmented if augmented.ndim == 4 else augmented[None]
-    if not len(images) or draws.shape[1:] != images.shape:
-        raise ValueError(f"the shape of augmented, {augmented.shape}, does not match that of images, {images.shape}")
+def plot_augmentation(images, augmented):
+    """Digits and, below them, their augmented versions, (V, N, 28, 28): one row for each of V random draws."""
     # Both are mapped to 0–1, so that uint8 and normalised floats share one scale of brightness.
-    rows = [np.interp(array, (array.min(), array.max()), (0, 1)) for array in (images[None], draws)]
-    tiles = np.concatenate(rows)[:, :columns]
-    title = "Digits before and after augmentation"
-    figure = tile_figure(tiles.reshape(-1, *images.shape[1:]), tiles.shape[1], title)
+    rows = [np.interp(part, (part.min(), part.max()), (0, 1)) for part in map(np.asarray, (images[None], augmented))]
+    tiles = np.concatenate(rows)
+    figure = tile_figure(tiles.reshape(-1, *tiles.shape[2:]), len(images), "Digits before and after augmentation")
     for row, name in enumerate(["original", *(f"draw {draw}" for draw in range(1, len(tiles)))]):
         figure.axes[0].text(-0.05, row * (1 + GAP) + 0.5 + GAP, name, ha="right", va="center")
     return figure
 
 
 @styled()
-def plot_mistakes(images, labels, probabilities, limit=None, columns=10):
+def plot_mistakes(images, labels, probabilities):
     """All misclassified digits, captioned "label → prediction  confidence", the most confident mistake first.
 
-    probabilities: (N, 10), from a softmax; the confidence is the largest one, in percent. limit: the maximum number of
-    digits to show, or None. Raises ValueError for logits.
+    probabilities: (N, 10), from a softmax; the confidence is the largest one, in percent.
     """
-    images, labels, probabilities = checked(images=(images, 3), labels=(labels, 1), probabilities=(probabilities, 2))
-    if not ((probabilities >= 0) & (probabilities <= 1 + 1e-6)).all():
-        raise ValueError("probabilities must be between 0 and 1: apply softmax to the logits first")
+    images, labels, probabilities = map(np.asarray, (images, labels, probabilities))
     predictions, confidences = probabilities.argmax(1), probabilities.max(1)
     wrong = np.flatnonzero(predictions != labels)
-    shown = wrong[np.argsort(-confidences[wrong], kind="stable")][:limit]
-    captions = [f"{labels[i]} → {predictions[i]}  {100 * confidences[i]:.0f}%" for i in shown]
-    title = f"Mistakes: {len(wrong)} of {len(images):,} digits"
-    title += f", the {len(shown)} most confident shown" if len(shown) < len(wrong) else ""
-    title += " (label → prediction, confidence)" if captions else ""
-    return tile_figure(images[shown], columns, title, captions)
+    wrong = wrong[np.argsort(-confidences[wrong], kind="stable")]
+    captions = [f"{labels[i]} → {predictions[i]}  {100 * confidences[i]:.0f}%" for i in wrong]
+    title = f"Mistakes: {len(wrong)} of {len(images):,} digits (label → prediction, confidence)"
+    return tile_figure(images[wrong], 10, title, captions)
 
 
 @styled()
 def plot_filters(conv):
     """The filters of a first layer, nn.Conv2d with weights (out, 1, k, k), on one colour scale centred at 0."""
-    if not isinstance(conv, torch.nn.Conv2d) or conv.in_channels != 1:
-        raise ValueError(f"plot_filters requires a Conv2d with one input channel, not {conv}")
-    weights = to_array(conv.weight)[:, 0]
+    weights = conv.weight.detach().cpu()[:, 0]
     title = f"{len(weights)} filters of {' × '.join(map(str, conv.kernel_size))} in the first layer"
     figure = tile_figure(weights, min(len(weights), 8), title, cmap="RdBu_r", norm=CenteredNorm())
     figure.colorbar(figure.axes[0].images[0], label="weight", shrink=0.9)
@@ -232,16 +185,19 @@ def plot_feature_maps(model, image, layers, normalize, columns=10):
 
     image: uint8 (28, 28). layers: names in `model.named_modules()`, of layers with output (1, C, H, W).
     normalize: a function from uint8 (N, 28, 28) to the model's input, float (N, 1, 28, 28).
-    The model runs in evaluation mode; its modes are restored afterwards. Raises ValueError for a layer that does not
-    exist or whose output has another shape.
+    The model runs in evaluation mode; its modes are restored afterwards. Raises KeyError for a layer without output.
     """
-    image = torch.as_tensor(image)
-    if image.ndim != 2:
-        raise ValueError(f"image must have 2 dimensions, but its shape is {tuple(image.shape)}")
-    blocks = {"input": to_array(image)[None], **_feature_maps(model, normalize(image[None]), layers)}
+    outputs = {}
+
+    def keep(name, layer, inputs, output):
+        if name in layers:
+            outputs[name] = output[0].cpu().clone()  # an in-place ReLU after this layer would change it
+
+    run_observed(model, normalize(image[None]).to(next(model.parameters()).device), nn.Module, keep)
+    blocks = {"input": image[None], **{name: outputs[name] for name in layers}}
     heights = [grid_height(len(maps), columns) for maps in blocks.values()]
     figure = Picture(figsize=(WIDTH, 0.4 + sum(heights) + 0.3 * len(blocks)), layout="constrained")
-    panels = figure.subplots(len(blocks), height_ratios=heights, squeeze=False)[:, 0]
+    panels = figure.subplots(len(blocks), height_ratios=heights)
     for axes, (name, maps) in zip(panels, blocks.items(), strict=True):
         draw_tiles(axes, maps, columns, cmap="gray" if name == "input" else "viridis")
         size = " × ".join(map(str, maps.shape))
@@ -250,19 +206,36 @@ def plot_feature_maps(model, image, layers, normalize, columns=10):
     return figure
 
 
-def _feature_maps(model, batch, layers):
-    """The outputs of the named layers for a batch of one image, `{name: array (C, H, W)}` in the order of `layers`."""
-    names = [name for name, _ in model.named_modules() if name]
-    if unknown := [name for name in layers if name not in names]:
-        raise ValueError(f"no layer {', '.join(map(repr, unknown))}; the model's layers are {', '.join(names)}")
-    outputs = {}
+# --- Grids of images --------------------------------------------------------------------------------------------------
 
-    def keep(name, layer, inputs, output):
-        outputs[name] = output.clone()  # an in-place ReLU after this layer would change it
 
-    device = next((parameter.device for parameter in model.parameters()), batch.device)
-    run_observed(model, batch.to(device), layers, keep)
-    for name in layers:
-        if name not in outputs or outputs[name].ndim != 4:
-            raise ValueError(f"layer {name!r} has no output of shape (1, channels, height, width)")
-    return {name: to_array(outputs[name])[0] for name in layers}
+def grid_height(count, columns, captioned=False):
+    """Height, in inches, of `count` tiles in rows of `columns` across the width of a figure."""
+    return math.ceil(count / columns) * (1 + GAP + CAPTION * captioned) * WIDTH / (columns * (1 + GAP))
+
+
+def draw_tiles(axes, tiles, columns, captions=None, cmap="gray", norm=None):
+    """Draw tiles (N, H, W) row by row, all on the same scale of brightness.
+
+    They share one Axes, whose unit is a tile: the layout of hundreds of Axes would take long.
+    """
+    tiles, norm, pitch = np.asarray(tiles), norm or Normalize(), 1 + GAP + CAPTION * bool(captions)
+    norm.autoscale_None(tiles)
+    for index, tile in enumerate(tiles):
+        x, y = index % columns * (1 + GAP), (index // columns + 1) * pitch - 1
+        axes.imshow(tile, cmap, norm, extent=(x, x + 1, y + 1, y))
+        if captions:
+            axes.text(x + 0.5, y - 0.03, captions[index], ha="center", va="bottom", fontsize=8.5)
+    rows = max(1, math.ceil(len(tiles) / columns))
+    axes.set(xlim=(0, columns * (1 + GAP) - GAP), ylim=(rows * pitch, 0), anchor="NW")
+    axes.set_axis_off()
+
+
+def tile_figure(tiles, columns, title, captions=None, **colours):
+    """A figure with one grid of tiles (N, H, W) and a title."""
+    height = 0.4 + grid_height(len(tiles), columns, bool(captions))
+    figure = Picture(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    draw_tiles(axes, tiles, columns, captions, **colours)
+    axes.set_title(title)
+    return figure

@@ -1,107 +1,83 @@
 """Confidence intervals and significance tests for accuracies, and sentences that report them.
 
-Accuracies are in percent, their differences in percentage points.
+Accuracies are in percent, their differences in percentage points. What is unknown is NaN.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 
 from scipy import stats
 
 CLAIMED_ACCURACY = 99.4  # percent: the mean over seeds is claimed to be above it
 
 
-def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of an accuracy, in percent (Wilson, JASA 1927). ValueError unless 0 <= correct <= total."""
-    if not 0 <= correct <= total:
-        raise ValueError(f"the number of correct predictions must be from 0 to {total}, not {correct}")
-    interval = stats.binomtest(correct, total).proportion_ci(confidence, method="wilson")
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """The 95% Wilson score interval of an accuracy, in percent (Wilson, JASA 1927)."""
+    interval = stats.binomtest(correct, total).proportion_ci(method="wilson")
     return 100 * interval.low, 100 * interval.high
 
 
-def noise_is_unknown(values: Sequence[float]) -> bool:
-    """True for fewer than two values, and if all are the same.
+def t_test(values: Sequence[float], mean: float = 0.0, alternative: str = "two-sided") -> tuple[float, float, float]:
+    """The 95% t-interval of the mean, low and high, and the p-value of a t-test against `mean`.
 
-    Accuracies are counts of images, so two or three of them or of their differences may be the same: then the noise is
-    unknown, not zero.
+    All are NaN for fewer than two values, and if all are the same. Accuracies are counts of images, so two or three of
+    them or of their differences may be the same: then the noise is unknown, not zero.
     """
-    return len(values) < 2 or max(values) - min(values) < 1e-9  # less than any count; rounding leaves more than 0
+    if len(values) < 2 or max(values) - min(values) < 1e-9:  # less than any count; rounding leaves more than 0
+        return math.nan, math.nan, math.nan
+    result = stats.ttest_1samp(values, mean, alternative=alternative)
+    low, high = result.confidence_interval(0.95)
+    return float(low), float(high), float(result.pvalue)
 
 
 def p_mean_above(accuracies: list[float], threshold: float) -> float:
-    """The p-value of a one-sided t-test that the mean over seeds is above `threshold`; NaN if `noise_is_unknown`."""
-    if noise_is_unknown(accuracies):
-        return float("nan")
-    return float(stats.ttest_1samp(accuracies, threshold, alternative="greater").pvalue)
+    """The p-value of a one-sided t-test that the mean over seeds is above `threshold`."""
+    return t_test(accuracies, threshold, "greater")[2]
 
 
-def mcnemar(mistakes: Collection[str], other_mistakes: Collection[str]) -> float:
+def mcnemar(mistakes: Set[str], other_mistakes: Set[str]) -> float:
     """The two-sided p-value of the exact McNemar test of two models on the same images (Psychometrika 1947).
 
-    The arguments are the indices of the images that each model misclassifies, such as the ledger's `mistakes`. Only
-    images that one model alone misclassifies affect the result.
+    The arguments are the indices of the images that each model misclassifies. Only images that one model alone
+    misclassifies affect the result.
     """
-    first_only = len(set(mistakes) - set(other_mistakes))
-    second_only = len(set(other_mistakes) - set(mistakes))
-    if first_only + second_only == 0:
-        return 1.0
-    return float(stats.binomtest(first_only, first_only + second_only).pvalue)
+    first_only, second_only = len(mistakes - other_mistakes), len(other_mistakes - mistakes)
+    return float(stats.binomtest(first_only, first_only + second_only).pvalue) if first_only + second_only else 1.0
 
 
 def paired_difference(values: dict[int, float], others: dict[int, float]) -> dict:
     """The mean difference between two recipes' values, each given by seed, over the seeds that both have.
 
-    Returns n (common seeds), mean, low and high (95% t-interval) and p (two-sided paired t-test); the last three are
-    NaN if `noise_is_unknown`. Raises ValueError if there is no common seed.
+    Returns n (common seeds), mean, low and high (95% t-interval) and p (two-sided paired t-test), as in `t_test`.
     """
-    seeds = sorted(values.keys() & others.keys())
-    if not seeds:
-        raise ValueError(f"no seed in common: {sorted(values)} and {sorted(others)}")
-    differences = [values[seed] - others[seed] for seed in seeds]
-    low, high = mean_interval(differences)
-    p = float("nan") if noise_is_unknown(differences) else float(stats.ttest_1samp(differences, 0).pvalue)
-    return {"n": len(seeds), "mean": sum(differences) / len(seeds), "low": low, "high": high, "p": p}
+    differences = [values[seed] - others[seed] for seed in sorted(values.keys() & others.keys())]
+    low, high, p = t_test(differences)
+    return {"n": len(differences), "mean": sum(differences) / len(differences), "low": low, "high": high, "p": p}
 
 
-def holm(p_values: list[float]) -> list[float]:
+def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for multiple comparisons, in the same order (Holm, Scand. J. Statist. 1979).
 
     NaN, for a comparison that was not tested, stays NaN and is not counted.
     """
     tested = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
-    corrected, largest = [float("nan")] * len(p_values), 0.0
+    corrected, largest = [math.nan] * len(p_values), 0.0
     for rank, (p, index) in enumerate(tested):
         largest = max(largest, min(1.0, (len(tested) - rank) * p))
         corrected[index] = largest
     return corrected
 
 
-def mean_interval(accuracies: list[float]) -> tuple[float, float]:
-    """The 95% t-interval of the mean over seeds; NaN if `noise_is_unknown`."""
-    if noise_is_unknown(accuracies):
-        return float("nan"), float("nan")
-    interval = stats.ttest_1samp(accuracies, 0).confidence_interval(0.95)
-    return float(interval.low), float(interval.high)
-
-
-def interval_text(accuracies: list[float]) -> str:
-    """The interval of the mean over seeds, e.g. "99.46–99.52"; "–" if `noise_is_unknown`."""
-    low, high = mean_interval(accuracies)
-    return "–" if math.isnan(low) else f"{low:.2f}–{high:.2f}"
-
-
 def pooled_deviation(groups: list[list[float]]) -> tuple[float, int]:
     """The standard deviation within groups, pooled over `groups`, and its degrees of freedom.
 
-    Each group holds one value per seed of one recipe. Returns NaN and 0 if no group has two values.
+    Each group holds one value per seed of one recipe; at least one has two values.
     """
-    groups = [group for group in groups if len(group) > 1]
     freedom = sum(len(group) - 1 for group in groups)
-    squares = sum((len(group) - 1) * stats.tvar(group) for group in groups)
-    return (math.sqrt(squares / freedom), freedom) if freedom else (float("nan"), 0)
+    return math.sqrt(sum(len(group) * statistics.pvariance(group) for group in groups) / freedom), freedom
 
 
 def pooled_difference(mean: float, n: int, deviation: float, freedom: int) -> dict:
@@ -113,8 +89,13 @@ def pooled_difference(mean: float, n: int, deviation: float, freedom: int) -> di
     """
     error = deviation * math.sqrt(2 / n)
     half = float(stats.t.ppf(0.975, freedom)) * error
-    ratio = abs(mean) / error if error else math.inf if mean else 0.0
-    return {"low": mean - half, "high": mean + half, "p": 2 * float(stats.t.sf(ratio, freedom))}
+    return {"low": mean - half, "high": mean + half, "p": 2 * float(stats.t.sf(abs(mean) / error, freedom))}
+
+
+def interval_text(accuracies: list[float]) -> str:
+    """The interval of the mean over seeds, e.g. "99.46–99.52"; "–" if it is unknown."""
+    low, high, _ = t_test(accuracies)
+    return "–" if math.isnan(low) else f"{low:.2f}–{high:.2f}"
 
 
 def mean_text(values: Sequence[float], digits: int) -> str:
@@ -124,15 +105,11 @@ def mean_text(values: Sequence[float], digits: int) -> str:
 
 
 def describe_seeds(accuracies: list[float]) -> str:
-    """A phrase with the mean, standard deviation, minimum and the test against `CLAIMED_ACCURACY`."""
-    mean = statistics.mean(accuracies)
-    if noise_is_unknown(accuracies):
-        seeds = f"each of {len(accuracies)} seeds" if len(accuracies) > 1 else "one seed"
-        return f"{mean:.2f}% from {seeds}"
-    deviation, above = statistics.stdev(accuracies), p_mean_above(accuracies, CLAIMED_ACCURACY)
+    """A phrase with the mean, standard deviation, minimum and the test of several seeds against `CLAIMED_ACCURACY`."""
     return (
-        f"mean {mean:.2f}% over {len(accuracies)} seeds (standard deviation {deviation:.2f}, minimum "
-        f"{min(accuracies):.2f}%, one-sided t-test for a mean above {CLAIMED_ACCURACY}%: p = {above:.2g})"
+        f"mean {statistics.mean(accuracies):.2f}% over {len(accuracies)} seeds (standard deviation "
+        f"{statistics.stdev(accuracies):.2f}, minimum {min(accuracies):.2f}%, one-sided t-test for a mean above "
+        f"{CLAIMED_ACCURACY}%: p = {p_mean_above(accuracies, CLAIMED_ACCURACY):.2g})"
     )
 
 

@@ -1,16 +1,11 @@
-"""What all figures share: the style, the `Picture` they return, the accuracy axis and grids of images."""
+"""What all figures share: the style, the `Picture` they return and the accuracy axis."""
 
 import contextlib
 import io
-import itertools
-import math
-from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
 from cycler import cycler
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from s5.training.files import atomic_path
@@ -30,8 +25,6 @@ STYLE = {
     "axes.prop_cycle": cycler(linestyle=["-", "--", ":"]) * cycler(color=COLOURS),
 }
 WIDTH = 9.0  # inches, of every figure
-GAP, CAPTION = 0.08, 0.26  # between the tiles of a grid, and for the caption above each, in tile widths
-ACCURACY_LABEL = "accuracy (%), log scale of the error"
 ACCURACY_TICKS = [0, 50, 80, 90, 95, 97, 98, 99, 99.5, 99.8, 100]
 
 
@@ -66,36 +59,9 @@ class Picture(Figure):
 
 
 def save_figure(figure, path):
-    """Write a `Picture` to `path` as a PNG, atomically, and return the path. Raises OSError if writing fails.
-
-    The file's Description is the text alternative.
-    """
+    """Write a `Picture` to `path` as a PNG, atomically; its Description is the text alternative. Raises OSError."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Description": figure.text_alternative()})
-    return Path(path)
-
-
-# --- Inputs -----------------------------------------------------------------------------------------------------------
-
-
-def to_array(values):
-    """A NumPy array from a tensor on any device or anything else that NumPy accepts."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = values.float() if values.is_floating_point() else values  # NumPy has no bfloat16
-    return np.asarray(values)
-
-
-def checked(**inputs):
-    """Inputs `name=(values, dimensions)` as a list of arrays; ValueError for other dimensions or unequal lengths."""
-    arrays = {name: to_array(values) for name, (values, _) in inputs.items()}
-    for name, array in arrays.items():
-        if array.ndim != inputs[name][1]:
-            raise ValueError(f"{name} must have {inputs[name][1]} dimensions, but its shape is {array.shape}")
-    if len({len(array) for array in arrays.values()}) > 1:
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-        raise ValueError(f"lengths differ: {shapes}")
-    return list(arrays.values())
 
 
 # --- Axes -------------------------------------------------------------------------------------------------------------
@@ -110,13 +76,13 @@ def unstretch(height):
     return 100.1 - 10.0 ** -np.asarray(height)
 
 
-def accuracy_axis(axes, values, axis="y", limits=(98, 99.8)):
+def accuracy_axis(axes, values, axis="y", limits=(98, 99.8), ticks=ACCURACY_TICKS):
     """Set a scale on which both 60% and 99.4% are legible; it contains `limits` and all `values`, in percent."""
     low, high = stretch([min(limits[0], *values), max(limits[1], *values)])
     getattr(axes, f"set_{axis}scale")("function", functions=(stretch, unstretch))
-    getattr(axes, f"set_{axis}ticks")(ACCURACY_TICKS, [f"{tick:g}" for tick in ACCURACY_TICKS])
+    getattr(axes, f"set_{axis}ticks")(ticks, [f"{tick:g}" for tick in ticks])
     getattr(axes, f"set_{axis}lim")(*unstretch([low - 0.1, high + 0.1]))
-    getattr(axes, f"set_{axis}label")(ACCURACY_LABEL)
+    getattr(axes, f"set_{axis}label")("accuracy (%), log scale of the error")
 
 
 def draw_threshold(axes, threshold, axis="y"):
@@ -128,52 +94,3 @@ def draw_threshold(axes, threshold, axis="y"):
     transform = axes.get_yaxis_transform() if axis == "y" else axes.get_xaxis_transform()
     position = (0.01, threshold) if axis == "y" else (threshold, 0.01)
     axes.annotate(f"{threshold:g}%", position, (2, 2), xycoords=transform, textcoords="offset points")
-
-
-def spread(heights, figure):
-    """Heights of labels, in fractions of the axes, moved apart so that no two lines of text overlap."""
-    gap = 1.5 * STYLE["font.size"] / (72 * 0.75 * figure.get_figheight())  # a line of text, in axes heights
-    upwards = sorted(range(len(heights)), key=lambda index: heights[index])
-    heights = list(heights)
-    for below, index in itertools.pairwise(upwards):
-        heights[index] = max(heights[index], heights[below] + gap)
-    for steps, index in enumerate(reversed(upwards)):  # back down, if that exceeded the top
-        heights[index] = min(heights[index], 1 - steps * gap)
-    return heights
-
-
-# --- Grids of images --------------------------------------------------------------------------------------------------
-
-
-def grid_height(count, columns, captioned=False):
-    """Height, in inches, of `count` tiles in rows of `columns` across the width of a figure."""
-    if columns < 1:
-        raise ValueError(f"columns must be at least 1, not {columns}")
-    return math.ceil(count / columns) * (1 + GAP + CAPTION * captioned) * WIDTH / (columns * (1 + GAP))
-
-
-def draw_tiles(axes, tiles, columns, captions=None, cmap="gray", norm=None):
-    """Draw tiles (N, H, W) row by row, all on the same scale of brightness.
-
-    They share one Axes, whose unit is a tile: the layout of hundreds of Axes would take long.
-    """
-    norm, pitch = norm or Normalize(), 1 + GAP + CAPTION * bool(captions)
-    norm.autoscale_None(tiles)
-    for index, tile in enumerate(tiles):
-        x, y = index % columns * (1 + GAP), (index // columns + 1) * pitch - 1
-        axes.imshow(tile, cmap, norm, extent=(x, x + 1, y + 1, y))
-        if captions:
-            axes.text(x + 0.5, y - 0.03, captions[index], ha="center", va="bottom", fontsize=8.5)
-    rows = max(1, math.ceil(len(tiles) / columns))
-    axes.set(xlim=(0, columns * (1 + GAP) - GAP), ylim=(rows * pitch, 0), anchor="NW")
-    axes.set_axis_off()
-
-
-def tile_figure(tiles, columns, title, captions=None, **colours):
-    """A figure with one grid of tiles (N, H, W) and a title."""
-    height = 0.4 + grid_height(len(tiles), columns, bool(captions))
-    figure = Picture(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots()
-    draw_tiles(axes, tiles, columns, captions, **colours)
-    axes.set_title(title)
-    return figure

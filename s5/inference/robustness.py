@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from helpers import predict
 from s5.analysis.statistics import wilson_interval
-from s5.analysis.style import COLOURS, FAINT, WIDTH, Picture, checked, styled
+from s5.analysis.style import COLOURS, FAINT, WIDTH, Picture, styled
 from s5.inference.preprocessing import DigitError, prepare
 from s5.training.augmentation import warp
 
@@ -156,8 +156,7 @@ def plot_reliability(labels, probabilities, title: str = "Calibration: confidenc
     labels (N,), probabilities (N, 10). A perfectly calibrated network lies on the diagonal. Bins of fewer than FEW
     images are left out on the left: their accuracy could be anything.
     """
-    labels, probabilities = checked(labels=(labels, 1), probabilities=(probabilities, 2))
-    table = reliability(torch.as_tensor(labels), torch.as_tensor(probabilities))
+    table = reliability(labels, probabilities)
     figure = Picture(figsize=(WIDTH, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color=FAINT, linestyle=":", label="perfect calibration")

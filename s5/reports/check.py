@@ -42,13 +42,16 @@ NOTE = "note: "
 
 def report(trials: list[Trial]) -> int:
     """Print all that is wrong; return the exit code."""
-    found = [*stale_files(trials), *stale_outputs(trials), *weights_faults(trials), *history_faults(trials)]
-    wrong = [text for text in found if not text.startswith(NOTE)]
-    for text in found:
-        print(f"report: {text}" if text in wrong else text, file=sys.stderr if text in wrong else sys.stdout)
-    if not wrong:
+    code = 0
+    for text in [*stale_files(trials), *stale_outputs(trials), *weights_faults(trials), *history_faults(trials)]:
+        if text.startswith(NOTE):
+            print(text)
+        else:
+            print(f"report: {text}", file=sys.stderr)
+            code = 1
+    if not code:
         print("pages, cards, figures, notebooks, weights and ledger agree")
-    return int(bool(wrong))
+    return code
 
 
 def stale_files(trials: list[Trial]) -> Iterator[str]:
@@ -87,12 +90,12 @@ def stale_outputs(trials: list[Trial]) -> Iterator[str]:
 
 def _outputs(notebook: Path) -> str:
     """The texts and tables that are stored in a notebook, and the titles of its figures."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     parts = []
-    for output in [output for cell in cells for output in cell.get("outputs", [])]:
-        parts += output.get("text", []), output.get("data", {}).get("text/html", [])
-        parts += [output.get("metadata", {}).get("image/png", {}).get("alt", "")]
-    return "".join("".join(part) for part in parts)
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", []):
+            parts += [*output.get("text", []), *output.get("data", {}).get("text/html", [])]
+            parts += [output.get("metadata", {}).get("image/png", {}).get("alt", "")]
+    return "".join(parts)
 
 
 def weights_faults(trials: list[Trial]) -> Iterator[str]:

@@ -6,21 +6,11 @@ All functions return a `Picture`, as those of `s5.analysis.plots` do.
 import numpy as np
 import pandas as pd
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
+from s5.analysis.plots import tile_figure
 from s5.analysis.statistics import CLAIMED_ACCURACY
-from s5.analysis.style import (
-    COLOURS,
-    FAINT,
-    INK,
-    WIDTH,
-    Picture,
-    accuracy_axis,
-    checked,
-    draw_threshold,
-    styled,
-    tile_figure,
-)
+from s5.analysis.style import COLOURS, FAINT, INK, WIDTH, Picture, accuracy_axis, draw_threshold, styled
 from s5.experiments.claims import BUDGETS
 from s5.experiments.figures import budget_axis
 from s5.training.command_line import plural
@@ -34,9 +24,9 @@ COLUMNS = {  # of the table below the frontier: heading, position in the axes, a
     "best": ("best epoch", 0.64, "right"),
     "made": ("how it was made", 0.665, "left"),
 }
-MINUTE_TICKS = [digit * scale for scale in (0.1, 1, 10, 100) for digit in (1, 2, 3, 5)]
 OWN = "●"  # the mark of our networks in that table
 ROW = 0.19  # inches, a row of that table
+HARDEST = 30  # images
 
 
 @styled()
@@ -45,23 +35,33 @@ def plot_frontier(points, peers):
 
     A line joins the networks that are more accurate than all smaller ones. Vertical lines are the budgets.
 
-    points: as `tables.frontier_points` makes them; ValueError if there are none. peers: DataFrame with name,
-    parameters, best and last (percent, NaN if unknown) and made (how). Much larger ones are at the right edge.
+    points: as `tables.frontier_points` makes them. peers: DataFrame with name, parameters, best and last (percent, NaN
+    if unknown) and made (how). Much larger ones are at the right edge.
     """
-    if points.empty:
-        raise ValueError("nothing to plot: no points")
     points = points.sort_values(["parameters", "mean"], ascending=[True, False])
-    points = points.assign(is_on_front=points["mean"] > points["mean"].cummax().shift(fill_value=-np.inf))
+    is_on_front = points["mean"] > points["mean"].cummax().shift(fill_value=-np.inf)
     peers = peers.sort_values("parameters")
     peers = peers.assign(mark=range(1, len(peers) + 1), shown=peers["last"].fillna(peers["best"]))
     rows = len(points) + len(peers) + 1.5
     figure = Picture(figsize=(WIDTH, 5.4 + ROW * rows), layout="constrained")
     axes, below = figure.subplots(2, 1, height_ratios=[5.4, ROW * rows])
-    _frontier_axes(axes, points, peers["shown"])
-    ends = [f"{row.mean:.2f}% with {row.parameters:,}" for row in points[points["is_on_front"]].itertuples()]
-    axes.set_title(f"Mean test accuracy: {ends[0]} parameters" + f", {ends[-1]}" * (len(ends) > 1))
+    budget_axis(axes)
+    sizes = [*points["parameters"], *BUDGETS]
+    axes.set_xlim(0.5 * min(sizes), 2.2 * max(sizes))
+    accuracies = pd.concat([*(points[key].dropna() for key in ("mean", "low", "high")), peers["shown"]])
+    accuracy_axis(axes, accuracies, limits=(98.75, 99.65), ticks=FRONTIER_TICKS)
+    axes.set_ylabel(f"test {axes.get_ylabel()}")
+    smallest, *_, largest = points[is_on_front].itertuples()
+    axes.set_title(
+        f"Mean test accuracy: {smallest.mean:.2f}% with {smallest.parameters:,} parameters, "
+        f"{largest.mean:.2f}% with {largest.parameters:,}"
+    )
     draw_threshold(axes, CLAIMED_ACCURACY)
-    _draw_points(axes, points)
+    _draw_points(axes, points[is_on_front], points[~is_on_front])
+    deskewed = points[points["deskewed"]]
+    hollow = {"color": COLOURS[0], "markerfacecolor": "white", "linestyle": "none", "zorder": 6, "markersize": 6}
+    label = "hollow: the images are deskewed first"
+    axes.plot(deskewed["parameters"], deskewed["mean"], "o", label=label, **hollow)
     _draw_peers(axes, peers)
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], loc="lower right", framealpha=1, edgecolor="white")
@@ -71,17 +71,12 @@ def plot_frontier(points, peers):
     return figure
 
 
-def _draw_points(axes, points):
+def _draw_points(axes, front, rest):
     """Our networks: a line joins those on the front, whose names are above it; the others' are on the right."""
-    front, rest = points[points["is_on_front"]], points[~points["is_on_front"]]
     label = "this project: mean over seeds, last epoch, with 95% t-interval"
     style = {"color": COLOURS[0], "zorder": 5, "capsize": 3}
     axes.errorbar(front["parameters"], front["mean"], _bars(front), fmt="o-", markersize=7, label=label, **style)
     axes.errorbar(rest["parameters"], rest["mean"], _bars(rest), fmt="o", markersize=4, **style)
-    if (deskewed := points[points["deskewed"]]).size:
-        style = {"color": COLOURS[0], "markerfacecolor": "white", "linestyle": "none", "zorder": 6}
-        label = "hollow: the images are deskewed first"
-        axes.plot(deskewed["parameters"], deskewed["mean"], "o", markersize=6, label=label, **style)
     for row in front.itertuples():
         _label(axes, row.name, (row.parameters, row.mean), (-6, 7), COLOURS[0], ha="right", va="bottom")
     for row in rest.itertuples():
@@ -100,8 +95,7 @@ def _draw_peers(axes, peers):
         offset, side = ((-5, 0), "right") if left > right else ((5, 0), "left")
         _label(axes, str(row.mark), (x, row.shown), offset, COLOURS[1], ha=side, va="center")
         style.pop("label", None)
-    if places[-1] == edge:
-        axes.set_xlabel(f"{axes.get_xlabel()}; ▷: larger than fits here")
+    axes.set_xlabel(f"{axes.get_xlabel()}; ▷: larger than fits here")
 
 
 def _label(axes, text, point, offset, colour, **alignment):
@@ -115,16 +109,13 @@ def _draw_table(axes, rows):
     """The table of all points, ours in their colour."""
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(len(rows) + 1, -0.5))
+    rows = rows.assign(parameters=rows["parameters"].map("{:,}".format))
+    rows[["last", "best"]] = rows[["last", "best"]].map("{:.2f}%".format).replace("nan%", "–")
     for column, (heading, x, alignment) in COLUMNS.items():
         axes.text(x, 0, heading, ha=alignment, va="center", color=FAINT)
-        for place, (value, mark) in enumerate(zip(rows[column], rows["mark"], strict=True), 1):
-            text = {"last": _percent, "best": _percent, "parameters": "{:,}".format}.get(column, str)(value)
+        for place, (text, mark) in enumerate(zip(rows[column], rows["mark"], strict=True), 1):
             colour = COLOURS[0] if mark == OWN else COLOURS[1] if column == "mark" else INK
             axes.text(x, place, text, ha=alignment, va="center", color=colour)
-
-
-def _percent(accuracy):
-    return "–" if np.isnan(accuracy) else f"{accuracy:.2f}%"
 
 
 def _bars(points) -> np.ndarray:
@@ -136,11 +127,9 @@ def _bars(points) -> np.ndarray:
 def plot_training_time(points):
     """Mean test accuracy against the minutes of training, a labelled point per network whose time is known.
 
-    points: as `tables.frontier_points` makes them; ValueError if there are none.
+    points: as `tables.frontier_points` makes them.
     """
     points = points[points["minutes"].notna()]
-    if points.empty:
-        raise ValueError("nothing to plot: no points")
     figure = Picture(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.errorbar(points["minutes"], points["mean"], _bars(points), fmt="o", capsize=3, markersize=7, color=COLOURS[0])
@@ -148,12 +137,11 @@ def plot_training_time(points):
         top = np.nanmax([row.mean, row.high])
         place = {"textcoords": "offset points", "fontsize": 9.5, "ha": "center", "va": "bottom"}
         axes.annotate(f"{row.parameters:,}", (row.minutes, top), (0, 4), **place)
-    low, high = 0.7 * points["minutes"].min(), 1.4 * points["minutes"].max()
     axes.set_xscale("log")
-    axes.set_xlim(low, high)
+    axes.set_xlim(0.7 * points["minutes"].min(), 1.4 * points["minutes"].max())
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
-    ticks = [tick for tick in MINUTE_TICKS if low <= tick <= high]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     accuracy_axis(axes, [*points["mean"], *points["low"].dropna(), *points["high"].dropna()])
     axes.set_ylabel(f"test {axes.get_ylabel()}")
     axes.set_xlabel("minutes of training on one thread, median, log scale")
@@ -163,39 +151,17 @@ def plot_training_time(points):
     return figure
 
 
-def _frontier_axes(axes, points, accuracies):
-    """Set the scales, limits and ticks; the limits contain the points, their intervals and `accuracies`."""
-    sizes = [*points["parameters"], *BUDGETS]
-    budget_axis(axes)
-    axes.set_xlim(0.5 * min(sizes), 2.2 * max(sizes))
-    values = points[["mean", "low", "high"]].to_numpy().ravel()
-    accuracy_axis(axes, [*values[np.isfinite(values)], *accuracies], limits=(98.75, 99.65))
-    axes.set_ylabel(f"test {axes.get_ylabel()}")
-    low, high = axes.get_ylim()
-    ticks = [tick for tick in FRONTIER_TICKS if low <= tick <= high]
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-
-
 @styled()
-def plot_hardest(images, labels, mistakes, limit=30, columns=10):
+def plot_hardest(images, labels, mistakes):
     """The images that most networks misclassify: "label → most common wrong prediction, number of networks".
 
-    images: (N, 28, 28). labels: (N,). mistakes: one `{image index: predicted digit}` per network; the indices may be
-    strings, as in the ledger. Raises ValueError for no networks or an index that is out of range.
+    images: (N, 28, 28). labels: (N,). mistakes: one `{image index: predicted digit}` per network, as in the ledger.
     """
-    images, labels = checked(images=(images, 3), labels=(labels, 1))
-    if not mistakes:
-        raise ValueError("nothing to plot: no networks")
-    predictions = {}
-    for network in mistakes:
-        for index, digit in network.items():
-            predictions.setdefault(int(index), []).append(digit)
-    if predictions and max(predictions) >= len(images):
-        raise ValueError(f"image {max(predictions)} is listed as a mistake, but there are {len(images)} images")
-    hardest = sorted(predictions, key=lambda index: (-len(predictions[index]), index))[:limit]
+    rows = [(int(index), digit) for network in mistakes for index, digit in network.items()]
+    digits = pd.DataFrame(rows, columns=["image", "digit"]).groupby("image")["digit"]
+    hardest = digits.size().sort_values(ascending=False, kind="stable").head(HARDEST)
     captions = [
-        f"{labels[index]} → {max(set(predictions[index]), key=predictions[index].count)}  {len(predictions[index])}"
-        for index in hardest
+        f"{labels[image]} → {digits.get_group(image).mode()[0]}  {networks}" for image, networks in hardest.items()
     ]
     title = f"Images that most of {len(mistakes)} networks misclassify (label → commonest prediction, networks)"
-    return tile_figure(images[hardest], columns, title, captions)
+    return tile_figure(images[hardest.index], 10, title, captions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -55,20 +54,16 @@ class Sections:
             raise ValueError(f"{name} has no recorded run of seed {self.seed}; there are {known}")
         self.network(name)
         self.train(name)
-        self.result(name)
+        display(Table(result_table(self.recorded, name)))
 
     def network(self, name: str) -> None:
         """Its place on the map, the time of a run, its network, and what is long, folded."""
-        model = build(VARIANTS[name].build, self.seed)
-        trials = select(self.recorded, variant=name)
-        minutes = minutes_on_a_cpu(trials)
-        took = "" if math.isnan(minutes) else f" in {minutes:.1f} minutes (median)"
-        length = f"recorded runs: {trials[0].epochs} epochs{took}"
-        display(Markdown(f"{path_to(name)} · {length}"))
-        network = VARIANTS[name].network
-        line = network if isinstance(network, str) else network.name
+        variant, trials = VARIANTS[name], select(self.recorded, variant=name)
+        length = f"{trials[0].epochs} epochs in {minutes_on_a_cpu(trials):.1f} minutes (median)"
+        display(Markdown(f"{path_to(name)} · recorded runs: {length}"))
+        model = build(variant.build, self.seed)
         cost = f"{inspection.count_parameters(model):,} parameters, {inspection.count_macs(model):,} multiply-adds"
-        display(plot_network(model, f"{line}: {cost}"))
+        display(plot_network(model, f"{variant.network_name}: {cost}"))
         display(Folded("Network, layers and recipe", code(name), str(inspection.summary(model)), recipe_change(name)))
 
     def train(self, name: str) -> None:
@@ -76,14 +71,13 @@ class Sections:
         variant, trials = VARIANTS[name], select(self.recorded, variant=name)
         parents = select(self.recorded, variant=variant.parent, seed=self.seed)
         parent = {trial.variant: trial.curve for trial in parents}
-        inside = trained(trials)
-        band = [trial.curve for trial in inside] if len(inside) > 1 else None
+        band = [trial.curve for trial in trained(trials)]
 
         def draw(history: list[Epoch], title: str) -> Picture:
             run = "recorded run" if self.runs == "recorded" else "this run"
             end = f"{run}, seed {self.seed}: {history[-1]['eval_accuracy']:.2f}% in epoch {history[-1]['epoch']}"
-            band_text = f"; band: {len(inside)} recorded seeds" if band else ""
-            return plots.plot_curves(history, title or f"{name}, {end}{band_text}", None, "validation", parent, band)
+            title = title or f"{name}, {end}; band: {len(band)} recorded seeds"
+            return plots.plot_curves(history, title, None, "validation", parent, band)
 
         if self.runs == "recorded":
             history = select(trials, seed=self.seed)[0].curve
@@ -97,21 +91,16 @@ class Sections:
         seconds = sum(epoch["seconds"] for epoch in history)
         display(Folded(f"All {len(history)} epochs, {seconds / 60:.1f} minutes", epoch_table(history)))
 
-    def result(self, name: str) -> None:
-        """One row: accuracy over the recorded seeds, and the difference from the parent."""
-        display(Table(result_table(self.recorded, name)))
-
 
 def result_table(trials: list[Trial], name: str) -> pd.DataFrame:
     """A variant's recorded accuracy, in percent, and the change of its errors against its parent, as one row.
 
     Seeds whose training collapsed are named, and in no mean.
     """
-    whole = select(trials, variant=name)
-    inside = trained(whole)
-    accuracies, seeds = [trial.accuracy for trial in inside], seeds_text(len(inside), len(whole))
-    row = {"Recorded runs": name, "Seeds": seeds, "Accuracy": f"{mean_text(accuracies, 3)}%"}
-    if collapsed := [f"seed {trial.seed}: {trial.accuracy:.2f}%" for trial in whole if trial not in inside]:
+    group = select(trials, variant=name)
+    accuracies = [trial.accuracy for trial in trained(group)]
+    row = {"Recorded runs": name, "Seeds": seeds_text(group), "Accuracy": f"{mean_text(accuracies, 3)}%"}
+    if collapsed := [f"seed {trial.seed}: {trial.accuracy:.2f}%" for trial in group if trial not in trained(group)]:
         row["Collapsed"] = ", ".join(collapsed)
     compared = comparison_table(trials).rename(columns={"Pooled 95%": "95%"})
     for change in compared[compared["Variant"] == name].to_dict("records"):

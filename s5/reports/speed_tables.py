@@ -44,52 +44,44 @@ def best_baseline(epoch: dict) -> tuple[str, dict]:
 
 def speed_table(records: dict[str, dict]) -> pd.DataFrame:
     """One row per measurement, with its goal and a column for each machine; – where it is not measured."""
-    parts = {"epoch": _epoch_rows, "small": _small_rows, "to 99.4%": _accuracy_rows, "inference": _inference_rows}
-    table = pd.concat(
-        pd.DataFrame({machine: dict(rows(record)) for machine, record in records.items() if part in record})
-        for part, rows in parts.items()
-    )
-    table = table.fillna("–").rename_axis("Measurement").reset_index()
+    columns = {machine: dict(_speed_rows(record)) for machine, record in records.items()}
+    columns = {machine: column for machine, column in columns.items() if column}
+    order = dict.fromkeys(name for column in sorted(columns.values(), key=len, reverse=True) for name in column)
+    table = pd.DataFrame(columns).loc[list(order)].fillna("–").rename_axis("Measurement").reset_index()
     table.insert(1, "Goal", table["Measurement"].map(SPEED_GOALS).fillna(""))
     return table
 
 
-def _epoch_rows(record: dict) -> Iterator[tuple[str, str]]:
-    seconds = record["epoch"]["seconds"]
-    name, baseline = best_baseline(record["epoch"])
-    yield "Baseline, one epoch", f"{format_seconds(baseline)}, {name.removeprefix('baseline, ')}"
-    for key in ("bfloat16", "float32", "float32, not compiled"):
-        if key in seconds:
-            faster = baseline["median"] / seconds[key]["median"]
-            yield f"Epoch of `Net`, {key}", f"{format_seconds(seconds[key])}, {faster:.1f}× as fast"
-    bound = seconds["lower bound"]
-    best = min(seconds[key]["median"] for key in ("bfloat16", "float32") if key in seconds)
-    yield "Epoch of `Net` against the lower bound", f"{best / bound['median']:.1f}× of {format_seconds(bound)}"
-
-
-def _small_rows(record: dict) -> Iterator[tuple[str, str]]:
-    seconds = record["small"]["seconds"]
-    for name in [name for name in seconds if "not compiled" not in name]:
-        plain = seconds[f"{name}, not compiled"]
-        text = f"{format_seconds(seconds[name])}; not compiled, float32: {format_seconds(plain)}"
-        yield f"Epoch of `{name}`, 1 thread", text
-
-
-def _accuracy_rows(record: dict) -> Iterator[tuple[str, str]]:
-    run = record["to 99.4%"]
-    accuracy = f"{run['mean']:.3f}% ± {run['std']:.3f}, n = {len(run['seeds'])}"
-    accuracy += f", p = {run['p of a mean above the target']:.2g}"
-    yield "Mean to 99.4%: accuracy", f"{accuracy}; {plural(run['recipe']['epochs'], 'epoch')} of `{run['variant']}`"
-    for name, key in (("training", "training seconds"), ("from process start", "seconds from process start")):
-        text = format_seconds(run[key])
-        if "epoch" in record:
-            compared = BASELINE_EPOCHS * best_baseline(record["epoch"])[1]["median"]
-            text += f", {compared / run[key]['median']:.1f}× as fast as {BASELINE_EPOCHS} epochs of the baseline"
-        yield f"Mean to 99.4%: {name}", text
-
-
-def _inference_rows(record: dict) -> Iterator[tuple[str, str]]:
-    for name, timings in record["inference"].items():
+def _speed_rows(record: dict) -> Iterator[tuple[str, str]]:
+    """The measurements of one machine: name and text."""
+    if "epoch" in record:
+        seconds = record["epoch"]["seconds"]
+        name, baseline = best_baseline(record["epoch"])
+        yield "Baseline, one epoch", f"{format_seconds(baseline)}, {name.removeprefix('baseline, ')}"
+        for key in ("bfloat16", "float32", "float32, not compiled"):
+            if key in seconds:
+                faster = baseline["median"] / seconds[key]["median"]
+                yield f"Epoch of `Net`, {key}", f"{format_seconds(seconds[key])}, {faster:.1f}× as fast"
+        bound = seconds["lower bound"]
+        best = min(seconds[key]["median"] for key in ("bfloat16", "float32") if key in seconds)
+        yield "Epoch of `Net` against the lower bound", f"{best / bound['median']:.1f}× of {format_seconds(bound)}"
+    if "small" in record:
+        seconds = record["small"]["seconds"]
+        for name in [name for name in seconds if "not compiled" not in name]:
+            plain = format_seconds(seconds[f"{name}, not compiled"])
+            yield f"Epoch of `{name}`, 1 thread", f"{format_seconds(seconds[name])}; not compiled, float32: {plain}"
+    if "to 99.4%" in record:
+        run = record["to 99.4%"]
+        accuracy = f"{run['mean']:.3f}% ± {run['std']:.3f}, n = {len(run['seeds'])}"
+        accuracy += f", p = {run['p of a mean above the target']:.2g}"
+        yield "Mean to 99.4%: accuracy", f"{accuracy}; {plural(run['recipe']['epochs'], 'epoch')} of `{run['variant']}`"
+        for name, key in (("training", "training seconds"), ("from process start", "seconds from process start")):
+            text = format_seconds(run[key])
+            if "epoch" in record:
+                compared = BASELINE_EPOCHS * best_baseline(record["epoch"])[1]["median"]
+                text += f", {compared / run[key]['median']:.1f}× as fast as {BASELINE_EPOCHS} epochs of the baseline"
+            yield f"Mean to 99.4%: {name}", text
+    for name, timings in record.get("inference", {}).items():
         if name != "environment":
             yield f"Inference, {name}", "; ".join(f"{way} {format_seconds(timing)}" for way, timing in timings.items())
 
@@ -141,17 +133,12 @@ def describe_machines(records: dict[str, dict]) -> str:
 
 def export_table(record: dict) -> pd.DataFrame:
     """Each exported network in each format: accuracy on the test set, size, memory, and time for one image."""
-    rows = [
-        {
-            "Network": f"`{row['network']}`",
-            "Format": row["format"],
-            "Correct": f"{row['correct']}/{row['images']} ({row['accuracy']:.2f}%)",
-            "Bytes": f"{row['bytes']:,}",
-            "Memory": "–" if row["memory"] is None else f"{row['memory']:,}",
-            "One image": f"{row['microseconds']:.0f} µs ({row['range'][0]:.0f}–{row['range'][1]:.0f})"
-            if "microseconds" in row
-            else "–",
-        }
-        for row in record["rows"]
-    ]
-    return pd.DataFrame(rows)
+    rows = []
+    for each in record["rows"]:
+        row = {"Network": f"`{each['network']}`", "Format": each["format"]}
+        row |= {"Correct": f"{each['correct']}/{each['images']} ({each['accuracy']:.2f}%)"}
+        row |= {"Bytes": f"{each['bytes']:,}", "Memory": "–" if each["memory"] is None else f"{each['memory']:,}"}
+        if "microseconds" in each:
+            row["One image"] = "{:.0f} µs ({:.0f}–{:.0f})".format(each["microseconds"], *each["range"])
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("–")

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cache
+from statistics import mean, median
 
-import numpy as np
 import pandas as pd
 
-from s5.analysis.statistics import (
-    holm,
-    interval_text,
-    mcnemar,
-    mean_interval,
-    paired_difference,
-    pooled_deviation,
-    pooled_difference,
-    wilson_interval,
-)
+from s5.analysis import statistics
 from s5.experiments.claims import BASELINE, BUDGETS, CLAIMS, MILD
 from s5.experiments.compare import network_table
 from s5.experiments.ledger import by_variant, mean_loss, minutes_on_a_cpu, read_ledger, select
@@ -31,49 +21,43 @@ from s5.training.recipe import Recipe
 VARIANTS_PRECISION = "bfloat16"  # in it all variants were trained anew by one version of the code; before, in float32
 COLLAPSED = 50.0  # percent; training that ends below it has collapsed: it learnt nothing, or lost all of it
 UNKNOWN = dict.fromkeys(("low", "high", "p"), math.nan)
-COMPARED = ("variant", "against", "seeds", "points", "points_low", "points_high", "p")
-COMPARED += ("errors", "errors_low", "errors_high", "p_pooled", "beyond_noise")
 
 
 def current_trials(split: str, trials: list[Trial] | None = None) -> list[Trial]:
     """The trials of a split that the tables show, on the full MNIST.
 
-    On the test set they are those of the claim `s5` and of the recipe that it is compared with; on the validation split
+    On the test set they are those of the claims and of the recipe that `s5` is compared with; on the validation split
     those of the networks and recipes that `variants.py` has now, in VARIANTS_PRECISION.
     """
     trials = read_ledger() if trials is None else trials
     if split == "test":
-        return [*BASELINE.trials(trials), *CLAIMS["s5"].trials(trials)]
+        return [trial for claim in (BASELINE, *CLAIMS.values()) for trial in claim.trials(trials)]
     current = {(variant.name, variant.network_name, variant.recipe) for variant in VARIANTS.values()}
     found = select(trials, split=split, data="mnist", precision=VARIANTS_PRECISION)
     return [trial for trial in found if (trial.variant, trial.network, trial.recipe) in current]
 
 
-def to_frame(trials: Iterable[Trial]) -> pd.DataFrame:
-    """One row per trial: its fields, the `loss` in the last epoch, and the `log_error`.
+def log_error(trial: Trial) -> float:
+    """The logarithm of the error rate in percent; no error counts as half an error.
 
-    That is the logarithm of the error rate in percent; no error counts as half an error. On this scale, unlike in
-    points, the spread between seeds is about the same for good and poor variants.
+    On this scale, unlike in points, the spread between seeds is about the same for good and poor variants.
     """
-    frame = pd.DataFrame([vars(trial) for trial in trials], columns=[field.name for field in fields(Trial)])
-    errors = np.maximum(100 - frame["accuracy"].astype(float), 50 / IMAGES)
-    return frame.assign(loss=[curve[-1]["eval_loss"] for curve in frame["curve"]], log_error=np.log(errors))
+    return math.log(max(100 - trial.accuracy, 50 / IMAGES))
 
 
 def trained(trials: Iterable[Trial]) -> list[Trial]:
-    """The trials whose training did not collapse, but all those of a variant of which every training did.
+    """The trials whose training did not collapse.
 
     A collapse says something about a variant, and the tables count it; but a mean with one in it describes no network,
     and in the noise of the seeds it would hide every difference between the other variants.
     """
-    groups = by_variant(trials)
-    kept = {name: [trial for trial in group if trial.accuracy >= COLLAPSED] for name, group in groups.items()}
-    return [trial for name, group in groups.items() for trial in kept[name] or group]
+    return [trial for trial in trials if trial.accuracy >= COLLAPSED]
 
 
-def seeds_text(used: int, of: int) -> str:
+def seeds_text(trials: list[Trial]) -> str:
     """The number of seeds in a mean, and if some training collapsed, of how many: "3" or "2 of 3"."""
-    return f"{used}" if used == of else f"{used} of {of}"
+    used = len(trained(trials))
+    return f"{used}" if used == len(trials) else f"{used} of {len(trials)}"
 
 
 def summary_table(trials: list[Trial]) -> pd.DataFrame:
@@ -82,17 +66,17 @@ def summary_table(trials: list[Trial]) -> pd.DataFrame:
     Seeds whose training collapsed are only counted (`trained`). The Wilson interval is that of one network with the
     mean's accuracy on 10,000 images, excluding seed noise.
     """
-    found, whole = by_variant(trained(trials)), by_variant(trials)
-    groups = {name: found[name] for name in VARIANTS if name in found}
-    table = network_table(groups).rename(columns={"Network": "Variant"}).drop(columns="Loss")
-    table["Seeds"] = [seeds_text(len(group), len(whole[name])) for name, group in groups.items()]
-    for row, group in enumerate(map(to_frame, groups.values())):
-        accuracies = group["accuracy"]
-        low, high = wilson_interval(round(accuracies.mean() / 100 * IMAGES), IMAGES)
-        table.loc[row, "Minimum"] = f"{accuracies.min():.2f}"
-        table.loc[row, "Wilson 95%"] = f"{low:.2f}–{high:.2f}"
-        table.loc[row, "Best-epoch bias"] = f"{(group['best_accuracy'] - accuracies).mean():.3f}"
-        table.loc[row, "Seconds per epoch"] = f"{(group['seconds'] / group['epochs']).median():.1f}"
+    groups = {name: select(trials, variant=name) for name in VARIANTS if select(trials, variant=name)}
+    table = network_table({name: trained(group) for name, group in groups.items()})
+    table = table.rename(columns={"Network": "Variant"}).drop(columns="Loss")
+    table["Seeds"] = list(map(seeds_text, groups.values()))
+    for row, group in enumerate(map(trained, groups.values())):
+        accuracies = [trial.accuracy for trial in group]
+        low, high = statistics.wilson_interval(round(mean(accuracies) / 100 * IMAGES), IMAGES)
+        bias = mean(trial.best_accuracy - trial.accuracy for trial in group)
+        seconds = median(trial.seconds / trial.epochs for trial in group)
+        columns = ["Minimum", "Wilson 95%", "Best-epoch bias", "Seconds per epoch"]
+        table.loc[row, columns] = f"{min(accuracies):.2f}", f"{low:.2f}–{high:.2f}", f"{bias:.3f}", f"{seconds:.1f}"
     return table
 
 
@@ -109,38 +93,30 @@ def recipe_in_words(recipe: Recipe) -> str:
     return ", ".join(filter(None, (nearest, changes[nearest])))
 
 
-def earlier_claims_table(trials: list[Trial]) -> pd.DataFrame:
-    """One row for each network, recipe and precision that was evaluated on the full test set and is not current.
-
-    Current are the claims and the recipe that `s5` is compared with.
-    """
-    current = {trial.key: trial.precision for claim in (*CLAIMS.values(), BASELINE) for trial in claim.trials(trials)}
-    groups: dict[tuple, list[Trial]] = {}
-    for trial in select(trials, split="test", data="mnist"):
-        if current.get(trial.key) != trial.precision:
-            key = trial.variant, f"`{trial.network}`", trial.precision, trial.recipe
-            groups.setdefault(key, []).append(trial)
-    rows = []
-    for (variant, network, precision, recipe), group in groups.items():
-        accuracies = [trial.accuracy for trial in group]
-        row = {"Variant": variant, **network_table({network: group}).iloc[0].drop(["Multiply-adds", "Loss"])}
-        row |= {"95% interval": interval_text(accuracies), "Minimum": f"{min(accuracies):.2f}"}
-        rows.append(row | {"Precision": precision, "Recipe": recipe_in_words(recipe)})
-    return pd.DataFrame(rows)
-
-
-def tried_groups(trials: list[Trial]) -> dict[tuple[str, int, str, str], list[Trial]]:
-    """The trials on the validation split that are not `current_trials`, by network, epochs, recipe and precision.
+def tried_groups(trials: list[Trial], split: str = "validation") -> dict[tuple[str, int, str, str], list[Trial]]:
+    """The trials on a split that are not `current_trials`, by network, epochs, recipe and precision.
 
     Of a seed that was trained twice, under two names of the same network, the last training counts.
     """
-    current = {(trial.key, trial.precision) for trial in current_trials("validation", trials)}
+    current = {(trial.key, trial.precision) for trial in current_trials(split, trials)}
     groups: dict[tuple, dict[int, Trial]] = {}
-    for trial in select(trials, split="validation", data="mnist"):
+    for trial in select(trials, split=split, data="mnist"):
         if (trial.key, trial.precision) not in current:
             key = (trial.network, trial.epochs, recipe_in_words(trial.recipe), trial.precision)
             groups.setdefault(key, {})[trial.seed] = trial
     return {key: list(group.values()) for key, group in groups.items()}
+
+
+def earlier_claims_table(trials: list[Trial]) -> pd.DataFrame:
+    """One row for each network, recipe and precision that was evaluated on the full test set and is not current."""
+    rows = []
+    for (network, _, recipe, precision), group in tried_groups(trials, "test").items():
+        accuracies = [trial.accuracy for trial in group]
+        row = {"Variant": group[0].variant}
+        row |= network_table({f"`{network}`": group}).iloc[0].drop(["Multiply-adds", "Loss"])
+        row |= {"95% interval": statistics.interval_text(accuracies), "Minimum": f"{min(accuracies):.2f}"}
+        rows.append(row | {"Precision": precision, "Recipe": recipe})
+    return pd.DataFrame(rows)
 
 
 def tried_table(trials: list[Trial]) -> pd.DataFrame:
@@ -165,12 +141,12 @@ def comparison_table(trials: list[Trial]) -> pd.DataFrame:
             "Variant": row.variant,
             "Against": row.against,
             "Seeds": row.seeds,
-            "Points": f"{row.points:+.3f}",
+            "Points": f"{row.points_mean:+.3f}",
             "Paired 95%": _interval(row.points_low, row.points_high, "{:+.2f}"),
-            "p, Holm": _p_value(row.p),
-            "Errors": f"{row.errors:+.0f}%",
+            "p, Holm": _p_value(row.points_p),
+            "Errors": f"{row.errors_mean:+.0f}%",
             "Pooled 95%": _interval(row.errors_low, row.errors_high, "{:+.0f}%"),
-            "p, pooled, Holm": _p_value(row.p_pooled),
+            "p, pooled, Holm": _p_value(row.errors_p),
             "Beyond seed noise": row.beyond_noise,
         }
         for row in compared_variants(trials).itertuples()
@@ -186,30 +162,28 @@ def compared_variants(trials: list[Trial]) -> pd.DataFrame:
     seed noise pooled over all variants (`seed_noise`), which decides. A single common seed is not tested. p-values are
     corrected over the tested rows (Holm). Seeds whose training collapsed are left out (`trained`).
 
-    Columns: variant, against, seeds; points, points_low, points_high, p; errors (the change in percent), errors_low,
-    errors_high, p_pooled; beyond_noise ("yes", "no" or "not tested"). What is not known is NaN.
+    Columns: variant, against, seeds; points_mean, points_low, points_high, points_p; errors_mean (the change in
+    percent), errors_low, errors_high, errors_p; beyond_noise ("yes", "no" or "not tested"). What is not known is NaN.
     """
-    deviation, freedom = seed_noise(trials)
-    groups = dict(list(to_frame(trained(trials)).set_index("seed").groupby("variant")))
+    noise = seed_noise(trials)
+    groups = {name: {trial.seed: trial for trial in group} for name, group in by_variant(trained(trials)).items()}
     rows = []
     for variant in VARIANTS.values():
-        if not {variant.name, variant.parent} <= groups.keys():
+        pair = groups.get(variant.name, {}), groups.get(variant.parent, {})
+        if not (seeds := len(pair[0].keys() & pair[1].keys())):
             continue
-        own, others = groups[variant.name], groups[variant.parent]
-        if own.index.intersection(others.index).empty:
-            continue
-        points = paired_difference(own["accuracy"].to_dict(), others["accuracy"].to_dict())
-        growth = paired_difference(own["log_error"].to_dict(), others["log_error"].to_dict())
-        seeds, mean = growth["n"], growth["mean"]
-        tested = freedom and seeds > 1  # one seed may be a lucky one
-        pooled = pooled_difference(mean, seeds, deviation, freedom) if tested else UNKNOWN
-        errors = [100 * math.expm1(value) for value in (mean, pooled["low"], pooled["high"])]
-        row = [variant.name, variant.parent, seeds, *(points[key] for key in ("mean", "low", "high", "p"))]
-        rows.append([*row, *errors, pooled["p"], ""])
-    table = pd.DataFrame(rows, columns=list(COMPARED))
-    p_values = holm(list(table["p_pooled"]))
+        accuracies = [{seed: trial.accuracy for seed, trial in group.items()} for group in pair]
+        logarithms = [{seed: log_error(trial) for seed, trial in group.items()} for group in pair]
+        points, errors = statistics.paired_difference(*accuracies), statistics.paired_difference(*logarithms)
+        pooled = statistics.pooled_difference(errors["mean"], seeds, *noise) if seeds > 1 else UNKNOWN
+        errors |= pooled | {key: 100 * math.expm1((errors | pooled)[key]) for key in ("mean", "low", "high")}
+        rows.append(
+            {"variant": variant.name, "against": variant.parent, "seeds": seeds, "points": points, "errors": errors}
+        )
+    table = pd.json_normalize(rows, sep="_")
+    p_values = statistics.holm(table["errors_p"])
     beyond = ["not tested" if math.isnan(p) else "yes" if p < 0.05 else "no" for p in p_values]
-    return table.assign(p=holm(list(table["p"])), p_pooled=p_values, beyond_noise=beyond)
+    return table.assign(points_p=statistics.holm(table["points_p"]), errors_p=p_values, beyond_noise=beyond)
 
 
 def precision_table(trials: list[Trial]) -> pd.DataFrame:
@@ -217,16 +191,18 @@ def precision_table(trials: list[Trial]) -> pd.DataFrame:
 
     Means and differences are over the common seeds, without those whose training collapsed.
     """
-    frame = to_frame(trial for trial in select(trials, data="mnist") if trial.accuracy >= COLLAPSED)
+    groups: dict[tuple, dict[str, dict[int, float]]] = {}
+    for trial in trained(select(trials, data="mnist")):
+        group = groups.setdefault((trial.variant, trial.network, trial.split, trial.recipe), {})
+        group.setdefault(trial.precision, {})[trial.seed] = trial.accuracy
     rows = []
-    for (variant, _, split, _), group in frame.groupby(["variant", "network", "split", "recipe"], sort=False):
-        by_seed = group.pivot(index="seed", columns="precision", values="accuracy")
-        by_seed = by_seed.reindex(columns=list(PRECISIONS)).dropna()
-        if len(by_seed) < 2:
+    for (variant, _, split, recipe), group in groups.items():
+        accuracies = pd.DataFrame(group, columns=PRECISIONS).dropna()
+        if len(accuracies) < 2:
             continue
-        difference = paired_difference(by_seed["bfloat16"].to_dict(), by_seed["float32"].to_dict())
-        row = {"Variant": variant, "Split": split, "Epochs": group["epochs"].iloc[0], "Seeds": len(by_seed)}
-        row |= {f"Mean, {name}": f"{by_seed[name].mean():.3f}" for name in PRECISIONS}
+        difference = statistics.paired_difference(*(accuracies[name].to_dict() for name in reversed(PRECISIONS)))
+        row = {"Variant": variant, "Split": split, "Epochs": recipe.epochs, "Seeds": len(accuracies)}
+        row |= {f"Mean, {name}": f"{accuracies[name].mean():.3f}" for name in PRECISIONS}
         row |= {"bfloat16 − float32": f"{difference['mean']:+.3f}"}
         row |= {"95%": _interval(difference["low"], difference["high"], "{:+.2f}")}
         rows.append(row | {"p": _p_value(difference["p"])})
@@ -238,7 +214,8 @@ def seed_noise(trials: Iterable[Trial]) -> tuple[float, int]:
 
     Without the seeds whose training collapsed (`trained`).
     """
-    return pooled_deviation([list(group) for _, group in to_frame(trained(trials)).groupby("variant")["log_error"]])
+    groups = by_variant(trained(trials)).values()
+    return statistics.pooled_deviation([[log_error(trial) for trial in group] for group in groups])
 
 
 def _interval(low: float, high: float, form: str) -> str:
@@ -256,38 +233,37 @@ def image_table(trials: list[Trial], seed: int) -> pd.DataFrame:
     `trials` are of one split. p-values are corrected over the rows (Holm).
     """
     of_seed = {trial.variant: trial.mistakes.keys() for trial in select(trials, seed=seed)}
-    rows, p_values = [], []
+    rows = []
     for name, variant in VARIANTS.items():
-        if name not in of_seed or variant.parent not in of_seed:
-            continue
-        wrong, parent_wrong = of_seed[name], of_seed[variant.parent]
-        p_values.append(mcnemar(wrong, parent_wrong))
-        counts = {"Only this wrong": len(wrong - parent_wrong), "Only parent wrong": len(parent_wrong - wrong)}
-        counts["Both wrong"] = len(wrong & parent_wrong)
-        rows.append({"Variant": name, "Against": variant.parent, **counts, "p": f"{p_values[-1]:.2g}"})
-    return pd.DataFrame(rows).assign(**{"p, Holm": [f"{p:.2g}" for p in holm(p_values)]})
+        if name in of_seed and variant.parent in of_seed:
+            wrong, parent_wrong = of_seed[name], of_seed[variant.parent]
+            row = {"Variant": name, "Against": variant.parent, "Only this wrong": len(wrong - parent_wrong)}
+            row |= {"Only parent wrong": len(parent_wrong - wrong), "Both wrong": len(wrong & parent_wrong)}
+            rows.append(row | {"p": statistics.mcnemar(wrong, parent_wrong)})
+    table = pd.DataFrame(rows)
+    table["p, Holm"] = statistics.holm(table["p"])
+    return table.assign(**{name: table[name].map("{:.2g}".format) for name in ("p", "p, Holm")})
 
 
-def describe_noise(trials: list[Trial], seeds: int = 3, accuracy: float = 99.3) -> str:
-    """The noise between seeds (`seed_noise`) and between test sets at an `accuracy`, as text.
+def describe_noise(trials: list[Trial]) -> str:
+    """The noise between seeds (`seed_noise`) and between test sets, at an accuracy of 99.3%, as text.
 
     It is also stated without the variant whose seeds differ most.
     """
+    seeds, accuracy, error = 3, 99.3, 0.7
     deviation, freedom = seed_noise(trials)
-    half = pooled_difference(0.0, seeds, deviation, freedom)["high"]
-    low, high = wilson_interval(round(accuracy / 100 * IMAGES), IMAGES)
-    error = 100 - accuracy
-    groups = by_variant(trained(trials))
-    several = {name: seed_noise(group)[0] for name, group in groups.items() if len(group) > 1}
-    widest = max(several, key=several.get)
+    half = statistics.pooled_difference(0.0, seeds, deviation, freedom)["high"]
+    low, high = statistics.wilson_interval(round(accuracy / 100 * IMAGES), IMAGES)
+    groups = {name: group for name, group in by_variant(trained(trials)).items() if len(group) > 1}
+    widest = max(groups, key=lambda name: seed_noise(groups[name]))
     others, _ = seed_noise(trial for trial in trials if trial.variant != widest)
     return (
         f"Seeds of one variant differ by a standard deviation of {100 * deviation:.0f}% of their errors "
-        f"({len(several)} variants, {sum(len(groups[name]) for name in several)} runs): at {accuracy:g}%, "
+        f"({len(groups)} variants, {sum(map(len, groups.values()))} runs): at {accuracy}%, "
         f"{error * deviation:.2f} points. Without {widest}, whose seeds differ most, it is {100 * others:.0f}%.\n"
         f"The 95% interval of a difference between two means of {seeds} seeds is then ±{100 * half:.0f}% of the "
-        f"errors: at {accuracy:g}%, ±{error * half:.2f} points.\n"
-        f"The 95% interval of one network's accuracy on {IMAGES:,} images is {low:.2f}–{high:.2f}% at {accuracy:g}%."
+        f"errors: at {accuracy}%, ±{error * half:.2f} points.\n"
+        f"The 95% interval of one network's accuracy on {IMAGES:,} images is {low:.2f}–{high:.2f}% at {accuracy}%."
     )
 
 
@@ -297,10 +273,12 @@ def frontier_points(trials: list[Trial]) -> pd.DataFrame:
     Columns: name, parameters, deskewed (whether the first layer deskews the images, which no parameter counts),
     minutes (of training on a CPU, the median), seeds, mean, low, high (95%).
     """
-    columns, rows = ["name", "parameters", "deskewed", "minutes", "seeds", "mean", "low", "high"], []
+    rows = []
     for claim in (BASELINE, *CLAIMS.values()):
         if found := claim.trials(trials):
             accuracies = [trial.accuracy for trial in found]
-            size = [claim.name, found[0].parameters, "deskew" in claim.network, minutes_on_a_cpu(found), len(found)]
-            rows.append([*size, statistics.mean(accuracies), *mean_interval(accuracies)])
-    return pd.DataFrame(rows, columns=columns)
+            row = {"name": claim.name, "parameters": found[0].parameters, "deskewed": "deskew" in claim.network}
+            row |= {"minutes": minutes_on_a_cpu(found), "seeds": len(found), "mean": mean(accuracies)}
+            low, high, _ = statistics.t_test(accuracies)
+            rows.append(row | {"low": low, "high": high})
+    return pd.DataFrame(rows)

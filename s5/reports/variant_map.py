@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import mean
 
 import numpy as np
 import pandas as pd
@@ -29,32 +30,26 @@ CHANGE_TICKS = (-99.9, -99, -90, -70, -50, -30, 0, 40, 100, 900, 9900)  # percen
 def map_table(trials: list[Trial]) -> pd.DataFrame:
     """One row per variant that has trials, a parent before its children: what `plot_map` draws.
 
-    Columns: number (of the section), name, parent ("": none), depth (steps from the first variant), seeds
-    (`tables.seeds_text`), mean (in percent); errors, errors_low, errors_high (the change against the parent in
+    Columns: number (of the section), name, parent (or None), depth (steps from the first variant), seeds
+    (`tables.seeds_text`), mean (in percent); errors_mean, errors_low, errors_high (the change against the parent in
     percent, NaN if unknown) and verdict (a key of VERDICTS, "" without a parent).
     """
-    groups, whole, rows = by_variant(trained(trials)), by_variant(trials), []
-    compared = {row.variant: row for row in compared_variants(trials).itertuples()}
+    groups, rows = by_variant(trials), []
     for name in sorted(groups, key=lambda name: [NUMBERS[each] for each in (*ancestors(name), name)]):
-        group, change = groups[name], compared.get(name)
-        row = {"number": NUMBERS[name], "name": name, "parent": VARIANTS[name].parent or ""}
-        row |= {"depth": len(ancestors(name)), "seeds": seeds_text(len(group), len(whole[name]))}
-        row["mean"] = sum(trial.accuracy for trial in group) / len(group)
-        for key in ("errors", "errors_low", "errors_high"):
-            row[key] = getattr(change, key, math.nan)
-        verdict = getattr(change, "beyond_noise", "")
-        if verdict == "yes":
-            verdict = "fewer errors" if row["errors"] < 0 else "more errors"
-        rows.append(row | {"verdict": verdict})
-    return pd.DataFrame(rows)
+        row = {"number": NUMBERS[name], "name": name, "parent": VARIANTS[name].parent, "depth": len(ancestors(name))}
+        row |= {"seeds": seeds_text(groups[name]), "mean": mean(trial.accuracy for trial in trained(groups[name]))}
+        rows.append(row)
+    compared = compared_variants(trials).set_index("variant")
+    changes = compared[["errors_mean", "errors_low", "errors_high"]]
+    direction = np.where(compared["errors_mean"] < 0, "fewer errors", "more errors")
+    verdicts = compared["beyond_noise"].where(compared["beyond_noise"] != "yes", direction)
+    return pd.DataFrame(rows).join(changes.assign(verdict=verdicts), on="name").fillna({"verdict": ""})
 
 
 def ancestors(name: str) -> list[str]:
     """The variants from the first one to the parent."""
-    path = []
-    while (name := VARIANTS[name].parent) is not None:
-        path.insert(0, name)
-    return path
+    parent = VARIANTS[name].parent
+    return [*ancestors(parent), parent] if parent else []
 
 
 def path_to(name: str) -> str:
@@ -66,19 +61,22 @@ def path_to(name: str) -> str:
 def plot_map(table: pd.DataFrame) -> Picture:
     """The tree on the left, and on the right the change of each variant's errors against its parent, with 95% interval.
 
-    table: as `map_table` makes it. Raises ValueError if it is empty.
+    table: as `map_table` makes it.
     """
-    if table.empty:
-        raise ValueError("nothing to plot: no variants")
     figure = Picture(figsize=(WIDTH, 1.3 + ROW * len(table)), layout="constrained")
     tree, changes = figure.subplots(1, 2, width_ratios=[1, 1.2], sharey=True)
-    rows = {row.name: (place, row) for place, row in enumerate(table.itertuples(index=False))}
-    for place, row in rows.values():
-        _draw_branch(tree, place, row, rows)
-        _draw_change(changes, place, row)
+    places = {name: place for place, name in enumerate(table["name"])}
+    for place, row in enumerate(table.itertuples()):
+        _draw_branch(tree, place, places.get(row.parent), row)
+        if row.verdict:
+            _draw_change(changes, place, row)
     tree.set(xlim=(0, 1), ylim=(len(table) - 0.4, -0.6))
     tree.set_axis_off()
-    _change_axis(changes, table[["errors", "errors_low", "errors_high"]].to_numpy().ravel())
+    shown = _place([*CHANGE_LIMITS, *table[["errors_mean", "errors_low", "errors_high"]].to_numpy().ravel()])
+    left, right = np.nanmin(shown), np.nanmax(shown)
+    changes.set_xticks(_place(CHANGE_TICKS), [f"{tick:+,}%" if tick else "0" for tick in CHANGE_TICKS])
+    changes.set_xlim(left, right)
+    changes.xaxis.set_minor_locator(NullLocator())
     changes.tick_params(left=False, labelleft=False)
     changes.spines["left"].set_visible(False)
     changes.grid(axis="y", visible=False)
@@ -89,8 +87,7 @@ def plot_map(table: pd.DataFrame) -> Picture:
     for verdict in used:
         colour, marker, meaning = VERDICTS[verdict]
         changes.plot([], [], linestyle="none", marker=marker, color=colour, label=meaning)
-    if used:
-        figure.legend(loc="outside lower center", ncols=len(used))
+    figure.legend(loc="outside lower center", ncols=len(used))
     tested = table[~table["verdict"].isin(["", "not tested"])]
     clear = (tested["verdict"] != "no").sum()
     found = f"The way to the final model: {clear} of {len(tested)} tested changes are beyond seed noise"
@@ -98,51 +95,33 @@ def plot_map(table: pd.DataFrame) -> Picture:
     return figure
 
 
-def _change_axis(axes, shown) -> None:
-    """Set the limits and ticks of the axis of changes; it contains the values of `shown`, in percent, NaN ignored."""
-    places = _place([*CHANGE_LIMITS, *shown])
-    left, right = np.nanmin(places), np.nanmax(places)
-    axes.set_xlim(left, right)
-    ticks = [tick for tick in CHANGE_TICKS if left <= _place(tick) <= right]
-    axes.set_xticks(_place(ticks), [f"{tick:+,}%" if tick else "0" for tick in ticks])
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
 def _place(change):
     """Where a change in percent is on the axis: the logarithm of the errors' ratio, at least that of -99.9%."""
     return np.log(np.maximum(1 + np.asarray(change) / 100, 0.001))
 
 
-def _draw_branch(axes, place: int, row, rows: dict) -> None:
-    """The line from the parent and the name."""
+def _draw_branch(axes, place: int, start: int | None, row) -> None:
+    """The line from the parent, which is at `start`, and the name."""
     x = INDENT * row.depth
     colour = VERDICTS[row.verdict][0] if row.verdict else INK
-    if row.parent in rows:
-        start = rows[row.parent][0]
+    if start is not None:
         corner = x - 0.6 * INDENT
         axes.plot([corner, corner], [start + 0.32, place], "-", color="#BBBBBB", linewidth=1, zorder=1)
-        axes.annotate(
-            "",
-            (x, place),
-            (corner, place),
-            arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 1.4, "shrinkA": 0},
-        )
+        arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.4, "shrinkA": 0}
+        axes.annotate("", (x, place), (corner, place), arrowprops=arrow)
     text = f"{row.number}  {row.name}  {row.mean:.2f}% ({row.seeds})"
     axes.text(x + 0.012, place, text, va="center", fontsize=9, color=colour if row.verdict != "no" else INK)
 
 
 def _draw_change(axes, place: int, row) -> None:
-    """The interval of the change, and its value."""
-    if math.isnan(row.errors):
-        return
+    """The interval of the change, if it is known, and its value."""
     colour, marker, _ = VERDICTS[row.verdict]
-    is_known = not math.isnan(row.errors_low)
-    places = _place([row.errors_low, row.errors_high, row.errors])
-    if is_known:
-        axes.plot(places[:2], [place, place], "-", color=colour, linewidth=2)
-    axes.plot(places[2], place, linestyle="none", marker=marker, color=colour, markersize=6)
-    text = f"{row.errors:+,.0f}%" + (f" ({row.errors_low:+,.0f} to {row.errors_high:+,.0f})" if is_known else "")
-    is_right = int(row.errors > 0)  # on the side where the line at 0 is not in the way
-    end = places[is_right] if is_known else places[2]
+    low, high, middle = _place([row.errors_low, row.errors_high, row.errors_mean])
+    axes.plot([low, high], [place, place], "-", color=colour, linewidth=2)
+    axes.plot(middle, place, linestyle="none", marker=marker, color=colour, markersize=6)
+    interval = "" if math.isnan(low) else f" ({row.errors_low:+,.0f} to {row.errors_high:+,.0f})"
+    is_right = middle > 0  # on the side where the line at 0 is not in the way
+    end = np.nanmax([middle, high]) if is_right else np.nanmin([middle, low])
     style = {"va": "center", "ha": "left" if is_right else "right", "fontsize": 8.5, "color": colour}
-    axes.annotate(text, (end, place), (6 if is_right else -6, 0), textcoords="offset points", **style)
+    offset = (6 if is_right else -6, 0)
+    axes.annotate(f"{row.errors_mean:+,.0f}%{interval}", (end, place), offset, textcoords="offset points", **style)
