@@ -49,28 +49,21 @@ WEIGHTS = {
     "cellular 22 ×2 / ×2 / ×2 / ×2 gdconv deskew 5 crop 2": 0.5647,
 }
 
-LAYERS = " (1 to 4096), / or head (gap, flat, gdconv)"
-
 BAD_LINES = {
-    "": "at the end: missing block (conv, separable, plain, shared, shared-separable, cellular, linear)",
-    "net": 'word 1: "net" is no block (conv, separable, plain, shared, shared-separable, cellular, linear)',
-    "conv gap": 'word 2: "gap" is no channel count (1 to 4096)',
-    "conv 4 / / 8 gap": 'word 4: "/" is no channel count (1 to 4096)',
-    "conv 4 8 / 16 q gap": f'word 6: "q" is no channel count{LAYERS}',
-    "conv 4 8": f"at the end: missing channel count{LAYERS}",
-    "conv 4 4097 gap": f'word 3: "4097" is no channel count{LAYERS}',
-    "conv 4 8.5 gap": f'word 3: "8.5" is no channel count{LAYERS}',
-    "conv 1 / 2 / 3 / 4 / 5 / 6 gap": "word 11: the image can be pooled 4 times at most",
-    "conv 4 gap crop 14": 'word 5: "14" is no border in pixels (1 to 13)',
-    "conv 4 gap crop 2 deskew 5 crop 2": "word 8: crop is repeated",
-    "conv 4 gap shift 2": 'word 4: "shift" is no option of conv (deskew, crop, dropout)',
-    "conv 4 / 8 gap dropout 1": 'word 7: "1" is no probability (above 0, at most 0.99)',
-    "conv 4 gap dropout 0.1": "word 4: dropout follows the pooling (/), and there is none",
-    "shared 4 4 gap": 'word 3: "4" is no number of uses (×1 to ×64)',
-    "shared 4 ×1 ×2 gap": 'word 4: "×2" is no / or head (gap, flat, gdconv)',
-    "shared 4 ×60 / ×5 gap": "word 5: more than 64 layers",
-    "linear 24 crop 2": 'word 3: "crop" is no number of units (1 to 4096)',
-    f"conv {'4 ' * 65}gap": "word 66: more than 64 layers",
+    "": '"" is no block (conv, separable, plain, shared, shared-separable, cellular, linear)',
+    "net": '"net" is no block (conv, separable, plain, shared, shared-separable, cellular, linear)',
+    "conv / 8 gap": "a channel count (1 to 4096) is missing",
+    "conv 4 8 / 16 q gap": '"q" is no channel count (1 to 4096)',
+    "conv 4 4097 gap": '"4097" is no channel count (1 to 4096)',
+    "conv 4 8": "a head is missing (gap, flat, gdconv)",
+    "conv 1 / 2 / 3 / 4 / 5 / 6 gap": "the image is too small to be pooled 5 times",
+    "conv 4 gap crop 14": '"14" is no border in pixels (1 to 13)',
+    "conv 4 gap shift 2": '"shift" is no option of conv (deskew, crop, dropout)',
+    "conv 4 gap dropout 0.1": "dropout follows the pooling (/), and there is none",
+    "shared 4 4 gap": '"4" is no number of uses (×1 to ×64)',
+    "shared 4 ×1 ×2 gap": "a number of uses is followed by / or a head",
+    "shared 4 ×60 / ×5 gap": "more than 64 layers",
+    "linear 24 crop 2": '"crop" is no number of units (1 to 4096)',
 }
 
 
@@ -138,17 +131,11 @@ def test_other_spellings():
         assert parse(typed) == parse(written)
 
 
-@pytest.mark.parametrize("line", BAD_LINES)
-def test_a_bad_line_is_refused(line):
-    with pytest.raises(NetworkError) as error:
-        parse(line)
-    assert str(error.value) == f'in "{line}", {BAD_LINES[line]}'
-
-
-@pytest.mark.parametrize("value", [None, 4, b"conv 4 gap", ["conv", 4, "gap"]])
-def test_only_text_is_read(value):
-    with pytest.raises(NetworkError, match=f"a network is one line of text, not of type {type(value).__name__}"):
-        parse(value)
+def test_a_bad_line_is_refused():
+    for line, problem in BAD_LINES.items():
+        with pytest.raises(NetworkError) as error:
+            parse(line)
+        assert str(error.value) == f'in "{line}": {problem}'
 
 
 def test_cellular_begins_with_the_image_and_shares_scales_at_each_resolution():
