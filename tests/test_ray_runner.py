@@ -115,9 +115,8 @@ def test_killed_workers_and_nodes_change_no_result(nodes, tmp_path, small):
     done = {trial.seed: trial for trial in read_strictly(path)}
     assert path.read_bytes().count(b"\n") == len(done) == 3
     for trial in trials:
-        expected = run_trial(**trial, data=small)
-        for name in ("network", "accuracy", "mistakes", "commit"):
-            assert getattr(done[trial["seed"]], name) == getattr(expected, name)
+        expected, found = run_trial(**trial, data=small), done[trial["seed"]]
+        assert (found.key, found.mistakes, found.commit) == (expected.key, expected.mistakes, expected.commit)
 
 
 SCRIPT = """
@@ -175,32 +174,25 @@ def test_a_cluster_without_the_gpus_is_a_clear_error(nodes, tmp_path, monkeypatc
     assert "sweep: a trial takes 0.5 GPUs, and the cluster has 0\n" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [
-        ("127.0.0.1:9", "sweep: no Ray cluster at '127.0.0.1:9': "),
-        ("here", "sweep: a Ray cluster's address is auto, local, HOST:PORT or ray://HOST:PORT, not 'here'"),
-    ],
-)
 @needs_ray
-def test_an_address_without_a_cluster_is_a_clear_error(tmp_path, capsys, address, message):
-    assert run_sweep(tmp_path, "--ray", address) == 1
-    assert message in capsys.readouterr().err
+def test_an_address_without_a_cluster_is_a_clear_error(tmp_path, capsys):
+    for address, reason in (("127.0.0.1:9", "ConnectionRefusedError: "), ("here", "ValueError: ")):
+        assert run_sweep(tmp_path, "--ray", address) == 1
+        error = capsys.readouterr().err
+        assert f"sweep: no Ray cluster can be used at '{address}', {reason}" in error
+        assert error.endswith("(an address is auto, local, HOST:PORT or ray://HOST:PORT)\n")
 
 
 @needs_ray
-@pytest.mark.parametrize("address", ["auto", "local"])
-def test_a_cluster_that_does_not_start_is_one_line(tmp_path, monkeypatch, capsys, address):
+def test_a_cluster_that_does_not_start_is_one_line(tmp_path, monkeypatch, capsys):
     def init(address, **_):
         late = Exception("The current node timed out during startup.\nSee the logs:\n  raylet.err")
         raise ConnectionError("no running cluster") if address == "auto" else late
 
     monkeypatch.setattr(ray, "init", init)
-    assert run_sweep(tmp_path, "--ray", address) == 1
-    printed = capsys.readouterr().err  # after the progress bar
-    reason = "Exception: The current node timed out during startup.\n"
-    assert printed.endswith(f"sweep: no Ray cluster can be used at {address!r}, {reason}")
-    assert "Traceback" not in printed
+    assert run_sweep(tmp_path, "--ray", "auto") == 1
+    reason = "Exception: The current node timed out during startup. ("
+    assert f"sweep: no Ray cluster can be used at 'auto', {reason}" in capsys.readouterr().err
 
 
 def test_missing_ray_is_reported_with_how_to_install_it(tmp_path, monkeypatch, capsys):

@@ -64,7 +64,8 @@ class Trial:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(allowed)}, not {short(getattr(self, name))}")
         if not len(self.curve) == self.epochs == self.recipe.epochs:
-            raise ValueError(f"{self.recipe.epochs} epochs by the recipe, {len(self.curve)} by the curve")
+            counts = f"{self.recipe.epochs} epochs by the recipe, {len(self.curve)} by the curve"
+            raise ValueError(f"{counts}, and {self.epochs} stated")
         last = self.curve[-1]
         images = last["eval_correct"] + len(self.mistakes)
         if self.data == "mnist" and images != IMAGES:
