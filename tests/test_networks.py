@@ -1,13 +1,11 @@
 """One line of text describes a network: the grammar, its errors, and the same weights as the recorded networks had."""
 
-import random
-
 import pytest
 import torch
 
 from helpers import Net, build
 from s5.analysis.inspection import count_macs, count_parameters
-from s5.networks.grammar import BLOCKS, HEADS, OPTIONS, USES, Network, NetworkError, parse
+from s5.networks.grammar import Network, NetworkError, parse
 from s5.training.checkpoint import load_weights, save_weights
 from tests.utils import assert_same_weights
 
@@ -19,34 +17,16 @@ WEIGHTS = {
     "plain 4 8 / 16 32 / 40 gap": 2.6896,
     "conv 4 8 / 16 32 / 40 flat": 1.8756,
     "separable 16 32 / 64 72 / 96 gap": 2.4778,
-    "conv 4 8 / 12 18 / 24 gap": 1.6197,
     "conv 4 8 / 16 32 / 38 gdconv": 0.8748,
-    "conv 4 8 / 16 32 / 40 gap crop 2": 1.5376,
     "conv 4 8 / 16 32 / 40 gdconv crop 2": 3.588,
-    "conv 4 6 / 8 12 12 / 14 16 gap": 2.5744,
-    "conv 2 3 / 4 4 4 / 5 gdconv": -0.8638,
-    "conv 4 6 / 8 10 / 12 / 14 gdconv crop 2": -2.1875,
     "separable 16 32 / 48 48 56 / 64 64 gap": 6.4673,
     "separable 8 16 / 28 32 32 / 40 40 gap": 0.9857,
     "separable 6 12 / 20 24 24 / 30 30 gap": -3.6283,
-    "separable 8 16 / 26 26 26 28 / 36 36 gap": 1.7338,
-    "separable 4 8 / 12 12 / 12 14 / 14 gdconv crop 2": 1.3583,
-    "separable 8 16 / 48 64 / 72 gdconv": -1.6258,
     "shared 12 ×1 / ×2 / ×2 gap": 2.4601,
-    "shared 10 ×1 / ×2 / ×2 gdconv": 1.2445,
-    "shared 8 ×1 / ×2 / ×2 gap": 1.8552,
     "shared 8 ×1 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2": 0.7582,
     "cellular 6 ×2 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2": 1.8081,
-    "shared 8 ×1 / ×2 / ×2 / ×2 gdconv crop 2": 0.7582,
-    "shared 8 ×1 / ×2 / ×3 / ×3 gdconv crop 2": 0.7582,
     "shared-separable 14 ×1 / ×2 / ×2 / ×2 gdconv crop 2": 1.0377,
-    "shared-separable 22 ×1 / ×2 / ×2 / ×2 gdconv crop 2": -1.1171,
-    "shared 12 ×1 / ×2 / ×3 / ×3 gdconv crop 2": 2.4421,
-    "shared 27 ×1 / ×2 / ×2 / ×2 gdconv crop 2": 4.1787,
-    "conv 16 32 / 64 64 / 128 gdconv": -0.9027,
     "cellular 13 ×2 / ×2 / ×2 / ×2 gdconv deskew 5 crop 2": 2.2319,
-    "cellular 13 ×2 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2": 2.2319,
-    "cellular 22 ×2 / ×2 / ×2 / ×2 gdconv deskew 5 crop 2": 0.5647,
 }
 
 BAD_LINES = {
@@ -67,26 +47,6 @@ BAD_LINES = {
 }
 
 
-def random_line(draw: random.Random) -> str:
-    """Any network of the grammar with at most six channels, as `str` writes it."""
-    block, depth = draw.choice(list(BLOCKS)), draw.randint(1, 4)
-    if block == "linear":
-        return " ".join(["linear", *(str(draw.randint(1, 6)) for _ in range(depth))])
-    if BLOCKS[block][0] == USES:
-        line = f"{block} {draw.randint(1, 6)} {' / '.join(f'×{draw.randint(1, 3)}' for _ in range(depth))}"
-    else:
-        stages = (" ".join(str(draw.randint(1, 6)) for _ in range(draw.randint(1, 3))) for _ in range(depth))
-        line = f"{block} {' / '.join(stages)}"
-    values = {"deskew": draw.choice([3, 4.5, 5]), "crop": draw.randint(1, 5)}
-    values["dropout"] = round(draw.uniform(0.01, 0.9), draw.randint(2, 17))
-    allowed = [name for name in OPTIONS if name in BLOCKS[block][2] and (name != "dropout" or depth > 1)]
-    options = [f" {name} {values[name]}" for name in allowed if draw.random() < 0.4]
-    return f"{line} {draw.choice(list(HEADS))}{''.join(options)}"
-
-
-RANDOM_LINES = [random_line(random.Random(seed)) for seed in range(100)]
-
-
 def test_a_line_builds_the_recorded_network():
     for line, recorded in WEIGHTS.items():
         tensors = [each.detach().double().flatten() for each in build(parse(line).build, seed=3).parameters()]
@@ -101,23 +61,20 @@ def test_nets_channels_give_nets_weights():
 
 
 def test_writing_is_the_inverse_of_reading():
-    for line in (*WEIGHTS, *RANDOM_LINES):
+    for line in WEIGHTS:
         network = parse(line)
         assert str(network) == line
         assert network.build()(torch.randn(2, 1, 28, 28)).shape == (2, 10)
 
 
-def test_counting_keeps_the_random_state_and_equals_the_real_network():
+def test_counting_takes_no_random_numbers_and_no_memory_and_equals_the_real_network():
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    counts = [(parse(line).parameters, parse(line).macs) for line in RANDOM_LINES[:10]]
-    assert torch.equal(torch.get_rng_state(), state)
-    models = [parse(line).build() for line in RANDOM_LINES[:10]]
-    assert counts == [(count_parameters(model), count_macs(model)) for model in models]
-
-
-def test_the_largest_network_is_counted_without_memory():
+    counts = [(parse(line).parameters, parse(line).macs) for line in WEIGHTS]
     assert parse(f"conv {'4096 ' * 64}gdconv").parameters > 9_000_000_000
+    assert torch.equal(torch.get_rng_state(), state)
+    models = [parse(line).build() for line in WEIGHTS]
+    assert counts == [(count_parameters(model), count_macs(model)) for model in models]
 
 
 def test_other_spellings():
