@@ -45,39 +45,31 @@ def test_loss_is_the_weighted_mean_of_cross_entropy_and_divergence():
 
 
 def test_an_interrupted_teacher_is_not_stored(small, tmp_path, monkeypatch):
-    def interrupted(*arguments, **options):
-        return []  # what `fit` returns after Ctrl-C in the first epoch
-
-    monkeypatch.setattr("s5.experiments.distillation.fit", interrupted)
+    monkeypatch.setattr("s5.experiments.distillation.fit", lambda *_, **__: [])  # after Ctrl-C in the first epoch
     with pytest.raises(KeyboardInterrupt):
         load_teacher(DISTILLED, small, "cpu", tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))
 
 
 def test_teachers_are_trained_once_and_average_their_logits(small, tmp_path, monkeypatch):
-    few = replace(small, train_images=small.train_images[:300], train_labels=small.train_labels[:300])
+    few, fewer = small.subset(300, 200), small.subset(200, 200)
     teacher = load_teacher(DISTILLED, few, "cpu", tmp_path)
-    files = sorted(tmp_path.glob("*.safetensors"))
-    assert len(files) == 2
-    before = [path.stat().st_mtime_ns for path in files]
-    again = load_teacher(DISTILLED, few, "cpu", tmp_path)
-    assert [path.stat().st_mtime_ns for path in files] == before
-    assert_same_weights(teacher, again)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+    assert_same_weights(teacher, load_teacher(DISTILLED, few, "cpu", tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")} == before
+    assert len(before) == 2
 
     images = normalize(small.eval_images[:20])
     first, second = (model(images) for model in teacher.models)
     torch.testing.assert_close(teacher(images), (first + second) / 2)
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not any(module.training for module in teacher.train().modules())
-    fewer = replace(small, train_images=small.train_images[:200], train_labels=small.train_labels[:200])
     load_teacher(DISTILLED, fewer, "cpu", tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) == 4, "other images need other teachers"
     changed = replace(KNOWN["budget_1k"], network="conv 3 3 / 4 6 / 7 gap dropout 0.1")
     monkeypatch.setitem(KNOWN, "budget_1k", changed)
     load_teacher(DISTILLED, fewer, "cpu", tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) == 6, "another network is another teacher"
-    with pytest.raises(KeyError, match="nobody"):
-        load_teacher(replace(DISTILLED, teacher="nobody"), few, "cpu", tmp_path)
 
 
 def test_the_student_learns_from_the_teacher_and_the_teacher_is_unchanged(small):

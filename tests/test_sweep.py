@@ -12,7 +12,6 @@ from s5.experiments import ledger, sweep
 from s5.experiments.claims import find_variant
 from s5.experiments.trial import Trial, weights_path
 from s5.experiments.variants import VARIANTS
-from s5.training.recipe import Recipe
 from tests.utils import ROOT, make_trial, read_strictly, run_here
 
 
@@ -73,14 +72,14 @@ def test_wrong_options_give_one_line_and_exit_code_2(arguments, message, path, c
     assert not path.exists()
 
 
-@pytest.mark.parametrize("option", ["--ledger {}/file/ledger.jsonl", "--weights {}/file/weights"])
-def test_what_cannot_be_written_is_reported_before_training(option, path, tmp_path, capsys, monkeypatch):
+def test_what_cannot_be_written_is_reported_before_training(path, tmp_path, capsys, monkeypatch):
     monkeypatch.undo()
     (tmp_path / "file").touch()
     monkeypatch.setattr("s5.experiments.local_runner.ProcessPoolExecutor", None)
-    options = ["--sample", "--variants", "s5", "--seeds", "987", *option.format(tmp_path).split()]
-    assert command.main(options) == 1
-    assert "sweep: cannot write into " in capsys.readouterr().err
+    for option in ("--ledger", "--weights"):
+        options = ["--sample", "--variants", "s5", "--seeds", "987", option, str(tmp_path / "file" / "ledger.jsonl")]
+        assert command.main(options) == 1
+        assert "sweep: cannot write into " in capsys.readouterr().err
 
 
 def test_a_command_warns_in_one_line(tmp_path):
@@ -114,19 +113,12 @@ def test_a_sweep_records_in_the_users_ledger_and_skips_what_is_there_or_in_the_p
     assert "0 already recorded, 2 to run" in capsys.readouterr().out, "another ledger has its own trials"
 
 
-def test_another_recipe_split_or_seed_is_another_trial(path, capsys):
+def test_another_recipe_split_seed_or_precision_is_another_trial(path, capsys):
     options = ["--variants", "s5", "--seeds", "1", "--epochs", "2", "--sample", "--dry-run"]
     ledger.append_trial(stand_in("s5", 1, {"epochs": 2}), path)
-    for other in ([], ["--epochs", "3"], ["--split", "test"], ["--seeds", "2"], ["--momentum", "0.8"]):
+    for other in ([], ["--epochs", "3"], ["--split", "test"], ["--seeds", "2"], ["--precision", "bfloat16"]):
         command.main([*options, *other])
         assert f"{len(other) // 2} to run" in capsys.readouterr().out
-
-
-def test_a_trial_in_another_precision_is_skipped_unless_asked_for(path, capsys):
-    ledger.append_trial(make_trial(0, precision="bfloat16"), path)
-    for precision, skipped in (("auto", 1), ("bfloat16", 1), ("float32", 0)):
-        sweep.sweep(["s5"], [0], sample=True, precision=precision, dry_run=True)
-        assert f"{skipped} already recorded" in capsys.readouterr().out
 
 
 def test_a_dry_run_lists_the_missing_trials_and_runs_nothing(path, capsys):
@@ -191,10 +183,3 @@ def test_weights_of_the_trials_that_are_run_are_saved_in_the_folder(path, tmp_pa
     options = ["--variants", "s5", "--sample", "--weights", str(tmp_path / "w")]
     assert command.main([*options, "--seeds", "0"]) == 0
     assert [file.name for file in (tmp_path / "w").iterdir()] == ["s5-seed0.safetensors"]
-
-
-def test_fields_of_a_recipe_can_be_changed(path):
-    options = ["--epochs", "3", "--optimizer", "sgd", "--no-nesterov", "--rotation", "5.5", "--lr", "0.02"]
-    assert command.main([*options, "--variants", "s5", "--seeds", "0", "--sample"]) == 0
-    changes = {"epochs": 3, "optimizer": "sgd", "nesterov": False, "rotation": 5.5, "learning_rate": 0.02}
-    assert read_strictly(path)[0].recipe == Recipe(**changes)
