@@ -7,7 +7,6 @@ import pytest
 
 from s5.benchmarks import bench, timing
 from s5.commands import bench as command
-from s5.experiments.claims import find_variant
 
 
 def test_functions_are_measured_in_turns():
@@ -32,9 +31,8 @@ def test_bad_arguments_are_reported_in_one_line(capsys):
         assert re.fullmatch(f"bench: .*{message}.*\n", capsys.readouterr().err)
 
 
-def test_the_command_names_every_part_and_the_variant_exists():
+def test_the_command_names_every_part():
     assert {*bench.PARTS, bench.ACCURACY} == set(command.PARTS)
-    assert find_variant(bench.VARIANT).name == bench.VARIANT
 
 
 @pytest.fixture
