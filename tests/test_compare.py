@@ -2,29 +2,26 @@
 
 import re
 
-import pandas as pd
 import pytest
 
 from s5.commands import compare as command
 from s5.experiments import compare, sweep
+from s5.experiments.claims import CLAIMS
 from s5.experiments.compare import network_table
 from s5.experiments.figures import plot_seeds
 from s5.experiments.ledger import append_trial
 from s5.experiments.trial import Trial
-from s5.training.recipe import Recipe
 from tests.utils import make_trial, read_strictly, run_here
 
 ACCURACY = {"s5": 99.4, "conv 4 8 / 8 gap": 99.0, "conv 8 / 8 gap": 99.4, "below_2k": 99.3}
 HERE = {"device": "cpu", "workers": 1}
 
 
-def stand_in(
-    variant: str, seed: int, changes: dict | None = None, accuracy: float = 0, precision: str = "float32", **_
-) -> Trial:
+def stand_in(variant: str, seed: int, changes: dict | None = None, precision: str = "float32", **_) -> Trial:
     """A replacement for `run_trial`."""
     if variant == "conv 4 gap":
         raise ValueError("no luck")
-    accuracy = accuracy or ACCURACY[variant] + seed % 3 / 100 * (2 if variant == "s5" else 1)
+    accuracy = ACCURACY[variant] + seed % 3 / 100 * (2 if variant == "s5" else 1)
     return make_trial(seed, accuracy, variant=variant, recipe=changes, data="mnist", precision=precision)
 
 
@@ -55,38 +52,29 @@ def test_what_is_recorded_is_taken_from_both_ledgers_and_the_rest_is_trained(pat
 
 
 def test_both_are_trained_by_the_recipe_of_the_second_once_from_each_seed(path):
-    result = compare.compare("s5", "conv 8 / 8 gap", [100, 100], {"epochs": 3}, ledger=path, **HERE)
-    assert [trial.recipe for trial in read_strictly(path)] == [Recipe(epochs=3)] * 2
+    """Of fewer epochs the same share is without augmentation."""
+    result = compare.compare("s5", "below_2k", [100, 100], {"epochs": 10}, ledger=path, **HERE)
+    recipes = [trial.recipe for trial in read_strictly(path)]
+    assert recipes == [CLAIMS["below_2k"].recipe.changed(epochs=10)] * 2
+    assert (recipes[0].epochs, recipes[0].epochs_without_augmentation) == (10, 2)
     assert list(result.table["Seeds"]) == [1, 1]
     assert "from one seed, which decides nothing" in result.verdict
 
 
-def test_of_fewer_epochs_the_same_share_is_without_augmentation(path):
-    for own in (None, {"epochs": 5}):
-        compare.compare("s5", "below_2k", [100], {"epochs": 10}, ledger=path, own_changes=own, **HERE)
-    shares = [(each.recipe.epochs, each.recipe.epochs_without_augmentation) for each in read_strictly(path)]
-    assert shares == [(10, 2), (10, 2), (5, 1)]
-
-
-def test_two_recipes_of_one_network_are_compared(path, capsys):
+def test_two_recipes_of_one_network_are_compared(path):
     changes = {"changes": {"epochs": 3}, "own_changes": {"rotation": 0.0}}
     result = compare.compare("s5", "s5", [100, 101], **changes, ledger=path, **HERE)
     assert [trial.recipe.rotation for trial in read_strictly(path)] == [0.0, 10.0] * 2
     assert list(result.table["Network"]) == ["s5, rotation 10.0 → 0.0", "s5"]
     assert result.verdict.startswith("s5, rotation 10.0 → 0.0 against s5: +0.000 points on mnist validation images")
     assert result.verdict.endswith("from each of 2 seeds, so the noise between seeds is unknown. Use more seeds.")
-    printed = capsys.readouterr().out
-    assert "s5, rotation 10.0 → 0.0, seed 100: 99.42%" in printed, "the lines of the progress tell the two apart"
-    assert "\ns5, seed 100: 99.42%" in printed
-    with pytest.raises(ValueError, match="s5 is compared with itself"):
+    with pytest.raises(ValueError, match="s5 and s5 are the same network, and one recipe would train both"):
         compare.compare("s5", "s5", [100], own_changes={"rotation": 10.0}, ledger=path)
 
 
-@pytest.mark.parametrize("precision", ["auto", "float32"])
-@pytest.mark.parametrize("ledger", ["results.jsonl", "runs.jsonl"])
-def test_trials_of_one_precision_are_compared(path, tmp_path, precision, ledger):
-    append_trial(stand_in("s5", 100, accuracy=50.0, precision="bfloat16"), tmp_path / ledger)
-    result = compare.compare("conv 8 / 8 gap", "s5", [100], ledger=path, precision=precision, **HERE)
+def test_trials_of_one_precision_are_compared(path, tmp_path):
+    append_trial(make_trial(100, 50.0, data="mnist", precision="bfloat16"), tmp_path / "results.jsonl")
+    result = compare.compare("conv 8 / 8 gap", "s5", [100], ledger=path, **HERE)
     assert list(result.table["Mean"]) == ["99.410", "99.420"]
 
 
@@ -94,19 +82,15 @@ def trials(name: str, *accuracies: float) -> dict[str, list[Trial]]:
     return {name: [make_trial(seed, accuracy, variant=name) for seed, accuracy in enumerate(accuracies)]}
 
 
-@pytest.mark.parametrize(
-    ("own", "others", "start", "end"),
-    [
+def test_a_verdict_names_the_noise_and_networks_that_are_hardly_trained():
+    for own, others, start, end in (
         ((99.4, 99.3, 99.5), (98.4, 98.2, 98.6), "s5 is better than wide: +1.000 points on sample", " 3 seeds)."),
         ((99.4, 99.3, 99.5), (99.4, 99.4, 99.3), "No difference beyond the noise between s5 and wide", " 3 seeds)."),
         ((60.0, 60.0, 60.0), (51.0, 51.0, 51.1), "s5 is better than wide", " Neither gets 90% right: trained for long"),
-        ((90.0, 90.0, 90.0), (81.0, 81.0, 81.1), "s5 is better than wide", " 3 seeds)."),
-    ],
-)
-def test_a_verdict_names_the_noise_and_networks_that_are_hardly_trained(own, others, start, end):
-    verdict = compare.verdict(trials("s5", *own) | trials("wide", *others))
-    assert verdict.startswith(start)
-    assert end in verdict
+    ):
+        verdict = compare.verdict(trials("s5", *own) | trials("wide", *others))
+        assert verdict.startswith(start)
+        assert end in verdict
 
 
 def test_the_table_has_a_row_for_each_network():
@@ -117,13 +101,9 @@ def test_the_table_has_a_row_for_each_network():
 
 
 def test_seeds_are_dots_and_the_mean_is_in_the_name():
-    figure = plot_seeds({"s5": [99.4, 99.3], "dropout": [99.2]})
-    (axes,) = figure.axes
+    (axes,) = plot_seeds({"s5": [99.4, 99.3], "dropout": [99.2]}).axes
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["s5  99.35% (n=2)", "dropout  99.20% (n=1)"]
     assert [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"] == [[99.4, 99.3], [99.2]]
-    assert axes.get_xlabel().startswith("validation accuracy (%)")
-    with pytest.raises(ValueError, match="at least one accuracy"):
-        plot_seeds({"s5": []})
 
 
 # --- The command line -------------------------------------------------------------------------------------------------
@@ -133,17 +113,11 @@ def test_seeds_are_dots_and_the_mean_is_in_the_name():
     ("arguments", "message"),
     [
         ([], "the following arguments are required: NETWORK"),
-        (["conv 4 q gap"], 'in "conv 4 q gap", word 3'),
-        (["missing.py:MyNet"], "missing.py cannot be read: No such file"),
-        (["s5"], "s5 is compared with itself"),
+        (["conv 4 q gap"], 'in "conv 4 q gap": '),
+        (["conv 4 gap", "CONV  4 GAP"], "conv 4 gap and conv 4 gap are the same network"),
         (["original", "s5"], "original and s5 are the same network, and one recipe would train both"),
-        (["conv 4 gap", "CONV  4 GAP"], "conv 4 gap is compared with itself"),
         (["conv 4 gap", "--epochs", "0"], "epochs must be"),
-        (["conv 4 gap", "--seeds", "x"], "seeds must be like"),
-        (["conv 4 gap", "--workers", "0"], "workers must be a whole number, 1 or more"),
-        (["conv 4 gap", "--device", "abacus"], "device must be"),
         (["conv 4 gap", "--figure", "/"], "argument --figure: / is a folder, not a file"),
-        (["conv 4 gap", "--ledger", "README.md"], "argument --ledger: it must be a .jsonl file"),
     ],
 )
 def test_wrong_options_give_one_line_and_exit_code_2(arguments, message, capsys):
@@ -161,16 +135,3 @@ def test_the_command_prints_the_verdict_and_saves_the_figure(path, tmp_path, cap
     assert {trial.recipe.epochs for trial in read_strictly(path)} == {3}
     assert command.main(["conv 4 gap", *options, "--figure", str(tmp_path / "g.png")]) == 1
     assert "compare: 2 of 4 trials failed" in capsys.readouterr().err
-
-
-def test_the_result_is_printed_even_if_the_figure_cannot_be_saved(tmp_path, monkeypatch, capsys):
-    def full(figure, path):
-        raise OSError(f"no space left for {path}")
-
-    found = compare.Comparison(pd.DataFrame(), "The verdict.", None)
-    monkeypatch.setattr(compare, "compare", lambda **_: found)
-    monkeypatch.setattr("s5.analysis.style.save_figure", full)
-    assert command.main(["conv 8 / 8 gap", "--figure", str(tmp_path / "f.png")]) == 1
-    printed = capsys.readouterr()
-    assert printed.out.endswith("The verdict.\n")
-    assert printed.err == f"compare: no space left for {tmp_path / 'f.png'}\n"

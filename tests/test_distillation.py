@@ -23,21 +23,16 @@ class Always7(nn.Module):
         return F.one_hot(torch.full((len(images),), 7), 10) * 20.0
 
 
-def draw_logits(number: int, dtype=torch.float32) -> torch.Tensor:
-    return torch.randn(number, 5, 10, generator=torch.Generator().manual_seed(0), dtype=dtype)
-
-
 def test_divergence_is_that_of_the_softened_predictions():
-    logits, teacher_logits = draw_logits(2, torch.float64)
+    logits, teacher_logits = torch.randn(2, 5, 10, dtype=torch.float64)
     student, teacher = (logits / 3).softmax(1), (teacher_logits / 3).softmax(1)
     expected = 9 * (teacher * (teacher / student).log()).sum(1).mean()
     torch.testing.assert_close(soft_divergence(logits, teacher_logits, 3.0), expected)
-    assert soft_divergence(teacher_logits, teacher_logits, 3.0).abs() < 1e-12
 
 
 def test_loss_is_the_weighted_mean_of_cross_entropy_and_divergence():
     recipe = replace(DISTILLED, label_smoothing=0.1, temperature=3.0)
-    (logits,), labels, images = draw_logits(1), torch.arange(5), torch.zeros(5, 1, 28, 28)
+    logits, labels, images = torch.randn(5, 10), torch.arange(5), torch.zeros(5, 1, 28, 28)
     cross_entropy = F.cross_entropy(logits, labels, label_smoothing=0.1)
     divergence = soft_divergence(logits, Always7()(images), 3.0)
     loss = distillation_loss(Ensemble([Always7()]), recipe)(images, logits, labels)
@@ -45,39 +40,31 @@ def test_loss_is_the_weighted_mean_of_cross_entropy_and_divergence():
 
 
 def test_an_interrupted_teacher_is_not_stored(small, tmp_path, monkeypatch):
-    def interrupted(*arguments, **options):
-        return []  # what `fit` returns after Ctrl-C in the first epoch
-
-    monkeypatch.setattr("s5.experiments.distillation.fit", interrupted)
+    monkeypatch.setattr("s5.experiments.distillation.fit", lambda *_, **__: [])  # after Ctrl-C in the first epoch
     with pytest.raises(KeyboardInterrupt):
         load_teacher(DISTILLED, small, "cpu", tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))
 
 
 def test_teachers_are_trained_once_and_average_their_logits(small, tmp_path, monkeypatch):
-    few = replace(small, train_images=small.train_images[:300], train_labels=small.train_labels[:300])
+    few, fewer = small.subset(300, 200), small.subset(200, 200)
     teacher = load_teacher(DISTILLED, few, "cpu", tmp_path)
-    files = sorted(tmp_path.glob("*.safetensors"))
-    assert len(files) == 2
-    before = [path.stat().st_mtime_ns for path in files]
-    again = load_teacher(DISTILLED, few, "cpu", tmp_path)
-    assert [path.stat().st_mtime_ns for path in files] == before
-    assert_same_weights(teacher, again)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+    assert_same_weights(teacher, load_teacher(DISTILLED, few, "cpu", tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")} == before
+    assert len(before) == 2
 
     images = normalize(small.eval_images[:20])
     first, second = (model(images) for model in teacher.models)
     torch.testing.assert_close(teacher(images), (first + second) / 2)
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not any(module.training for module in teacher.train().modules())
-    fewer = replace(small, train_images=small.train_images[:200], train_labels=small.train_labels[:200])
     load_teacher(DISTILLED, fewer, "cpu", tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) == 4, "other images need other teachers"
     changed = replace(KNOWN["budget_1k"], network="conv 3 3 / 4 6 / 7 gap dropout 0.1")
     monkeypatch.setitem(KNOWN, "budget_1k", changed)
     load_teacher(DISTILLED, fewer, "cpu", tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) == 6, "another network is another teacher"
-    with pytest.raises(KeyError, match="nobody"):
-        load_teacher(replace(DISTILLED, teacher="nobody"), few, "cpu", tmp_path)
 
 
 def test_the_student_learns_from_the_teacher_and_the_teacher_is_unchanged(small):

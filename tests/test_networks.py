@@ -1,13 +1,11 @@
 """One line of text describes a network: the grammar, its errors, and the same weights as the recorded networks had."""
 
-import random
-
 import pytest
 import torch
 
 from helpers import Net, build
 from s5.analysis.inspection import count_macs, count_parameters
-from s5.networks.grammar import BLOCKS, HEADS, OPTIONS, USES, Network, NetworkError, parse
+from s5.networks.grammar import Network, NetworkError, parse
 from s5.training.checkpoint import load_weights, save_weights
 from tests.utils import assert_same_weights
 
@@ -19,79 +17,34 @@ WEIGHTS = {
     "plain 4 8 / 16 32 / 40 gap": 2.6896,
     "conv 4 8 / 16 32 / 40 flat": 1.8756,
     "separable 16 32 / 64 72 / 96 gap": 2.4778,
-    "conv 4 8 / 12 18 / 24 gap": 1.6197,
     "conv 4 8 / 16 32 / 38 gdconv": 0.8748,
-    "conv 4 8 / 16 32 / 40 gap crop 2": 1.5376,
     "conv 4 8 / 16 32 / 40 gdconv crop 2": 3.588,
-    "conv 4 6 / 8 12 12 / 14 16 gap": 2.5744,
-    "conv 2 3 / 4 4 4 / 5 gdconv": -0.8638,
-    "conv 4 6 / 8 10 / 12 / 14 gdconv crop 2": -2.1875,
     "separable 16 32 / 48 48 56 / 64 64 gap": 6.4673,
     "separable 8 16 / 28 32 32 / 40 40 gap": 0.9857,
     "separable 6 12 / 20 24 24 / 30 30 gap": -3.6283,
-    "separable 8 16 / 26 26 26 28 / 36 36 gap": 1.7338,
-    "separable 4 8 / 12 12 / 12 14 / 14 gdconv crop 2": 1.3583,
-    "separable 8 16 / 48 64 / 72 gdconv": -1.6258,
     "shared 12 ×1 / ×2 / ×2 gap": 2.4601,
-    "shared 10 ×1 / ×2 / ×2 gdconv": 1.2445,
-    "shared 8 ×1 / ×2 / ×2 gap": 1.8552,
     "shared 8 ×1 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2": 0.7582,
     "cellular 6 ×2 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2": 1.8081,
-    "shared 8 ×1 / ×2 / ×2 / ×2 gdconv crop 2": 0.7582,
-    "shared 8 ×1 / ×2 / ×3 / ×3 gdconv crop 2": 0.7582,
     "shared-separable 14 ×1 / ×2 / ×2 / ×2 gdconv crop 2": 1.0377,
-    "shared-separable 22 ×1 / ×2 / ×2 / ×2 gdconv crop 2": -1.1171,
-    "shared 12 ×1 / ×2 / ×3 / ×3 gdconv crop 2": 2.4421,
-    "shared 27 ×1 / ×2 / ×2 / ×2 gdconv crop 2": 4.1787,
-    "conv 16 32 / 64 64 / 128 gdconv": -0.9027,
     "cellular 13 ×2 / ×2 / ×2 / ×2 gdconv deskew 5 crop 2": 2.2319,
-    "cellular 13 ×2 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2": 2.2319,
-    "cellular 22 ×2 / ×2 / ×2 / ×2 gdconv deskew 5 crop 2": 0.5647,
 }
-
-LAYERS = " (1 to 4096), / or head (gap, flat, gdconv)"
 
 BAD_LINES = {
-    "": "at the end: missing block (conv, separable, plain, shared, shared-separable, cellular, linear)",
-    "net": 'word 1: "net" is no block (conv, separable, plain, shared, shared-separable, cellular, linear)',
-    "conv gap": 'word 2: "gap" is no channel count (1 to 4096)',
-    "conv 4 / / 8 gap": 'word 4: "/" is no channel count (1 to 4096)',
-    "conv 4 8 / 16 q gap": f'word 6: "q" is no channel count{LAYERS}',
-    "conv 4 8": f"at the end: missing channel count{LAYERS}",
-    "conv 4 4097 gap": f'word 3: "4097" is no channel count{LAYERS}',
-    "conv 4 8.5 gap": f'word 3: "8.5" is no channel count{LAYERS}',
-    "conv 1 / 2 / 3 / 4 / 5 / 6 gap": "word 11: the image can be pooled 4 times at most",
-    "conv 4 gap crop 14": 'word 5: "14" is no border in pixels (1 to 13)',
-    "conv 4 gap crop 2 deskew 5 crop 2": "word 8: crop is repeated",
-    "conv 4 gap shift 2": 'word 4: "shift" is no option of conv (deskew, crop, dropout)',
-    "conv 4 / 8 gap dropout 1": 'word 7: "1" is no probability (above 0, at most 0.99)',
-    "conv 4 gap dropout 0.1": "word 4: dropout follows the pooling (/), and there is none",
-    "shared 4 4 gap": 'word 3: "4" is no number of uses (×1 to ×64)',
-    "shared 4 ×1 ×2 gap": 'word 4: "×2" is no / or head (gap, flat, gdconv)',
-    "shared 4 ×60 / ×5 gap": "word 5: more than 64 layers",
-    "linear 24 crop 2": 'word 3: "crop" is no number of units (1 to 4096)',
-    f"conv {'4 ' * 65}gap": "word 66: more than 64 layers",
+    "": '"" is no block (conv, separable, plain, shared, shared-separable, cellular, linear)',
+    "net": '"net" is no block (conv, separable, plain, shared, shared-separable, cellular, linear)',
+    "conv / 8 gap": "a channel count (1 to 4096) is missing",
+    "conv 4 8 / 16 q gap": '"q" is no channel count (1 to 4096)',
+    "conv 4 4097 gap": '"4097" is no channel count (1 to 4096)',
+    "conv 4 8": "a head is missing (gap, flat, gdconv)",
+    "conv 1 / 2 / 3 / 4 / 5 / 6 gap": "the image is too small to be pooled 5 times",
+    "conv 4 gap crop 14": '"14" is no border in pixels (1 to 13)',
+    "conv 4 gap shift 2": '"shift" is no option of conv (deskew, crop, dropout)',
+    "conv 4 gap dropout 0.1": "dropout follows the pooling (/), and there is none",
+    "shared 4 4 gap": '"4" is no number of uses (×1 to ×64)',
+    "shared 4 ×1 ×2 gap": "a number of uses is followed by / or a head",
+    "shared 4 ×60 / ×5 gap": "more than 64 layers",
+    "linear 24 crop 2": '"crop" is no number of units (1 to 4096)',
 }
-
-
-def random_line(draw: random.Random) -> str:
-    """Any network of the grammar with at most six channels, as `str` writes it."""
-    block, depth = draw.choice(list(BLOCKS)), draw.randint(1, 4)
-    if block == "linear":
-        return " ".join(["linear", *(str(draw.randint(1, 6)) for _ in range(depth))])
-    if BLOCKS[block][0] == USES:
-        line = f"{block} {draw.randint(1, 6)} {' / '.join(f'×{draw.randint(1, 3)}' for _ in range(depth))}"
-    else:
-        stages = (" ".join(str(draw.randint(1, 6)) for _ in range(draw.randint(1, 3))) for _ in range(depth))
-        line = f"{block} {' / '.join(stages)}"
-    values = {"deskew": draw.choice([3, 4.5, 5]), "crop": draw.randint(1, 5)}
-    values["dropout"] = round(draw.uniform(0.01, 0.9), draw.randint(2, 17))
-    allowed = [name for name in OPTIONS if name in BLOCKS[block][2] and (name != "dropout" or depth > 1)]
-    options = [f" {name} {values[name]}" for name in allowed if draw.random() < 0.4]
-    return f"{line} {draw.choice(list(HEADS))}{''.join(options)}"
-
-
-RANDOM_LINES = [random_line(random.Random(seed)) for seed in range(100)]
 
 
 def test_a_line_builds_the_recorded_network():
@@ -108,23 +61,20 @@ def test_nets_channels_give_nets_weights():
 
 
 def test_writing_is_the_inverse_of_reading():
-    for line in (*WEIGHTS, *RANDOM_LINES):
+    for line in WEIGHTS:
         network = parse(line)
         assert str(network) == line
         assert network.build()(torch.randn(2, 1, 28, 28)).shape == (2, 10)
 
 
-def test_counting_keeps_the_random_state_and_equals_the_real_network():
+def test_counting_takes_no_random_numbers_and_no_memory_and_equals_the_real_network():
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    counts = [(parse(line).parameters, parse(line).macs) for line in RANDOM_LINES[:10]]
-    assert torch.equal(torch.get_rng_state(), state)
-    models = [parse(line).build() for line in RANDOM_LINES[:10]]
-    assert counts == [(count_parameters(model), count_macs(model)) for model in models]
-
-
-def test_the_largest_network_is_counted_without_memory():
+    counts = [(parse(line).parameters, parse(line).macs) for line in WEIGHTS]
     assert parse(f"conv {'4096 ' * 64}gdconv").parameters > 9_000_000_000
+    assert torch.equal(torch.get_rng_state(), state)
+    models = [parse(line).build() for line in WEIGHTS]
+    assert counts == [(count_parameters(model), count_macs(model)) for model in models]
 
 
 def test_other_spellings():
@@ -138,17 +88,11 @@ def test_other_spellings():
         assert parse(typed) == parse(written)
 
 
-@pytest.mark.parametrize("line", BAD_LINES)
-def test_a_bad_line_is_refused(line):
-    with pytest.raises(NetworkError) as error:
-        parse(line)
-    assert str(error.value) == f'in "{line}", {BAD_LINES[line]}'
-
-
-@pytest.mark.parametrize("value", [None, 4, b"conv 4 gap", ["conv", 4, "gap"]])
-def test_only_text_is_read(value):
-    with pytest.raises(NetworkError, match=f"a network is one line of text, not of type {type(value).__name__}"):
-        parse(value)
+def test_a_bad_line_is_refused():
+    for line, problem in BAD_LINES.items():
+        with pytest.raises(NetworkError) as error:
+            parse(line)
+        assert str(error.value) == f'in "{line}": {problem}'
 
 
 def test_cellular_begins_with_the_image_and_shares_scales_at_each_resolution():

@@ -1,15 +1,14 @@
-"""Sweeps on a Ray cluster of several nodes on this machine, while workers, nodes and the sweep itself are killed."""
+"""Sweeps on a Ray cluster of several nodes on this machine."""
 
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
-import torch
 
 from s5.commands import sweep as command
 from s5.experiments import ray_runner
@@ -28,14 +27,7 @@ needs_ray = pytest.mark.skipif(ray is None, reason='requires Ray: pip install -e
 
 def busy_workers() -> list[int]:
     """The ids of processes that are running a trial; Ray writes the running task into their command line."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"ray::_run_trial" in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
+    return [each.pid for each in psutil.process_iter(["cmdline"]) if "ray::_run_trial" in str(each.info["cmdline"])]
 
 
 @pytest.fixture(scope="module")
@@ -77,47 +69,28 @@ def test_failures_are_retried_then_counted_and_the_others_continue(nodes, tmp_pa
     assert "5/5" in output.err
 
 
-def run_late(**trial) -> Trial:
-    """A real trial from the worker's copy of the code, after time enough to kill the worker."""
+def run_in_copy(**trial) -> Trial:
+    """A real trial from the worker's copy of the code."""
     from s5.experiments import trial as module
 
     assert "_ray_pkg_" in module.__file__, f"{module.__file__} is not in the worker's copy of the code"
-    time.sleep(1)
     return module.run_trial(**trial)
 
 
 @needs_ray
-def test_killed_workers_and_nodes_change_no_result(nodes, tmp_path, small):
-    """Accuracies equal those of the same trials in this process; none is missing and none is recorded twice."""
+def test_a_trial_on_a_cluster_has_the_result_of_the_same_trial_here(nodes, tmp_path, small):
     (tmp_path / "blocks.py").write_text("from torch import nn\n\ndef linear():\n    return nn.Linear(784, 10)\n")
     code = "from torch import nn\nfrom blocks import linear\ndef MyNet(): return nn.Sequential(nn.Flatten(), linear())"
     (tmp_path / "mine.py").write_text(code)
     own = from_file(f"{tmp_path}/mine.py:MyNet")
     options = {"split": "validation", "changes": {"epochs": 1}, "sample": True, "device": "cpu", "threads": 1}
-    trials = [{**options, "variant": variant, "seed": seed} for seed, variant in enumerate(("s5", own, "s5"))]
+    trials = [{**options, "variant": variant, "seed": seed} for seed, variant in enumerate(("s5", own))]
     path = tmp_path / "ledger.jsonl"
-    killed = []
-
-    def kill():
-        worker = wait_for(busy_workers)[0]
-        os.kill(worker, signal.SIGKILL)
-        killed.append(worker)
-        wait_for(lambda: set(busy_workers()) - {worker})
-        node = next(iter(nodes.worker_nodes))
-        nodes.remove_node(node, allow_graceful=False)
-        killed.append(node)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    assert ray_runner.run_on_ray(trials, small, path, run_late, nodes.address, install=False) == 0
-    killer.join()
-    assert len(killed) == 2
+    assert ray_runner.run_on_ray(trials, small, path, run_in_copy, nodes.address, install=False) == 0
     done = {trial.seed: trial for trial in read_strictly(path)}
-    assert path.read_bytes().count(b"\n") == len(done) == 3
     for trial in trials:
-        expected = run_trial(**trial, data=small)
-        for name in ("network", "accuracy", "mistakes", "commit"):
-            assert getattr(done[trial["seed"]], name) == getattr(expected, name)
+        expected, found = run_trial(**trial, data=small), done[trial["seed"]]
+        assert (found.key, found.mistakes, found.commit) == (expected.key, expected.mistakes, expected.commit)
 
 
 SCRIPT = """
@@ -141,25 +114,18 @@ sys.exit(command.main(sys.argv[1:]))
 
 
 @needs_ray
-def test_a_stopped_or_killed_sweep_resumes(nodes, tmp_path, interruptible, capsys):
-    """Interrupted, then killed, both after the first trial of three; the third run trains the other two."""
+def test_an_interrupted_sweep_leaves_no_trial_running(nodes, tmp_path, interruptible):
     path = tmp_path / "ledger.jsonl"
-    options = ["--variants", "s5", "--seeds", "0-2", "--epochs", "1", "--sample", "--device", "cpu"]
-    options += ["--ledger", str(path), "--ray"]
-    for number, code, address in ((signal.SIGINT, 130, nodes.address), (signal.SIGKILL, -signal.SIGKILL, "local")):
-        whole = [sys.executable, "-c", SCRIPT, *options, address]
-        process = subprocess.Popen(whole, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        wait_for(lambda: busy_workers() and path.exists() and path.read_bytes())
-        os.killpg(process.pid, number) if number == signal.SIGINT else process.kill()
-        error = process.communicate(timeout=60)[1]
-        assert process.returncode == code, error
-        assert "Traceback" not in error
-        wait_for(lambda: not busy_workers(), 60)
-    assert command.main([*options, "local"]) == 0
-    output = capsys.readouterr().out
-    assert "1 already recorded, 2 to run" in output
-    assert "3 of 3" in output
-    assert sorted(trial.seed for trial in read_strictly(path)) == [0, 1, 2]
+    options = ["--variants", "s5", "--seeds", "0-2", "--epochs", "1", "--sample", "--ledger", str(path), "--ray"]
+    whole = [sys.executable, "-c", SCRIPT, *options, nodes.address]
+    process = subprocess.Popen(whole, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(lambda: busy_workers() and path.exists() and path.read_bytes(), 240)
+    os.killpg(process.pid, signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    wait_for(lambda: not busy_workers())
+    assert len(read_strictly(path)) == 1
 
 
 def run_sweep(tmp_path, *options: str) -> int:
@@ -169,47 +135,18 @@ def run_sweep(tmp_path, *options: str) -> int:
 
 
 @needs_ray
-def test_a_cluster_without_the_gpus_is_a_clear_error(nodes, tmp_path, monkeypatch, capsys):
+def test_a_cluster_that_cannot_be_used_is_a_clear_error(nodes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ray_runner, "requirements", lambda: [])
-    assert run_sweep(tmp_path, "--ray", nodes.address, "--gpus-per-trial", "0.5") == 1
-    assert "sweep: a trial takes 0.5 GPUs, and the cluster has 0\n" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [
-        ("127.0.0.1:9", "sweep: no Ray cluster at '127.0.0.1:9': "),
-        ("here", "sweep: a Ray cluster's address is auto, local, HOST:PORT or ray://HOST:PORT, not 'here'"),
-    ],
-)
-@needs_ray
-def test_an_address_without_a_cluster_is_a_clear_error(tmp_path, capsys, address, message):
-    assert run_sweep(tmp_path, "--ray", address) == 1
-    assert message in capsys.readouterr().err
-
-
-@needs_ray
-@pytest.mark.parametrize("address", ["auto", "local"])
-def test_a_cluster_that_does_not_start_is_one_line(tmp_path, monkeypatch, capsys, address):
-    def init(address, **_):
-        late = Exception("The current node timed out during startup.\nSee the logs:\n  raylet.err")
-        raise ConnectionError("no running cluster") if address == "auto" else late
-
-    monkeypatch.setattr(ray, "init", init)
-    assert run_sweep(tmp_path, "--ray", address) == 1
-    printed = capsys.readouterr().err  # after the progress bar
-    reason = "Exception: The current node timed out during startup.\n"
-    assert printed.endswith(f"sweep: no Ray cluster can be used at {address!r}, {reason}")
-    assert "Traceback" not in printed
+    for options, error in (
+        (["--ray", nodes.address, "--gpus-per-trial", "0.5"], "a trial takes 0.5 GPUs, and the cluster has 0"),
+        (["--ray", "127.0.0.1:9"], "no Ray cluster can be used at '127.0.0.1:9', ConnectionRefusedError: "),
+        (["--ray", "here"], "no Ray cluster can be used at 'here', ValueError: "),
+    ):
+        assert run_sweep(tmp_path, *options) == 1
+        assert f"sweep: {error}" in capsys.readouterr().err
 
 
 def test_missing_ray_is_reported_with_how_to_install_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert run_sweep(tmp_path, "--ray", "auto") == 1
     assert 'sweep: Ray is not installed: pip install -e ".[sweep]"' in capsys.readouterr().err
-
-
-def test_requirements_are_pinned():
-    pinned = dict(line.split("==") for line in ray_runner.requirements())
-    assert torch.__version__.startswith(pinned["torch"])
-    assert "+" not in pinned["torch"]

@@ -23,13 +23,6 @@ def stand_in(variant: str, seed: int, changes: dict, **_) -> Trial:
     return make_trial(seed, 99.9, 1 / channels + seed / 1e6, changes, variant=variant, data="mnist")
 
 
-def failing_stand_in(variant: str, **trial) -> Trial:
-    """A replacement for `run_trial` that fails for one block."""
-    if variant.startswith("conv"):
-        raise RuntimeError("no luck")
-    return stand_in(variant, **trial)
-
-
 @pytest.fixture
 def path(monkeypatch, tmp_path):
     """Replaces training; returns the path of the user's ledger."""
@@ -45,14 +38,13 @@ def test_networks_are_different_and_within_the_budget():
     assert len(set(lines)) == 30
     assert all(search.SMALLEST_SHARE * 2000 <= parse(line).parameters < 2000 for line in lines)
     assert len({line.split()[0] for line in lines}) == 4, "every block"
-    assert search.draw_networks(2000, 5, seed=0) == lines[:5]
-    assert search.draw_networks(2000, 5, seed=1) != lines[:5]
+    assert search.draw_networks(2000, 5, seed=0) == lines[:5] != search.draw_networks(2000, 5, seed=1)
 
 
 def test_a_third_goes_on_for_three_times_as_long_and_the_last_from_several_seeds():
-    plan = [(each.networks, each.epochs, len(each.seeds)) for each in search.rounds(60, 1)]
-    assert plan == [(60, 1, 1), (20, 3, 1), (6, 9, 1), (3, 27, 3)]
-    assert [(each.networks, each.epochs, len(each.seeds)) for each in search.rounds(2, 5)] == [(2, 5, 3)]
+    first, last = [100], [100, 101, 102]
+    assert search.rounds(60, 1) == [(60, 1, first), (20, 3, first), (6, 9, first), (3, 27, last)]
+    assert search.rounds(2, 5) == [(2, 5, last)]
 
 
 def test_the_best_of_each_round_goes_on_and_a_second_call_trains_nothing(path, capsys):
@@ -60,11 +52,10 @@ def test_the_best_of_each_round_goes_on_and_a_second_call_trains_nothing(path, c
     drawn = search.draw_networks(2000, 12, seed=0)
     assert int(found.best.split()[1]) == max(int(line.split()[1]) for line in drawn)
     assert len(read_strictly(path)) == 12 + 4 + 3 * 3
-    assert list(found.table["Seeds"]) == [3, 3, 3]
-    assert list(found.table["Epochs"]) == [9, 9, 9]
+    assert found.table[["Epochs", "Seeds"]].to_numpy().tolist() == [[9, 3]] * 3
     assert list(found.table["Loss"]) == sorted(found.table["Loss"])
     assert {trial.split for trial in read_strictly(path)} == {"validation"}
-    assert "Round 2 of 3: 4 networks, 3 epochs, 1 seed" in capsys.readouterr().out
+    assert "Round 2: 4 networks, 3 epochs, 1 seed" in capsys.readouterr().out
 
     content = path.read_bytes()
     again = search.search(2000, trials=12, ledger=path, **HERE)
@@ -73,19 +64,13 @@ def test_the_best_of_each_round_goes_on_and_a_second_call_trains_nothing(path, c
     assert "12 already recorded, 0 to run" in capsys.readouterr().out
 
 
-def test_a_learning_rate_can_be_drawn_for_each_network(path):
-    found = search.search(2000, trials=9, vary_rate=True, ledger=path, **HERE)
-    rates = {}
-    for trial in read_strictly(path):
-        rates.setdefault(trial.variant, set()).add(trial.recipe.learning_rate)
-    assert all(len(each) == 1 for each in rates.values()), "the same in all rounds"
-    assert len(set().union(*rates.values())) > 5
-    assert all(search.RATES[0] <= rate <= search.RATES[1] for (rate,) in rates.values())
-    assert {found.table["Learning rate"][0]} == rates[found.best]
-
-
 def test_a_network_whose_trial_fails_is_out_and_the_output_says_so(path, monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "run_trial", failing_stand_in)
+    def fail_for_one_block(variant: str, **trial) -> Trial:
+        if variant.startswith("conv"):
+            raise RuntimeError("no luck")
+        return stand_in(variant, **trial)
+
+    monkeypatch.setattr(sweep, "run_trial", fail_for_one_block)
     drawn = search.draw_networks(2000, 9, seed=0)
     failing = [line for line in drawn if line.startswith("conv")]
     found = search.search(2000, trials=9, ledger=path, **HERE)
@@ -109,11 +94,10 @@ def test_a_search_on_the_sample_finds_a_better_network_than_the_median(tmp_path,
     monkeypatch.setattr(sweep, "run_locally", run_here)
     monkeypatch.setattr(search, "SEEDS", [100])
     monkeypatch.setattr(search, "FINALISTS", 2)
-    path = tmp_path / "ledger.jsonl"
-    found = search.search(600, trials=5, sample=True, ledger=path, **HERE)
-    first = {trial.variant: mean_loss([trial]) for trial in read_strictly(path) if trial.epochs == 1}
-    assert len(first) == 5
-    assert first[found.best] < statistics.median(first.values())
+    found = search.search(600, trials=5, sample=True, ledger=tmp_path / "ledger.jsonl", **HERE)
+    trials = read_strictly(tmp_path / "ledger.jsonl")
+    losses = {trial.variant: mean_loss([trial]) for trial in trials if trial.epochs == 1}
+    assert losses[found.best] < statistics.median(losses.values())
 
 
 # --- The figure -------------------------------------------------------------------------------------------------------
@@ -126,31 +110,20 @@ def searched(name: str, parameters: int, epochs: int, *losses: float) -> list[Tr
 
 
 def test_the_figure_shows_every_round_and_the_front_of_the_longest():
-    groups = [
-        *(searched(f"conv {number} gap", 700 + number, 1, 1.0 - number / 10) for number in range(5)),
-        searched("conv 9 gap", 750, 3, 0.4, 0.6),
-        searched("conv 8 gap", 760, 3, 0.7),
-        searched("best 7 gap", 800, 3, 0.3),
-    ]
-    figure = plot_search(groups)
+    first = [searched(f"conv {number} gap", 700 + number, 1, 1.0 - number / 10) for number in range(5)]
+    longest = [("conv 9 gap", 750, 3, 0.4, 0.6), ("conv 8 gap", 760, 3, 0.7), ("best 7 gap", 800, 3, 0.3)]
+    figure = plot_search([*first, *(searched(*each) for each in longest)])
     figure.draw_without_rendering()
-    assert {"1 epoch: 5 networks", "3 epochs: 3 networks", "best 7 gap"} <= {
-        text.get_text() for text in figure.findobj(Text)
-    }
+    texts = {text.get_text() for text in figure.findobj(Text)}
+    assert {"1 epoch: 5 networks", "3 epochs: 3 networks", "best 7 gap"} <= texts
     assert figure.axes[0].lines[-1].get_xydata().tolist() == [[750, 0.5], [800, 0.3]]
-    assert figure.axes[0].get_xscale() == "linear"
-    several = [searched("conv 4 gap", 900, 15, 0.1), searched("conv 9 gap", 19_000, 15, 0.2)]
-    assert plot_search(several).axes[0].get_xscale() == "log"
-    with pytest.raises(ValueError, match="no trials"):
-        plot_search([])
 
 
-@pytest.mark.parametrize("losses", [(0.0312, 0.0318), (0.5, 0.5001), (6.0, 9.0)])
-def test_losses_that_are_alike_have_ticks(losses):
-    groups = [searched(f"conv {index} gap", 900 + index, 1, loss) for index, loss in enumerate(losses, 3)]
-    axes = plot_search(groups).axes[0]
-    low, high = axes.get_ylim()
-    assert sum(low <= tick <= high for tick in axes.get_yticks()) >= 2
+def test_losses_have_ticks():
+    for losses in ((0.03, 0.31), (0.0312, 0.0318), (6.0, 9.0)):
+        axes = plot_search([searched("conv 4 gap", 900, 1, loss) for loss in losses]).axes[0]
+        low, high = axes.get_ylim()
+        assert 2 <= sum(low <= tick <= high for tick in axes.get_yticks()) <= 9, losses
 
 
 # --- The command line -------------------------------------------------------------------------------------------------
@@ -160,16 +133,11 @@ def test_losses_that_are_alike_have_ticks(losses):
     ("arguments", "message"),
     [
         ("", "the following arguments are required: --below"),
-        ("--below 0", "below must be a whole number from 1 to 1,000,000, not 0"),
+        ("--below 0", "below and trials must be 1 or more, not 0 and 60"),
         ("--below few", "argument --below: invalid int value: 'few'"),
-        ("--below 2000 --trials 0", "trials must be a whole number from 1 to 10,000, not 0"),
-        ("--below 2000 --epochs 99999999999", "epochs must be a whole number from 1 to 100, not 99999999999"),
-        ("--below 2000 --workers 0", "workers must be a whole number, 1 or more, not 0"),
-        ("--below 2000 --seed -1", "seed must be a whole number, 0 or more"),
-        ("--below 2000 --ray=", "ray must be auto, local or a cluster's address"),
-        ("--below 2000 --figure tests", "argument --figure: tests is a folder, not a file"),
-        ("--below 2000 --device abacus", "device must be auto or one that torch finds here, .*, not 'abacus'"),
         ("--below 20 --dry-run", "only 0 of 60 networks were found below 20 parameters"),
+        ("--below 2000 --trials 3 --epochs 0", "epochs must be a whole number, 1 or more, not 0"),
+        ("--below 2000 --figure tests", "argument --figure: tests is a folder, not a file"),
     ],
 )
 def test_wrong_options_give_one_line_and_exit_code_2(arguments, message, monkeypatch, capsys):
@@ -178,12 +146,6 @@ def test_wrong_options_give_one_line_and_exit_code_2(arguments, message, monkeyp
         command.main(arguments.split())
     assert stopped.value.code == 2
     assert re.fullmatch(f"search: .*{message}.*\n", capsys.readouterr().err)
-
-
-@pytest.mark.parametrize("wrong", [{"trials": 2.5}, {"epochs": 1.5}, {"seed": None}, {"below": "2000"}], ids=str)
-def test_wrong_arguments_are_refused(wrong, path):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a whole number"):
-        search.search(**{"below": 2000, "ledger": path} | wrong)
 
 
 def test_the_command_prints_the_best_and_saves_the_figure(path, tmp_path, capsys):

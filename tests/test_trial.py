@@ -1,16 +1,10 @@
 """One trial: what cannot be is refused, and what a training records."""
 
-import json
-import os
 import pickle
-import signal
-import sys
-import threading
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import nn
 
 import helpers
@@ -24,13 +18,12 @@ from s5.networks.grammar import NetworkError
 from s5.networks.user_code import from_object
 from s5.training.checkpoint import load_weights
 from s5.training.mnist import validation_split
-from tests.utils import make_trial, read_strictly, wait_for
-
-ONE_EPOCH = {"epochs": 1}
+from tests.utils import make_trial, read_strictly
 
 
-def run_trial(data, variant="s5", split="validation", changes=ONE_EPOCH, **options) -> Trial:
-    return trial.run_trial(variant, 3, split, changes, sample=True, device="cpu", threads=1, data=data, **options)
+def run_trial(data, variant="s5", split="validation", changes=None, **options) -> Trial:
+    here = {"sample": True, "device": "cpu", "threads": 1, "data": data}
+    return trial.run_trial(variant, 3, split, {"epochs": 1} | (changes or {}), **here, **options)
 
 
 @pytest.fixture(scope="module")
@@ -45,21 +38,14 @@ def trained(small):
     ("changes", "message"),
     [
         ({"seed": None}, "seed must be of the type int, not None"),
-        ({"seed": -1}, "seed must be 0 or more, not -1"),
         ({"parameters": True}, "parameters must be of the type int"),
-        ({"macs": 0}, "macs must be 1 or more"),
         ({"split": "valid"}, "split must be validation or test, not 'valid'"),
-        ({"precision": "float64"}, "precision must be float32 or bfloat16"),
-        ({"data": "cifar"}, "data must be mnist or sample"),
-        ({"epochs": 3}, "epochs is 3, the recipe's 20, and the curve has 20"),
-        ({"curve": []}, "the curve has 0"),
-        ({"curve": [{"epoch": 1}] * 20}, "an epoch of the curve has the keys epoch, learning_rate"),
-        ({"accuracy": 99.5}, "accuracy is 99.5, but 99.4 by the curve"),
-        ({"best_accuracy": 99.5}, "best_accuracy is 99.5, but 99.4 by the curve"),
-        ({"mistakes": {"7": 3}}, "accuracy is 99.4, but 99.8995 by the curve"),
-        ({"mistakes": {str(index): 10 for index in range(6)}}, "mistakes: image '0' of 1,000 taken for 10"),
-        ({"mistakes": {str(index): 1 for index in range(995, 1001)}}, "mistakes: image '1000' of 1,000"),
-        ({"data": "mnist", "mistakes": {}}, "994 right answers and 0 mistakes are not 10,000 images"),
+        ({"epochs": 3}, "20 epochs by the recipe, 20 by the curve, and 3 stated"),
+        ({"curve": []}, "20 epochs by the recipe, 0 by the curve"),
+        ({"accuracy": 99.5}, "the accuracy is 99.5, and 99.4 by the curve"),
+        ({"best_accuracy": 99.5}, "the accuracy is 99.5, and 99.4 by the curve"),
+        ({"mistakes": {"7": 3}}, "the accuracy is 99.4, but 1 of 995 are mistakes"),
+        ({"data": "mnist", "mistakes": {}}, "right answers and mistakes are 994 images, not 10,000"),
     ],
     ids=str,
 )
@@ -69,10 +55,9 @@ def test_a_trial_that_cannot_be_is_refused(changes, message):
 
 
 def test_a_trial_is_a_line_of_the_ledger(trained, tmp_path):
-    assert Trial.from_dict(json.loads(json.dumps(trained.as_dict()))) == trained
-    assert pickle.loads(pickle.dumps(trained)) == trained
     append_trial(trained, tmp_path / "ledger.jsonl")
     assert read_strictly(tmp_path / "ledger.jsonl") == [trained]
+    assert pickle.loads(pickle.dumps(trained)) == trained
 
 
 def test_a_claim_counts_the_trials_of_its_seeds_and_precision():
@@ -89,7 +74,7 @@ def test_a_claim_counts_the_trials_of_its_seeds_and_precision():
 
 def test_a_trial_records_its_settings_and_results(trained, small):
     assert (trained.variant, trained.network, trained.source) == ("s5", "Net", "")
-    assert trained.recipe == VARIANTS["s5"].recipe.changed(**ONE_EPOCH)
+    assert trained.recipe == VARIANTS["s5"].recipe.changed(epochs=1)
     assert (trained.seed, trained.split, trained.epochs, trained.data) == (3, "validation", 1, "sample")
     assert trained.parameters == 18_214
     assert 1_940_000 < trained.macs < 1_960_000
@@ -103,13 +88,6 @@ def test_a_trial_records_its_settings_and_results(trained, small):
     assert all(predicted != labels[int(index)] for index, predicted in trained.mistakes.items())
 
 
-def test_the_same_trial_twice_gives_the_same_result(trained, small):
-    def result(each: Trial) -> tuple:
-        return each.key, each.mistakes, [epoch["eval_loss"] for epoch in each.curve]
-
-    assert result(run_trial(small)) == result(trained)
-
-
 def test_split_test_evaluates_on_the_test_images_and_any_other_word_is_refused(small):
     tested = run_trial(small, split="test")
     assert tested.split == "test"
@@ -118,60 +96,22 @@ def test_split_test_evaluates_on_the_test_images_and_any_other_word_is_refused(s
         run_trial(small, split="valid")
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"horses": 3}, "a recipe has no horses; it has epochs, "),
-        (5, r'changes must be a dict, e\.g\. \{"epochs": 5\}, not 5'),
-        ({"nesterov": "maybe"}, "nesterov must be of the type bool, not 'maybe'"),
-        ({"teacher": "nobody"}, "teacher must be a variant, .*s5.*, not 'nobody'"),
-    ],
-    ids=str,
-)
-def test_changes_replace_fields_of_the_recipe_and_bad_ones_are_refused(changes, message):
-    recipe = trial.planned_recipe("s5", {"epochs": 3, "optimizer": "sgd", "learning_rate": 0.05})
-    assert (recipe.epochs, recipe.optimizer, recipe.learning_rate) == (3, "sgd", 0.05)
-    assert recipe.momentum == trial.planned_recipe("s5").momentum
-    with pytest.raises(ValueError, match=message):
-        trial.planned_recipe("s5", changes)
-
-
 def test_a_recipe_with_a_teacher_trains_with_the_distillation_loss(small, monkeypatch):
     class Always7(nn.Module):
         def forward(self, images):
             return nn.functional.one_hot(torch.full((len(images),), 7), 10) * 20.0
 
-    requested = []
-
-    def load_teacher(recipe, data, device):
-        requested.append((recipe.teacher, str(data), device))
-        return Ensemble([Always7()])
-
-    monkeypatch.setattr(trial, "load_teacher", load_teacher)
-    changes = {"epochs": 2, "batch_size": 50, "teacher": "budget_1k", "teacher_weight": 1.0}
-    student = run_trial(small, changes=changes)
-    assert requested == [("budget_1k", str(validation_split(small)), "cpu")], "the student's own training images"
+    taught = []
+    monkeypatch.setattr(trial, "load_teacher", lambda *arguments: taught.append(arguments) or Ensemble([Always7()]))
+    student = run_trial(small, changes={"batch_size": 50, "teacher": "budget_1k", "teacher_weight": 1.0})
+    assert str(taught[0][1]) == str(validation_split(small)), "the student's own training images"
     assert set(student.mistakes.values()) == {7}
-    assert len(student.mistakes) == (validation_split(small).eval_labels != 7).sum()
 
 
-def test_an_interrupted_trial_raises_keyboard_interrupt(small, interruptible):
-    """`fit` returns the complete epochs on Ctrl-C; they must not enter the ledger as a result."""
-    main_thread = threading.get_ident()
-
-    def is_training() -> bool:
-        frame = sys._current_frames()[main_thread]
-        while frame and frame.f_code.co_name != "train":
-            frame = frame.f_back
-        return frame is not None
-
-    def interrupt() -> None:
-        wait_for(is_training)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt).start()
+def test_an_interrupted_trial_raises_keyboard_interrupt(small, monkeypatch):
+    monkeypatch.setattr(trial, "fit", lambda *_, **__: [])  # the complete epochs, as after Ctrl-C
     with pytest.raises(KeyboardInterrupt):
-        run_trial(small, changes={"epochs": 300})
+        run_trial(small)
 
 
 def test_the_weights_that_a_trial_saves_are_those_it_was_scored_with(small, tmp_path):
@@ -180,19 +120,6 @@ def test_the_weights_that_a_trial_saves_are_those_it_was_scored_with(small, tmp_
     assert path.name == "conv_4___8_gap-seed3.safetensors"
     model = load_weights(find_variant("conv 4 / 8 gap").build(), path)
     assert scored.mistakes == helpers.mistakes(small.eval_labels, helpers.predict(model, small.eval_images))
-    with safe_open(path, "pt") as file:
-        metadata = json.loads(file.metadata()["training"])
-    assert metadata == {key: getattr(scored, key) for key in ("data", "variant", "seed", "split")}
-
-
-def test_files_of_weights_have_different_names_that_every_file_system_takes(tmp_path):
-    long = [f"conv {'4096 ' * 60}{last} gap" for last in (1, 2)]
-    lines = ["conv 4 / 8 gap", "conv 4 8 gap", "conv 4 / 8 flat", *long]
-    paths = {trial.weights_path(tmp_path, line, seed) for line in lines for seed in (0, 1, 2**63 - 1)}
-    assert len(paths) == 3 * len(lines)
-    assert {path.parent for path in paths} == {tmp_path}
-    for path in paths:
-        path.touch()
 
 
 def small_network() -> nn.Module:
@@ -206,19 +133,14 @@ def test_the_code_of_a_users_network_goes_with_its_trial(small):
     assert of_user.parameters == 7850
 
 
-@pytest.mark.parametrize(
-    ("network", "message"),
-    [
-        ("conv 4 q gap", 'in "conv 4 q gap", word 3: .*; it is no variant either .*s5'),
-        ("mine:MyNet", "write a network of a file as FILE.py:NAME, not 'mine:MyNet'"),
-        ("missing.py:MyNet", "missing.py cannot be read"),
-        (small_network(), "pass the class Sequential, not an instance"),
-    ],
-    ids=str,
-)
-def test_a_network_is_found_by_name_line_file_or_class(network, message):
+def test_a_network_is_found_by_name_line_file_or_class():
     assert find_variant("sgd") is VARIANTS["sgd"]
     assert find_variant("CONV 4  gap").name == "conv 4 gap"
     assert find_variant(small_network).name.startswith("small_network@")
-    with pytest.raises(NetworkError, match=message):
-        find_variant(network)
+    for network, message in (
+        ("conv 4 q gap", 'in "conv 4 q gap": .*; it is no variant either .*s5'),
+        ("missing.py:MyNet", "missing.py cannot be imported"),
+        (small_network(), "not a network: write Sequential"),
+    ):
+        with pytest.raises(NetworkError, match=message):
+            find_variant(network)

@@ -26,13 +26,10 @@ def test_a_variant_builds_is_described_and_within_its_budget(variant):
     earlier = list(VARIANTS)[: list(VARIANTS).index(variant.name)]
     assert variant.parent in earlier or (variant.parent is None and not earlier)
     # What is shown is a line, or source that is complete: run on its own, it makes the same weights.
-    shown = code(variant.name)
+    shown, namespace = code(variant.name), {"nn": torch.nn, "Tensor": torch.Tensor}
     if variant.network in NAMED:
-        namespace = {"nn": torch.nn, "Tensor": torch.Tensor}
         exec(shown, namespace)
-        shown_build = namespace[variant.network]
-    else:
-        shown_build = grammar.parse(shown).build
+    shown_build = namespace.get(variant.network) or grammar.parse(shown).build
     assert_same_weights(build(shown_build), build(variant.build))
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from s5.experiments.claims import KNOWN
 from s5.experiments.ledger import LedgerWarning, read_ledger
-from s5.experiments.local_runner import arguments, record
+from s5.experiments.local_runner import record
 from s5.experiments.trial import Trial
 from s5.training.recipe import Recipe
 
@@ -103,7 +103,7 @@ def make_trial(
 
 def run_here(trials: list[dict], ledger, run, workers: int = 1) -> int:
     """A replacement for `run_locally` without processes."""
-    return sum(not record(trial, partial(run, **arguments(trial)), ledger) for trial in trials)
+    return sum(not record(trial, partial(run, **trial), ledger) for trial in trials)
 
 
 def read_strictly(path) -> list[Trial]:

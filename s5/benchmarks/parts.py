@@ -75,11 +75,11 @@ def epoch(repeats: int, smoke: bool) -> dict:
         return seconds_of(lambda: [left @ right for _ in range(10)]) / (10 * 2 * size**3) * flop
 
     def baseline_epoch(count: int) -> Callable[[], float]:
-        epochs = baseline.train(data, epochs=repeats)
+        epochs = baseline.train(data, repeats)
 
         def run() -> float:
             with use_threads(count):
-                return next(epochs)[0]
+                return next(epochs)
 
         return run
 

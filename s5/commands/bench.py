@@ -7,7 +7,6 @@ python -m s5 bench --smoke            try all parts on the small sample; nothing
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from s5.training.command_line import Parser, output_file
@@ -16,8 +15,8 @@ from s5.training.files import RUNS
 PARTS = ("epoch", "small", "to 99.4%", "inference", "gpu")
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; exits with code 2 if it is wrong."""
+def main(arguments: list[str]) -> int:
+    """The command; returns its exit code: 0, or 1 for a failure."""
     parser = Parser("bench", __doc__, usage="python -m s5 bench [PART …] [options]")
     names = ", ".join(f'"{part}"' if " " in part else part for part in PARTS)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"from {names} (default: all)".replace("%", "%%"))
@@ -33,25 +32,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"unknown part {', '.join(unknown)}; there are: {names}")
     if min(options.repeats, options.seeds) < 2:
         parser.error("--repeats and --seeds must be 2 or more: one measurement has no spread")
-    return options
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The whole command; returns its exit code: 0, or 1 for a failure."""
-    options = parse_arguments(arguments)
+    options.parts = options.parts or PARTS
 
     from s5.benchmarks.bench import bench
     from s5.training.mnist import DataError
 
     try:
-        bench(
-            options.parts or list(PARTS),
-            options.output,
-            options.repeats,
-            options.seeds,
-            options.device,
-            options.smoke,
-        )
+        bench(**vars(options))
     except (DataError, OSError, ValueError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     add_trial_options(add)
     add("--figure", type=output_file, default=RUNS / "compare.png", metavar="FILE", help="default: runs/compare.png")
     add_recipe_options(parser, "changes to the recipe")
-    options = vars(parser.parse_args(arguments))
+    options = with_changes(parser.parse_args(arguments))
     figure = options.pop("figure")
 
     from s5.analysis.style import save_figure
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
 
     def run() -> int:
         check_folder(figure.parent)  # before hours of training
-        result = compare(**with_changes(options))
+        result = compare(**options)
         print(f"\n{result}")
         save_figure(result.figure, figure)
         print(f"Figure: {figure}")

@@ -23,7 +23,6 @@ def main(arguments: list[str]) -> int:
     add("--trials", type=int, metavar="N", help="networks that are drawn (default: 60)")
     add("--seed", type=int, metavar="N", help="of the drawing (default: 0)")
     add("--epochs", type=int, metavar="N", help="of the first round (default: 1)")
-    add("--vary-rate", action="store_true", help="draw a learning rate for each network as well")
     add("--dry-run", action="store_true", help="print the rounds and the expected duration, and stop")
     add("--figure", type=output_file, default=RUNS / "search.png", metavar="FILE", help="default: runs/search.png")
     add = parser.add_argument_group("machine").add_argument

@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     add("--variants", type=split, help=f"{names} FILE.py:NAME (default: all, those of variants.py)")
     add("--seeds", type=seeds, help="e.g. 0-4 or 0,3,7 (default: 100-102)")
     add("--split", choices=("validation", "test"), help="evaluated images (default: validation)")
-    add("--weights", type=Path, metavar="FOLDER", help="save every trial's weights there")
+    add("--weights", type=Path, metavar="FOLDER", help="save the weights of the trials that are run there")
     add("--dry-run", action="store_true", help="list the trials and the expected duration, and stop")
     add = parser.add_argument_group("machine").add_argument
     add_trial_options(add)
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     add("--gpus-per-trial", type=float, metavar="F", help="with --ray: e.g. 0.25 (default: 0)")
     add("--retries", type=int, metavar="N", help="with --ray: retries of a failed trial (default: 2)")
     add_recipe_options(parser, "changes to each variant's recipe")
-    options = vars(parser.parse_args(arguments))
+    options = parser.parse_args(arguments)
 
     from s5.experiments.sweep import sweep
 

@@ -129,8 +129,6 @@ def find_variant(network: str | Source | Callable[[], nn.Module]) -> Variant:
     if isinstance(network, str) and network in KNOWN:
         return KNOWN[network]
     if isinstance(network, str) and ".py" not in network:
-        if ":" in network:
-            raise NetworkError(f"write a network of a file as FILE.py:NAME, not {network!r}")
         try:
             line = str(grammar.parse(network))
         except NetworkError as error:

@@ -16,8 +16,8 @@ from s5.experiments.claims import find_variant
 from s5.experiments.figures import plot_seeds
 from s5.experiments.ledger import mean_loss, read_ledger, select
 from s5.experiments.local_runner import RERUN
-from s5.experiments.sweep import SEEDS, distinct, run_missing
-from s5.experiments.trial import Trial, changed_recipe
+from s5.experiments.sweep import SEEDS, run_missing
+from s5.experiments.trial import Trial
 from s5.experiments.variants import changes_in_words
 from s5.networks.user_code import Source
 from s5.training.device import pick_device, pick_precision
@@ -61,30 +61,25 @@ def compare(
     compared with itself, RuntimeError if a trial failed, DataError, OSError, and KeyboardInterrupt on Ctrl-C.
     """
     variants = [find_variant(network), find_variant(other)]
-    base = changed_recipe(variants[1].recipe, changes)
-    recipes = [changed_recipe(base, own_changes), base]
+    base = variants[1].recipe.changed(**changes or {})
+    recipes = [base.changed(**own_changes or {}), base]
+    names = [variant.name for variant in variants]
     if variants[0].network == variants[1].network and recipes[0] == base:
-        raise ValueError(
-            f"{variants[0].name} is compared with itself"
-            if variants[0].name == variants[1].name
-            else f"{variants[0].name} and {variants[1].name} are the same network, and one recipe would train both"
-        )
-    words = changes_in_words(*(recipe.as_dict() for recipe in recipes))
-    notes = [f", {words}" if words else "", ""]  # what tells two recipes of one network apart
-    sides = list(zip(variants, recipes, notes, strict=True))
+        raise ValueError(f"{names[0]} and {names[1]} are the same network, and one recipe would train both")
+    if own := changes_in_words(*(recipe.as_dict() for recipe in recipes)):
+        names[0] += f", {own}"  # tells two recipes of one network apart
+    sides = list(zip(names, variants, recipes, strict=True))
     precision = pick_precision(precision, pick_device(device))  # only trials of one precision are compared
     shared = {"split": "validation", "sample": sample, "device": device, "precision": precision, "threads": 1}
     requested = [
-        {"variant": variant.reference, "seed": seed, "changes": recipe.as_dict(), "note": note, **shared}
-        for seed in distinct(seeds)
-        for variant, recipe, note in sides
+        {"variant": variant.reference, "seed": seed, "changes": recipe.as_dict(), **shared}
+        for seed in dict.fromkeys(seeds)
+        for _, variant, recipe in sides
     ]
     failed, trials = run_missing(requested, ledger, [*read_ledger(LEDGER), *read_ledger(ledger)], workers)
     if failed:
         raise RuntimeError(f"{failed} of {len(requested)} trials failed. {RERUN}")
-    groups = {
-        variant.name + note: select(trials, variant=variant.name, recipe=recipe) for variant, recipe, note in sides
-    }
+    groups = {name: select(trials, variant=variant.name, recipe=recipe) for name, variant, recipe in sides}
     accuracies = {name: [trial.accuracy for trial in group] for name, group in groups.items()}
     figure = plot_seeds(accuracies, None, split="sample validation" if sample else "validation")
     return Comparison(network_table(groups), verdict(groups), figure)

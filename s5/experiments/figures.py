@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from s5.analysis.style import COLOURS, INK, WIDTH, Picture, accuracy_axis, draw_threshold, styled
 from s5.experiments.claims import BUDGETS
@@ -13,7 +13,6 @@ from s5.experiments.trial import Trial
 from s5.training.command_line import plural
 
 SEVERAL_BUDGETS = 5  # times the parameters, from which on they are drawn on a logarithmic scale
-LOSS_TICKS = [digit / scale for scale in (1000, 100, 10, 1) for digit in (1, 2, 3, 5)]
 
 
 @styled()
@@ -25,10 +24,8 @@ def plot_seeds(
 ) -> Picture:
     """One row per name, one dot per seed and a line at the mean.
 
-    accuracies: `{name: accuracies in percent, one per seed}`. Raises ValueError for no name or one without a seed.
+    accuracies: `{name: accuracies in percent, one per seed}`.
     """
-    if not accuracies or not all(map(len, accuracies.values())):
-        raise ValueError("nothing to plot: every variant needs at least one accuracy")
     figure = Picture(figsize=(WIDTH, 1.2 + 0.3 * len(accuracies)), layout="constrained")
     axes = figure.subplots()
     for row, values in enumerate(accuracies.values()):
@@ -50,10 +47,8 @@ def plot_search(
 ) -> Picture:
     """Validation loss against parameters: a dot per group of trials, and the front of those with the most epochs.
 
-    groups: lists of trials, each of one network, recipe and number of epochs. Raises ValueError if there are none.
+    groups: lists of trials, each of one network, recipe and number of epochs.
     """
-    if not groups:
-        raise ValueError("nothing to plot: no trials")
     columns = ["name", "parameters", "epochs", "loss"]
     rows = [(group[0].network, group[0].parameters, group[0].epochs, mean_loss(group)) for group in groups]
     points = pd.DataFrame(rows, columns=columns).sort_values(["parameters", "loss"])
@@ -72,7 +67,7 @@ def plot_search(
     axes.annotate(best["name"], (best["parameters"], best["loss"]), ha=side, va="top", **offset)
     axes.set_yscale("log")
     axes.margins(x=0.08, y=0.12)
-    axes.set_yticks(_loss_ticks(*axes.get_ylim()))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("validation loss (mean cross-entropy), log scale")
@@ -92,11 +87,3 @@ def budget_axis(axes) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(axis="x", color="#BBBBBB", linewidth=0.8)
     axes.set_xlabel("parameters; the vertical lines are the budgets")
-
-
-def _loss_ticks(low: float, high: float) -> list[float]:
-    """Round losses from `low` to `high`, for a logarithmic axis."""
-    ticks = [tick for tick in LOSS_TICKS if low <= tick <= high]
-    if len(ticks) < 2:  # all losses are nearly the same
-        ticks = [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
-    return ticks

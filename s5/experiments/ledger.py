@@ -47,25 +47,17 @@ def read_ledger(path: str | Path = LEDGER) -> list[Trial]:
 def parse_line(line: bytes) -> Trial:
     """The trial of a line of a ledger. Raises ValueError, which says what is wrong with it."""
     try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"it is torn or no JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ValueError("it is no JSON object")
-    try:
-        return Trial.from_dict(values)
-    except ValueError as error:
-        raise ValueError(f"it is no trial ({error})") from error
+        return Trial.from_dict(json.loads(line))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"it is torn or no trial ({type(error).__name__}: {error})") from error
 
 
 def append_trial(trial: Trial, path: str | Path) -> None:
-    """Append one trial and flush it to disk. Safe while several processes append. Raises OSError."""
-    append_line(json.dumps(trial.as_dict(), separators=(",", ":")), path)
+    """Append one trial and flush it to disk. Safe while several processes append.
 
-
-def append_line(line: str, path: str | Path) -> None:
-    """Append a line to a file of JSON lines and flush it to disk; after an error nothing of it is left."""
-    path = Path(path)
+    Raises OSError; after an error nothing of the line is left.
+    """
+    path, line = Path(path), json.dumps(trial.as_dict(), separators=(",", ":"))
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")), open(path, "ab+", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)

@@ -19,7 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from s5.experiments.ledger import check_writable
-from s5.experiments.local_runner import arguments, deferred_interrupt, describe, record
+from s5.experiments.local_runner import describe, record
 from s5.experiments.trial import Trial
 from s5.training.files import ROOT
 from s5.training.mnist import MnistData
@@ -52,18 +52,18 @@ def run_on_ray(
     `retries` times, if it raises, or if its worker or node dies. After that it is reported and the others continue.
     With `install`, hosts install this project's requirements.
 
-    Raises ClusterError, OSError if the ledger cannot be written, and KeyboardInterrupt on Ctrl-C.
+    Raises ClusterError, OSError if the ledger cannot be written, and KeyboardInterrupt on Ctrl-C; this process then
+    leaves the cluster, which ends its trials.
     """
     check_writable(ledger)
     waiting, running, failed = deque(trials), {}, 0
-    progress = tqdm(total=len(trials), unit="trial")
-    with deferred_interrupt() as interrupted, progress as bar, connected(address, install) as ray:
+    with tqdm(total=len(trials), unit="trial") as bar, _connected(address, install) as ray:
         available = ray.cluster_resources().get("GPU", 0)
         if gpus > available:
             raise ClusterError(f"a trial takes {gpus:g} GPUs, and the cluster has {available:g}")
         stored = ray.put(data)
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=retries, retry_exceptions=True)(_run_trial)
-        while (waiting or running) and not interrupted.is_set():
+        while waiting or running:
             while waiting and (workers is None or len(running) < workers):
                 trial = waiting.popleft()
                 running[task.remote(run, trial, stored)] = trial
@@ -71,18 +71,16 @@ def run_on_ray(
             for reference in finished:
                 failed += not record(running.pop(reference), partial(ray.get, reference), ledger)
                 bar.update()
-    if interrupted.is_set():  # this process has left the cluster, which ends its trials
-        raise KeyboardInterrupt
     return failed
 
 
 def _run_trial(run: Callable[..., Trial], trial: dict, data: MnistData) -> Trial:
     """The Ray task."""
-    return run(data=data, **arguments(trial))
+    return run(data=data, **trial)
 
 
 @contextmanager
-def connected(address: str, install: bool = True) -> Iterator:
+def _connected(address: str, install: bool) -> Iterator:
     """Yield the `ray` module, connected to the cluster; a cluster that is started here is stopped at the end.
 
     Workers get a copy of this project's code and settings. Raises ClusterError.
@@ -91,14 +89,15 @@ def connected(address: str, install: bool = True) -> Iterator:
         import ray
     except ImportError:
         raise ClusterError('Ray is not installed: pip install -e ".[sweep]"') from None
-    if address not in ("auto", "local"):
-        _check_reachable(address)
     variables = {name: os.environ[name] for name in ("MNIST_ROOT", "MNIST_SMOKE") if name in os.environ}
     variables |= {"TQDM_DISABLE": "1", COMMIT: current_commit()}
     here = {"working_dir": str(ROOT), "excludes": NOT_SENT, "env_vars": variables}
     packages = {"pip": {"packages": requirements(), "pip_check": False}} if install else {}
     options = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
+        if address not in ("auto", "local"):  # if nothing listens there, Ray itself would try for minutes
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
         if address != "local":
             with suppress(ConnectionError) if address == "auto" else nullcontext():  # there is no cluster yet
                 ray.init(address, runtime_env=here | packages, **options)
@@ -106,22 +105,12 @@ def connected(address: str, install: bool = True) -> Iterator:
             ray.init("local", runtime_env=here, include_dashboard=False, **options)
     except Exception as error:  # Ray raises bare Exceptions, too
         ray.shutdown()
-        raise ClusterError(f"no Ray cluster can be used at {address!r}, {describe(error)}") from error
+        reason = f"no Ray cluster can be used at {address!r}, {describe(error)}"
+        raise ClusterError(f"{reason} (an address is auto, local, HOST:PORT or ray://HOST:PORT)") from error
     try:
         yield ray
     finally:
         ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """Raise ClusterError if nothing listens at the address; Ray itself would retry for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and colon and port.isdigit()):
-        raise ClusterError(f"a Ray cluster's address is auto, local, HOST:PORT or ray://HOST:PORT, not {address!r}")
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
-        raise ClusterError(f"no Ray cluster at {address!r}: {error}") from error
 
 
 def requirements() -> list[str]:

@@ -15,33 +15,17 @@ from s5.experiments.compare import network_table
 from s5.experiments.figures import plot_search
 from s5.experiments.ledger import by_variant, mean_loss, read_ledger
 from s5.experiments.local_runner import RERUN
-from s5.experiments.sweep import SEEDS, check_options, comparable, default_workers, estimate, run_missing
-from s5.experiments.trial import Trial, changed_recipe
+from s5.experiments.sweep import SEEDS, default_workers, estimate, run_missing
+from s5.experiments.trial import Trial
 from s5.networks.grammar import NetworkError, parse
 from s5.training.command_line import plural
 from s5.training.device import pick_device, pick_precision
 from s5.training.files import LEDGER, USER_LEDGER
-from s5.training.recipe import check_seed, short
 
 KEPT = 3  # one network in so many goes on, and is trained for so many times the epochs
 FINALISTS = 3  # networks in the last round, from all SEEDS; earlier rounds train from the first seed alone
 SMALLEST_SHARE = 0.75  # of the budget that a network must use
 DRAWS = 1000  # in vain, after which no further network is expected
-RATES = (0.015, 0.1)  # of Muon
-MAX_TRIALS, MAX_BELOW, MAX_EPOCHS = 10_000, 1_000_000, 100
-
-
-@dataclass(frozen=True)
-class Round:
-    """`networks` networks, trained for `epochs` epochs from each of `seeds`."""
-
-    networks: int
-    epochs: int
-    seeds: list[int]
-
-    def __str__(self) -> str:
-        counts = (self.networks, "network"), (self.epochs, "epoch"), (len(self.seeds), "seed")
-        return ", ".join(plural(*count) for count in counts)
 
 
 @dataclass(frozen=True)
@@ -61,8 +45,6 @@ def search(
     trials: int = 60,
     seed: int = 0,
     epochs: int = 1,
-    changes: dict | None = None,
-    vary_rate: bool = False,
     sample: bool = False,
     device: str = "auto",
     precision: str = "auto",
@@ -75,81 +57,66 @@ def search(
 
     All are trained for `epochs` epochs, the best third for three times as long, and so on; the last few from several
     seeds. Each round trains anew, with a whole schedule: a pruner that stops one long run early, as Optuna's or Ray
-    Tune's, would compare networks in the middle of a schedule, where the learning rate is still high. Drawing and
-    halving take thirty lines, so no library is used. Jamieson and Talwalkar, "Non-stochastic best arm identification
-    and hyperparameter optimization", 2016: arxiv.org/abs/1502.07943.
+    Tune's, would compare networks in the middle of a schedule, where the learning rate is still high. Jamieson and
+    Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", 2016: arxiv.org/abs/1502.07943.
 
-    The same `seed` draws the same networks. The recipe is `claims.MILD` with `changes`; `vary_rate` draws a
-    learning rate for each network, which it keeps in all rounds. `dry_run` only prints the rounds and an estimate of
-    their duration. Trials in `ledger` and in results/ledger.jsonl are not trained again. A network whose trial fails is
-    out. Raises ValueError for a budget that no network fits or for zero trials, RuntimeError if all trials of a round
-    fail, and else what `sweep` raises.
+    The same `seed` draws the same networks. The recipe is `claims.MILD`. `dry_run` only prints the rounds, the networks
+    and an estimate of the duration. Trials in `ledger` and in results/ledger.jsonl are not trained again. A network
+    whose trial fails is out. Raises ValueError for a budget that no network fits or for zero trials, RuntimeError if
+    all trials of a round fail, and else what `sweep` raises.
     """
-    check_search(below, trials, seed, epochs)
-    check_options(workers, ray)
-    recipe = changed_recipe(MILD, changes)
+    networks, recorded, plan = draw_networks(below, trials, seed), read_ledger(LEDGER), rounds(trials, epochs)
     precision = pick_precision(precision, pick_device(device))
     shared = {"split": "validation", "sample": sample, "device": device, "precision": precision, "threads": 1}
-    networks = draw_networks(below, trials, seed)
-    rates = draw_rates(networks, seed) if vary_rate else {}
-    recipes = {line: recipe.changed(**rates.get(line, {})) for line in networks}
-    plan = rounds(trials, epochs)
-    recorded = read_ledger(LEDGER)
     if dry_run:
-        print("\n".join(f"Round {number}: {each}" for number, each in enumerate(plan, start=1)))
+        work = [(find_variant(line), longer * len(seeds)) for count, longer, seeds in plan for line in networks[:count]]
         print("\n  ".join(["The networks of the first round:", *networks]))
-        found = [find_variant(line) for line in networks]
-        work = [(each, turn.epochs * len(turn.seeds)) for turn in plan for each in found[: turn.networks]]
+        print("\n".join(_describe(number, *each) for number, each in enumerate(plan, start=1)))
         at_once = workers or (None if ray else default_workers(device))
-        print(estimate(work, comparable(recorded, sample, device, precision), at_once))
+        print(estimate(work, recorded, sample, device, precision, at_once))
         return None
     tried: list[list[Trial]] = []
-    for number, each in enumerate(plan, start=1):
-        print(f"Round {number} of {len(plan)}: {each}")
+    for number, (count, longer, seeds) in enumerate(plan, start=1):
+        print(_describe(number, count, longer, seeds))
+        changes = MILD.changed(epochs=longer).as_dict()
         requested = [
-            {"variant": line, "seed": seed, "changes": recipes[line].changed(epochs=each.epochs).as_dict(), **shared}
-            for line in networks
-            for seed in each.seeds
+            {"variant": line, "seed": seed, "changes": changes, **shared} for line in networks for seed in seeds
         ]
         _, found = run_missing(requested, ledger, [*recorded, *read_ledger(ledger)], workers, ray)
-        complete = {line: group for line, group in by_variant(found).items() if len(group) == len(each.seeds)}
+        complete = {line: group for line, group in by_variant(found).items() if len(group) == len(seeds)}
         if not complete:
             raise RuntimeError(f"no trial of round {number} succeeded")
         if lost := [line for line in networks if line not in complete]:
             print(f"Out of the search, since a trial failed: {'; '.join(lost)}\n{RERUN}")
         tried += complete.values()
-        networks = sorted(complete, key=lambda line: mean_loss(complete[line]))[: max(FINALISTS, each.networks // KEPT)]
+        networks = sorted(complete, key=lambda line: mean_loss(complete[line]))[: max(FINALISTS, count // KEPT)]
     table = network_table({line: complete[line] for line in networks})
-    if vary_rate:
-        table["Learning rate"] = [complete[line][0].recipe.learning_rate for line in networks]
     on, loss = " on the sample" if sample else "", mean_loss(complete[networks[0]])
     title = f"{trials} networks below {below:,} parameters{on}: best validation loss {loss:.4f}"
     return Found(networks[0], table, plot_search(tried, title))
 
 
-def check_search(below: int, trials: int, seed: int, epochs: int) -> None:
-    """Raise ValueError unless these are whole numbers that make sense."""
-    limits = {"below": (below, MAX_BELOW), "trials": (trials, MAX_TRIALS), "epochs": (epochs, MAX_EPOCHS)}
-    for name, (value, most) in limits.items():
-        if type(value) is not int or not 1 <= value <= most:
-            raise ValueError(f"{name} must be a whole number from 1 to {most:,}, not {short(value)}")
-    check_seed(seed)
-
-
-def rounds(trials: int, epochs: int) -> list[Round]:
-    """The rounds of a search: fewer and fewer networks, longer and longer."""
+def rounds(trials: int, epochs: int) -> list[tuple[int, int, list[int]]]:
+    """The rounds of a search, fewer and fewer networks, longer and longer: (networks, epochs, seeds of each)."""
     plan = []
     while trials > FINALISTS:
-        plan.append(Round(trials, epochs, SEEDS[:1]))
+        plan.append((trials, epochs, SEEDS[:1]))
         trials, epochs = max(FINALISTS, trials // KEPT), epochs * KEPT
-    return [*plan, Round(trials, epochs, SEEDS)]
+    return [*plan, (trials, epochs, SEEDS)]
+
+
+def _describe(number: int, networks: int, epochs: int, seeds: list[int]) -> str:
+    counts = plural(networks, "network"), plural(epochs, "epoch"), plural(len(seeds), "seed")
+    return f"Round {number}: {', '.join(counts)}"
 
 
 def draw_networks(below: int, count: int, seed: int) -> list[str]:
     """Lines of `count` different networks with fewer parameters than `below`, but not many fewer.
 
-    Raises NetworkError if none is found.
+    Raises NetworkError if they are not found, and ValueError for numbers that make no sense.
     """
+    if min(below, count) < 1:
+        raise ValueError(f"below and trials must be 1 or more, not {below} and {count}")
     draw, lines = random.Random(seed), {}  # a dict keeps the order
     in_vain = 0
     while len(lines) < count and in_vain < DRAWS:
@@ -160,12 +127,6 @@ def draw_networks(below: int, count: int, seed: int) -> list[str]:
     if len(lines) < count:
         raise NetworkError(f"only {len(lines)} of {count} networks were found below {below:,} parameters")
     return list(lines)
-
-
-def draw_rates(networks: list[str], seed: int) -> dict[str, dict]:
-    """A learning rate for each network, as a change of the recipe: evenly spread on a log scale, within RATES."""
-    draw, (low, high) = random.Random(seed), map(math.log, RATES)
-    return {line: {"learning_rate": round(math.exp(draw.uniform(low, high)), 4)} for line in networks}
 
 
 def _draw_line(draw: random.Random, below: int) -> str:

@@ -16,9 +16,8 @@ of its rows being 5 pixels), `crop 2` (cut a border of 2 pixels), `dropout 0.05`
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 import torch
 from torch import nn
@@ -36,9 +35,11 @@ HEADS = {
     "flat": lambda channels, side: [nn.Flatten(), nn.Linear(channels * side * side, 10)],
     "gdconv": layers.gdconv_head,
 }
-MAX_CHANNELS, MAX_LAYERS = 4096, 64
-CHANNELS, UNITS, USES = "channel count (1 to 4096)", "number of units (1 to 4096)", "number of uses (×1 to ×64)"
-OPTIONS = {  # in the order of writing: the largest value (an int if only whole numbers are allowed) and the meaning
+MAX_LAYERS = 64
+# Of each kind of number: the largest (an int if it must be whole), its meaning, and a mark before it.
+CHANNELS, UNITS = (4096, "channel count (1 to 4096)"), (4096, "number of units (1 to 4096)")
+USES = (MAX_LAYERS, "number of uses (×1 to ×64)", "×")
+OPTIONS = {  # in the order of writing
     "deskew": (14.0, "standard deviation in pixels (above 0, at most 14)"),
     "crop": (13, "border in pixels (1 to 13)"),
     "dropout": (0.99, "probability (above 0, at most 0.99)"),
@@ -128,83 +129,48 @@ class Network:
 
 def parse(line: str) -> Network:
     """The network of a line; upper case and extra spaces do not matter. Raises NetworkError."""
-    words = _Words(line)
-    block = words.choose(BLOCKS, "block")
-    meaning, heads, allowed = BLOCKS[block]
-    channels = words.take(words.number(MAX_CHANNELS), CHANNELS) if meaning == USES else 0
-    stages = _stages(words, meaning, bool(heads))
-    head = words.choose(heads, "/ or head" if meaning == USES else f"{meaning}, / or head") if heads else ""
-    options = {}
-    while words.word:
-        name = words.choose(allowed, f"option of {block}") if allowed else words.take(None, meaning)
-        if name in options:
-            raise words.error(f"{name} is repeated", words.position - 1)
-        largest, value = OPTIONS[name]
-        options[name] = words.take(words.number(largest), value)
-    pools = [position for position, word in enumerate(words.words) if word == "/"]
-    possible = (28 - 2 * options.get("crop", 0)).bit_length() - 1
-    if len(pools) > possible:
-        raise words.error(f"the image can be pooled {possible} times at most", pools[possible])
-    if "dropout" in options and not pools:
-        raise words.error("dropout follows the pooling (/), and there is none", words.words.index("dropout"))
-    return Network(block, stages, head, channels, **options)
+    words = re.sub(r"\bx(?=[0-9])", "×", line.lower().replace("/", " / ")).split()
+    try:
+        return _parse(*words)
+    except ValueError as error:
+        raise NetworkError(f'in "{" ".join(words)}": {error}') from error
 
 
-def _stages(words: _Words, meaning: str, poolable: bool) -> tuple[tuple[int, ...], ...]:
-    """The numbers at each resolution, up to the first word that is neither a number nor, if `poolable`, "/"."""
-    largest, mark = (MAX_LAYERS, "×") if meaning == USES else (MAX_CHANNELS, "")
-    stages, layers = [()], 0
-    while True:
-        number = words.number(largest, mark)
-        if not stages[-1] or (number and meaning != USES):  # a shared convolution has one number per stage
-            stages[-1] += (words.take(number, meaning),)
-            layers += number if meaning == USES else 1
-            if layers > MAX_LAYERS:
-                raise words.error(f"more than {MAX_LAYERS} layers", words.position - 1)
-        elif words.word == "/" and poolable:
-            stages.append(words.take((), "/"))
-        else:
-            return tuple(stages)
+def _parse(block: str = "", *words: str) -> Network:
+    """The network of the words of a line. Raises ValueError."""
+    if block not in BLOCKS:
+        raise ValueError(f'"{block}" is no block ({", ".join(BLOCKS)})')
+    kind, heads, allowed = BLOCKS[block]
+    end = next((place for place, word in enumerate(words) if word in heads), len(words))
+    if heads and end == len(words):
+        raise ValueError(f"a head is missing ({', '.join(heads)})")
+    numbers, options = list(words[:end]), words[end + 1 :]
+    channels = _number(numbers.pop(0) if numbers else "", *CHANNELS) if kind == USES else 0
+    line = " ".join(numbers)
+    parts = line.split("/") if heads else [line]
+    stages = tuple(tuple(_number(word, *kind) for word in part.split() or [""]) for part in parts)
+    if kind == USES and max(map(len, stages)) > 1:
+        raise ValueError("a number of uses is followed by / or a head")
+    if (sum(map(sum, stages)) if kind == USES else sum(map(len, stages))) > MAX_LAYERS:
+        raise ValueError(f"more than {MAX_LAYERS} layers")
+    values = {}
+    for name, value in zip_longest(options[::2], options[1::2], fillvalue=""):
+        if name not in allowed:
+            raise ValueError(f'"{name}" is no option of {block} ({", ".join(allowed)})')
+        values[name] = _number(value, *OPTIONS[name])
+    if (28 - 2 * values.get("crop", 0)) >> (len(stages) - 1) == 0:
+        raise ValueError(f"the image is too small to be pooled {len(stages) - 1} times")
+    if "dropout" in values and len(stages) == 1:
+        raise ValueError("dropout follows the pooling (/), and there is none")
+    return Network(block, stages, words[end] if heads else "", channels, **values)
 
 
-class _Words:
-    """The words of a line, read one after another."""
-
-    def __init__(self, line: str):
-        if not isinstance(line, str):
-            raise NetworkError(f"a network is one line of text, not of type {type(line).__name__}")
-        self.words = re.sub(r"\bx(?=[0-9])", "×", line.lower().replace("/", " / ")).split()
-        self.position = 0
-
-    @property
-    def word(self) -> str:
-        """The next word; empty at the end."""
-        return self.words[self.position] if self.position < len(self.words) else ""
-
-    def number(self, largest: float, mark: str = "") -> float | None:
-        """The next word as a number above 0 and at most `largest`, whole if that is an int; None if it is not one."""
-        digits = re.fullmatch(f"{mark}([0-9.e-]+)", self.word)
-        try:
-            value = type(largest)(digits[1]) if digits else 0
-        except ValueError:
-            return None
-        return value if 0 < value <= largest else None
-
-    def take(self, value, expected: str):
-        """Go on to the next word and return `value`, which this one says; None: it does not say what is expected."""
-        if value is None:
-            raise self.error(f"{_quoted(self.word)} is no {expected}" if self.word else f"missing {expected}")
-        self.position += 1
-        return value
-
-    def choose(self, allowed: Collection[str], kind: str) -> str:
-        return self.take(self.word if self.word in allowed else None, f"{kind} ({', '.join(allowed)})")
-
-    def error(self, problem: str, position: int | None = None) -> NetworkError:
-        position = self.position if position is None else position
-        place = f"word {position + 1}" if position < len(self.words) else "at the end"
-        return NetworkError(f"in {_quoted(' '.join(self.words))}, {place}: {problem}")
-
-
-def _quoted(text: str) -> str:
-    return f'"{text}"' if len(text) <= 200 else f'"{text[:199]}…"'
+def _number(word: str, largest: float, meaning: str, mark: str = "") -> float:
+    """A word as a number above 0 and at most `largest`, whole if that is an int. Raises ValueError."""
+    try:
+        value = type(largest)(word.removeprefix(mark)) if word.startswith(mark) else 0
+    except ValueError:
+        value = 0
+    if not 0 < value <= largest:
+        raise ValueError(f'"{word}" is no {meaning}' if word else f"a {meaning} is missing")
+    return value

@@ -15,7 +15,7 @@ from s5.analysis.notebook import Folded, LiveFigure, Table, epoch_table
 from s5.analysis.statistics import mean_text
 from s5.analysis.style import Picture
 from s5.experiments.ledger import minutes_on_a_cpu, select
-from s5.experiments.trial import Trial, planned_recipe
+from s5.experiments.trial import Trial
 from s5.experiments.variants import VARIANTS, code, recipe_change
 from s5.reports.tables import comparison_table, seeds_text, trained
 from s5.reports.variant_map import path_to
@@ -83,7 +83,7 @@ class Sections:
             history = select(trials, seed=self.seed)[0].curve
             display(draw(history, ""))
         else:
-            recipe = planned_recipe(name, {"epochs": SHORT} if self.runs == "short" else {})
+            recipe = variant.recipe.changed(epochs=SHORT) if self.runs == "short" else variant.recipe
             live = LiveFigure(name, recipe.epochs, draw)
             model = build(variant.build, self.seed)
             history = fit(model, self.data, recipe, seed=self.seed, device=self.device, progress=live)

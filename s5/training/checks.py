@@ -66,13 +66,18 @@ def check_training(
     model: nn.Module, data: MnistData, recipe: Recipe, loss: Callable | None = None, threads: int | None = None
 ) -> None:
     """Raise ValueError unless these arguments of `helpers.fit` can be used for training."""
-    check_is_module(model)
     for name, value, kind in (("data", data, MnistData), ("recipe", recipe, Recipe)):
         if not isinstance(value, kind):
             raise ValueError(f"{name} must be of the type {kind.__name__}, not {type(value).__name__}")
     check_threads(threads)
     if recipe.teacher and loss is None:
         raise ValueError(f"to learn from {recipe.teacher!r}, pass loss=distillation_loss(teacher, recipe)")
+    check_network(model)
+
+
+def check_network(model: nn.Module) -> None:
+    """Raise ValueError unless this takes images (N, 1, 28, 28), returns logits (N, 10) and has something to train."""
+    check_is_module(model)
     if fault := parameters_fault(model):
         raise ValueError(f"the model {fault}")
     try:
