@@ -20,6 +20,7 @@ from s5.training.augmentation import augment, normalize
 from s5.training.checkpoint import TrainingState, save_checkpoint
 from s5.training.checks import (
     DivergenceError,
+    check_architecture,
     check_finite,
     check_is_module,
     check_training,
@@ -75,9 +76,7 @@ class Net(nn.Module):
 
 def build(architecture: Callable[[], nn.Module] = Net, seed: int = 0) -> nn.Module:
     """A new network whose initial weights depend on `seed` alone. Raises ValueError for a bad argument."""
-    if isinstance(architecture, nn.Module):
-        name = type(architecture).__name__
-        raise ValueError(f"architecture must be a class or function, not a network: write {name}, not {name}()")
+    check_architecture(architecture)
     check_seed(seed)
     torch.manual_seed(seed)
     return architecture()

@@ -56,6 +56,15 @@ def check_finite(loss: Tensor | float) -> None:
         raise DivergenceError("the loss is not finite")
 
 
+def check_architecture(architecture: Callable[[], nn.Module]) -> None:
+    """Raise ValueError unless this is a class or function, of which a network can be built."""
+    if isinstance(architecture, nn.Module):
+        name = type(architecture).__name__
+        raise ValueError(f"architecture must be a class or function, not a network: write {name}, not {name}()")
+    if not callable(architecture):
+        raise ValueError(f"architecture must be a class or function that returns a network, not {short(architecture)}")
+
+
 def check_is_module(model: nn.Module) -> None:
     """Raise ValueError unless this is a network."""
     if not isinstance(model, nn.Module):
