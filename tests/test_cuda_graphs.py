@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -81,6 +82,9 @@ def graph(monkeypatch):
     graph = Graph()
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "default_generators", {None: Mock()})
     return graph
 
 
@@ -108,18 +112,22 @@ def test_a_step_is_run_twice_then_captured_and_replayed(graph, name):
     assert optimizer.param_groups == settings
 
 
-def test_a_step_that_cannot_be_captured_is_an_error_that_says_what_to_do(graph):
+def test_a_step_that_cannot_be_captured_is_run_as_it_is_with_a_warning(graph):
     optimizer = make_optimizer(nn.Linear(3, 2).parameters(), SHORT)
+    ran = []
 
     def step(batch):
         if type(optimizer.param_groups[0]["lr"]) is not float:
-            raise ValueError("waits for the GPU")
+            raise ValueError("waits for the GPU\nand advice")
+        ran.append(batch)
 
-    graphed = GraphedStep(step, optimizer, torch.Generator())
-    with pytest.raises(RuntimeError, match="cannot be captured as a CUDA graph: train with compile=False"):
-        for _ in range(3):
+    graphed = GraphedStep(step, optimizer, generator := Mock())
+    with pytest.warns(UserWarning, match=r"slower: .* \(waits for the GPU\)"):
+        for _ in range(4):
             graphed(torch.arange(4))
-    assert type(optimizer.param_groups[0]["lr"]) is float
+    assert len(ran) == 4
+    assert graph.replays == 0
+    generator.graphsafe_set_state.assert_called_once_with(generator.clone_state())
 
 
 # --- On a GPU ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ A replay repeats what the GPU did, in the same memory, and nothing that Python d
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -49,8 +50,8 @@ class GraphedStep:
     """A training step that is captured as a CUDA graph at its third call and replayed from then on.
 
     `step(batch)` trains on one batch of image numbers, int64 on the GPU; all that it leaves behind must be in tensors
-    that it changes in place. Batches of another shape than the captured one are trained by `step` itself. Raises
-    RuntimeError if the step cannot be captured.
+    that it changes in place. Batches of another shape than the captured one are trained by `step` itself, and so are
+    all, with a warning, if the step cannot be captured.
     """
 
     def __init__(self, step: Callable[[Tensor], None], optimizer: torch.optim.Optimizer, generator: torch.Generator):
@@ -61,7 +62,8 @@ class GraphedStep:
     def __call__(self, batch: Tensor) -> None:
         """Train on one batch."""
         if self.calls == WARM_UPS:
-            with torch.cuda.device_of(batch):
+            # After an error torch would stay on the stream of the capture.
+            with torch.cuda.device_of(batch), torch.cuda.stream(torch.cuda.current_stream()):
                 self._capture(batch)
         self.calls += 1
         if self.graph is None or batch.shape != self.batch.shape:
@@ -82,10 +84,12 @@ class GraphedStep:
             with self._rates_in_tensors(), torch.cuda.graph(graph):
                 self.step(self.batch)
         except Exception as error:  # for example of a network that waits for the GPU to read a number
-            raise RuntimeError(
-                "this training step cannot be captured as a CUDA graph: train with compile=False, in a new process"
-            ) from error
-        self.graph = graph
+            for generator in (self.generator, torch.cuda.default_generators[batch.device.index]):
+                generator.graphsafe_set_state(generator.clone_state())  # the old state is still marked as capturing
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"training is slower: a step cannot be captured as a CUDA graph ({reason})", stacklevel=4)
+        else:
+            self.graph = graph
 
     @contextmanager
     def _rates_in_tensors(self) -> Iterator[None]:
