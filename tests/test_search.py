@@ -136,7 +136,7 @@ def test_losses_have_ticks():
         ("--below 0", "below and trials must be 1 or more, not 0 and 60"),
         ("--below few", "argument --below: invalid int value: 'few'"),
         ("--below 20 --dry-run", "only 0 of 60 networks were found below 20 parameters"),
-        ("--below 2000 --trials 3 --epochs 0", "epochs must be a whole number, 1 or more, not 0"),
+        ("--below 2000 --trials 3 --epochs 0", "epochs must be a whole number from 1 to 1,000,000, not 0"),
         ("--below 2000 --figure tests", "argument --figure: tests is a folder, not a file"),
     ],
 )

@@ -140,7 +140,7 @@ def test_a_network_is_found_by_name_line_file_or_class():
     for network, message in (
         ("conv 4 q gap", 'in "conv 4 q gap": .*; it is no variant either .*s5'),
         ("missing.py:MyNet", "missing.py cannot be imported"),
-        (small_network(), "not a network: write Sequential"),
+        (small_network(), "pass the class Sequential"),
     ):
         with pytest.raises(NetworkError, match=message):
             find_variant(network)

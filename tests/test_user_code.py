@@ -102,7 +102,7 @@ def test_functions_lambdas_and_partials_are_networks():
         ("from torch import nn\nnn.Linear(missing, 3)", "mine.py cannot be imported: NameError: .*missing.*line 2"),
         ("def MyNet(:", r"mine.py cannot be imported: SyntaxError: .*line 1"),
         ("def MyNet():\n    return {}['width']", "MyNet: it cannot be built: KeyError: 'width'"),
-        ("MyNet = dict", "MyNet: model must be of the type Module, not dict"),
+        ("MyNet = dict", "MyNet: model must be a network such as"),
         ("from torch import nn\ndef MyNet():\n    return nn.Linear(5, 10)", r"cannot take images of shape \(N, 1, 28"),
         ("from torch import nn\ndef MyNet():\n    return nn.Linear(28, 12)", r"must return logits of shape \(N, 10\)"),
         ("from torch import nn\nMyNet = nn.Flatten", "MyNet: the model has no parameters to train"),
@@ -121,8 +121,8 @@ def test_code_that_fails_is_refused_in_one_line(file, code, message):
     [
         (from_file, "missing.py:MyNet", "missing.py cannot be imported: FileNotFoundError: "),
         (from_file, "mine.py", "write a network as FILE.py:NAME, not 'mine.py'"),
-        (from_object, nn.Linear(2, 3), "architecture must be a class or function, not a network: write Linear"),
-        (from_object, 5, "architecture must be a class or function that returns a network, not 5"),
+        (from_object, nn.Linear(2, 3), "pass the class Linear, not an instance of it"),
+        (from_object, 5, "int: it cannot be built: TypeError: 'int' object is not callable"),
     ],
     ids=str,
 )

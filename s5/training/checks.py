@@ -87,29 +87,15 @@ def check_training(
 def check_network(model: nn.Module) -> None:
     """Raise ValueError unless this takes images (N, 1, 28, 28), returns logits (N, 10) and has something to train."""
     check_is_module(model)
-    if fault := parameters_fault(model):
-        raise ValueError(f"the model {fault}")
+    if any(map(is_lazy, model.parameters())):
+        raise ValueError("the model has lazy layers, whose sizes are unknown before the first image: state them")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("the model has no parameters to train")
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluation_mode(model):
             logits = model(torch.zeros(2, 1, 28, 28, device=next(model.parameters()).device))
     except Exception as error:
         raise ValueError(f"the model cannot take images of shape (N, 1, 28, 28): {error}") from error
-    if fault := logits_fault(logits, 2):
-        raise ValueError(f"the model {fault}")
-
-
-def parameters_fault(model: nn.Module) -> str:
-    """Why a network's parameters cannot be trained; empty if they can."""
-    if any(map(is_lazy, model.parameters())):
-        return "has lazy layers, whose sizes are unknown before the first image: state them"
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        return "has no parameters to train"
-    return ""
-
-
-def logits_fault(logits: object, count: int) -> str:
-    """What is wrong with what a network returned for `count` images; empty if it is logits."""
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if found == (count, CLASSES):
-        return ""
-    return f"must return logits of shape (N, {CLASSES}); for {count} images it gave {found}"
+    if found != (2, CLASSES):
+        raise ValueError(f"the model must return logits of shape (N, {CLASSES}); for 2 images it gave {found}")
