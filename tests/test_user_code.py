@@ -124,7 +124,7 @@ def test_code_that_fails_is_refused_in_one_line(file, code, message):
         (from_object, nn.Linear(2, 3), "pass the class Linear, not an instance of it"),
         (from_object, 5, "int: it cannot be built: TypeError: 'int' object is not callable"),
     ],
-    ids=str,
+    ids=["no file", "no name", "a network", "a number"],
 )
 def test_what_is_no_network_is_refused(find, network, message):
     with pytest.raises(NetworkError, match=message):
