@@ -67,17 +67,14 @@ def test_teachers_are_trained_once_and_average_their_logits(small, tmp_path, mon
     assert len(list(tmp_path.glob("*.safetensors"))) == 6, "another network is another teacher"
 
 
-def test_the_student_learns_from_the_teacher_and_the_teacher_is_unchanged(small):
-    teacher = Ensemble([Always7(), helpers.build(seed=3)])
-    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+def test_the_student_learns_from_the_teacher_as_far_as_it_has_weight(small):
+    teacher = Ensemble([Always7()])
     recipe = replace(DISTILLED, teacher_weight=0.0)
     weight_0, _ = fit(small, recipe, loss=distillation_loss(teacher, recipe))
-    plain, _ = fit(small, SHORT)
-    assert_same_weights(weight_0, plain)
+    assert_same_weights(weight_0, fit(small, SHORT)[0])
     recipe = replace(DISTILLED, teacher_weight=1.0)
-    student, _ = fit(small, recipe, loss=distillation_loss(Ensemble([Always7()]), recipe))
+    student, _ = fit(small, recipe, loss=distillation_loss(teacher, recipe))
     assert (helpers.predict(student, small.eval_images).argmax(1) == 7).all()
-    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
 
 
 def test_a_recipe_with_a_teacher_requires_a_loss(small):
