@@ -5,8 +5,6 @@ python -m s5 bench epoch "to 99.4%"   these parts; the last results of the other
 python -m s5 bench --smoke            try all parts on the small sample; nothing is written
 """
 
-from __future__ import annotations
-
 import sys
 
 from s5.training.command_line import Parser, output_file

@@ -7,8 +7,6 @@ python -m s5 compare separable sgd                      two variants
 Trials in the ledger and in results/ledger.jsonl are not trained again.
 """
 
-from __future__ import annotations
-
 from s5.commands.options import add_trial_options, exit_code, make_parser, seeds, with_changes
 from s5.training.command_line import add_recipe_options, output_file
 from s5.training.files import RUNS, check_folder

@@ -18,8 +18,6 @@ memory of the C code besides the image, and microseconds for one image on one th
 not measured. Exit code: 1 if the logits of a file differ from what they should be, or if --check finds an old page.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What `sweep`, `compare` and `search` share: options, and a line for each error."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable

@@ -10,8 +10,6 @@ blank or ruled paper. Exit code: 0 if every image was read, 1 if some were not (
 a wrong command line.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -6,8 +6,6 @@ python -m s5 report --figures   also draw the figures (requires the full MNIST)
 python -m s5 report --measure   first measure the networks whose weights have changed (the same, some minutes)
 """
 
-from __future__ import annotations
-
 import sys
 
 from s5.training.command_line import Parser

@@ -8,8 +8,6 @@ The networks are lines of s5/networks/grammar.py, drawn at random. Every trial i
 continues after a stop. The test images are never used.
 """
 
-from __future__ import annotations
-
 from s5.commands.options import add_ray, add_trial_options, exit_code, make_parser
 from s5.training.command_line import output_file
 from s5.training.files import RUNS, check_folder

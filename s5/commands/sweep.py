@@ -6,8 +6,6 @@ python -m s5 sweep --variants s5 --rotation 5 --epochs 8     with another recipe
 python -m s5 sweep --ray auto                                on a Ray cluster
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from s5.commands.options import add_ray, add_trial_options, exit_code, make_parser, seeds, with_changes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from statistics import mean
 
 import pandas as pd
 
@@ -13,14 +12,13 @@ from s5.analysis import inspection, plots
 from s5.analysis.notebook import epoch_table
 from s5.analysis.statistics import describe_seeds, wilson_interval
 from s5.analysis.style import Picture, save_figure
-from s5.experiments.claims import BASELINE, CLAIMS, KNOWN
-from s5.experiments.ledger import select
+from s5.experiments.claims import BASELINE, CLAIMS
 from s5.experiments.trial import IMAGES, Trial
 from s5.experiments.variants import VARIANTS
 from s5.inference.trained import load_trained
 from s5.reports import speed_tables, tables
 from s5.reports.cards import cards
-from s5.reports.goals import SIGNIFICANCE, claims_table, goals_table
+from s5.reports.goals import claims_table, goals_table
 from s5.reports.plots import plot_frontier, plot_training_time
 from s5.training.files import EXPORT, PEERS, README, RESULTS_PAGE, ROOT, atomic_path
 from s5.training.mnist import load_mnist
@@ -94,27 +92,12 @@ def sections(trials: list[Trial]) -> dict[str, str]:
             f"- **{variant.name}**: {variant.change} Expected: {variant.target}" for variant in VARIANTS.values()
         ),
         "machines": speed_tables.describe_machines(speed),
-        "two-epochs": describe_shortest_run(speed, trials),
     }
 
 
 def shown_trial(trials: list[Trial]) -> Trial:
     """The run that the pages and the final model's notebook show: the final recipe, test set, seed 0."""
     return next(trial for trial in CLAIMS["s5"].trials(trials) if trial.seed == 0)
-
-
-def describe_shortest_run(speed: dict, trials: list[Trial]) -> str:
-    """Where the shortest schedule to 99.4% misses what the project asks of a claim, as a sentence."""
-    variant = KNOWN["to_99_4"]
-    runs = [record["to 99.4%"] for record in speed.values() if "to 99.4%" in record]
-    p_values = [run["p of a mean above the target"] for run in runs if run["recipe"]["epochs"] == variant.recipe.epochs]
-    missed = " and ".join(f"p = {p:.2g}" for p in p_values if p >= SIGNIFICANCE)
-    validated = select(trials, network=variant.network, recipe=variant.recipe, split="validation", data="mnist")
-    return (
-        f"By the project's own rule, p < {SIGNIFICANCE}, {variant.recipe.epochs} epochs do not show a mean above 99.4% "
-        f"({missed}); on the validation split, from 50,000 training images, the mean of this recipe is "
-        f"{mean(trial.accuracy for trial in validated):.2f}% ({len(validated)} seeds)."
-    )
 
 
 def to_markdown(table: pd.DataFrame) -> str:

@@ -18,7 +18,6 @@ USER_LEDGER = RUNS / "ledger.jsonl"  # the same, of what users train
 SPEED, EXPORT = RESULTS / "speed.json", RESULTS / "export.json"  # timings; exported networks
 PEERS = RESULTS / "peers.csv"  # what other repositories state of themselves
 TRAINED = RESULTS / "weights"  # a file per claimed network, of its first seed, not the best
-WEIGHTS = TRAINED / "s5.safetensors"  # of `Net`
 TEACHERS = RUNS / "teachers"  # networks trained for distillation
 
 
