@@ -3,7 +3,6 @@
 What is disturbed runs in a process of its own, as a user starts it. Many kills: `pytest -m faults`.
 """
 
-import json
 import random
 import re
 import subprocess
@@ -20,7 +19,7 @@ from s5.experiments.ledger import append_trial
 from s5.experiments.trial import run_trial
 from s5.training.device import use_threads
 
-from .utils import ROOT, wait_for
+from .utils import ROOT, read_strictly, wait_for
 
 pytestmark = [
     pytest.mark.faults,
@@ -63,8 +62,7 @@ def results(folder: Path) -> tuple[bytes, str]:
 
 
 def trials(ledger: Path) -> list[tuple]:
-    lines = [json.loads(line) for line in ledger.read_text(encoding="utf-8").splitlines()]
-    return [(line["seed"], line["accuracy"], line["mistakes"]) for line in lines]
+    return [(trial.seed, trial.accuracy, trial.mistakes) for trial in read_strictly(ledger)]
 
 
 def start(command: list, log: Path) -> subprocess.Popen:

@@ -7,7 +7,7 @@ from multiprocessing import get_context
 import pytest
 
 from s5.experiments import ledger
-from s5.experiments.ledger import LedgerWarning, append_trial, by_variant, of_precision, read_ledger, select
+from s5.experiments.ledger import LedgerWarning, append_trial, read_ledger
 from s5.training.files import LEDGER
 from s5.training.recipe import Recipe
 from tests.utils import make_trial, read_strictly
@@ -40,15 +40,6 @@ def test_of_a_repeated_trial_the_last_line_counts(path):
         append_trial(trial, path)
     accuracies = [trial.accuracy for trial in read_strictly(path)]
     assert accuracies == [99.3] + [99.4] * 7
-
-
-def test_trials_are_selected_and_grouped():
-    trials = [make_trial(seed, split=split) for seed in range(2) for split in ("validation", "test")]
-    assert select(trials, seed=1, split="test") == [make_trial(1, split="test")]
-    assert of_precision(trials, "auto") == of_precision(trials, "float32") == trials
-    assert of_precision(trials, "bfloat16") == []
-    other = make_trial(variant="sgd")
-    assert by_variant([other, *trials]) == {"sgd": [other], "s5": trials}
 
 
 # --- Faulty ledgers ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
-"""The search: what is drawn, the rounds, resuming, its figure, and a real one on the sample."""
+"""The search: what is drawn, the rounds, resuming, its figure."""
 
 import re
-import statistics
 
 import pytest
 from matplotlib.text import Text
@@ -9,7 +8,6 @@ from matplotlib.text import Text
 from s5.commands import search as command
 from s5.experiments import search, sweep
 from s5.experiments.figures import plot_search
-from s5.experiments.ledger import mean_loss
 from s5.experiments.trial import Trial
 from s5.networks.grammar import parse
 from tests.utils import make_trial, read_strictly, run_here
@@ -87,17 +85,6 @@ def test_a_dry_run_trains_nothing(path, capsys):
     assert all(f"  {line}" in printed for line in search.draw_networks(1000, 9, 0))
     assert re.search(r"about \d+ minutes with 2 at a time", printed)
     assert not path.exists()
-
-
-def test_a_search_on_the_sample_finds_a_better_network_than_the_median(tmp_path, monkeypatch, sample):
-    monkeypatch.setattr("s5.experiments.trial.load_data", lambda _: sample.subset(2000, 200))
-    monkeypatch.setattr(sweep, "run_locally", run_here)
-    monkeypatch.setattr(search, "SEEDS", [100])
-    monkeypatch.setattr(search, "FINALISTS", 2)
-    found = search.search(600, trials=5, sample=True, ledger=tmp_path / "ledger.jsonl", **HERE)
-    trials = read_strictly(tmp_path / "ledger.jsonl")
-    losses = {trial.variant: mean_loss([trial]) for trial in trials if trial.epochs == 1}
-    assert losses[found.best] < statistics.median(losses.values())
 
 
 # --- The figure -------------------------------------------------------------------------------------------------------

@@ -121,8 +121,8 @@ def test_code_that_fails_is_refused_in_one_line(file, code, message):
     [
         (from_file, "missing.py:MyNet", "missing.py cannot be imported: FileNotFoundError: "),
         (from_file, "mine.py", "write a network as FILE.py:NAME, not 'mine.py'"),
-        (from_object, nn.Linear(2, 3), "pass the class Linear, not an instance of it"),
-        (from_object, 5, "int: it cannot be built: TypeError: 'int' object is not callable"),
+        (from_object, nn.Linear(2, 3), "Linear: architecture must be a class or function, not a network: write Linear"),
+        (from_object, 5, "int: architecture must be a class or function that returns a network, not 5"),
     ],
     ids=["no file", "no name", "a network", "a number"],
 )

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from s5.networks.grammar import NetworkError
-from s5.training.checks import PROJECT, check_network
+from s5.training.checks import PROJECT, check_architecture, check_network
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,6 @@ def from_file(place: str) -> Source:
 
 def from_object(network: Callable[[], nn.Module]) -> Source:
     """The network of a class or function, e.g. one from a notebook's cell. Raises NetworkError."""
-    if isinstance(network, nn.Module):
-        raise NetworkError(f"pass the class {type(network).__name__}, not an instance of it")
     name = getattr(network, "__name__", type(network).__name__).strip("<>")  # <lambda>, partial
     return _checked(Source(name, _text(network, name), network))
 
@@ -107,6 +105,7 @@ def _text(network: Callable, name: str) -> str:
 def _checked(source: Source) -> Source:
     """The same, if its network can be trained. Raises NetworkError."""
     try:
+        check_architecture(source.network)
         with torch.random.fork_rng(devices=[]):
             check_network(source.build())
     except ValueError as error:
