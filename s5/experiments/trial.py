@@ -30,7 +30,7 @@ ROUNDING = 1e-6  # the curve's numbers have six decimals
 class Trial:
     """A variant trained from one seed, with its result in the last epoch. Raises ValueError for what cannot be.
 
-    Checked are types, and what must agree: the accuracy is that of the right answers in the last epoch and of the
+    Checked are types, ranges, and what must agree: the accuracy is that of the right answers in the last epoch and of the
     mistakes, and the curve has an entry for every epoch of the recipe.
     """
 
@@ -63,6 +63,9 @@ class Trial:
         for name, allowed in (("split", SPLITS), ("precision", PRECISIONS), ("data", DATA)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(allowed)}, not {short(getattr(self, name))}")
+        for name, least in (("seed", 0), ("parameters", 1), ("macs", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}")
         if not len(self.curve) == self.epochs == self.recipe.epochs:
             counts = f"{self.recipe.epochs} epochs by the recipe, {len(self.curve)} by the curve"
             raise ValueError(f"{counts}, and {self.epochs} stated")
