@@ -75,8 +75,10 @@ class Trial:
             raise ValueError(f"right answers and mistakes are {images:,} images, not {IMAGES:,}")
         best = max(epoch["eval_accuracy"] for epoch in self.curve)
         for accuracy, of_curve in ((self.accuracy, last["eval_accuracy"]), (self.best_accuracy, best)):
-            if abs(accuracy - of_curve) > ROUNDING:
+            if not abs(accuracy - of_curve) <= ROUNDING:  # also if it is NaN
                 raise ValueError(f"the accuracy is {accuracy}, and {of_curve} by the curve")
+        if any(type(digit) is not int or not 0 <= digit <= 9 for digit in self.mistakes.values()):
+            raise ValueError("mistakes must be {image number: digit}")
         if abs(self.accuracy - 100 * last["eval_correct"] / images) > ROUNDING:
             raise ValueError(f"the accuracy is {self.accuracy}, but {len(self.mistakes)} of {images:,} are mistakes")
 

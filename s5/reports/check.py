@@ -118,7 +118,8 @@ def history_faults(trials: list[Trial]) -> Iterator[str]:
         yield f"{NOTE}the history is not checked: this is a shallow clone, or no git checkout"
         return
     ledger = str(LEDGER.relative_to(ROOT))
-    changes = _git("log", "--numstat", "--format=", f"{REWRITTEN}..HEAD", "--", ledger).splitlines()
+    log = "log", "--first-parent", "-m", "--numstat", "--format="
+    changes = _git(*log, f"{REWRITTEN}..HEAD", "--", ledger).splitlines()
     changes += _git("diff", "--numstat", "HEAD", "--", ledger).splitlines()
     if lost := sum(int(change.split()[1]) for change in changes):
         yield f"{lost} lines of {ledger} were changed or removed since {REWRITTEN[:7]}, but it may only grow"

@@ -42,8 +42,10 @@ def _runs_on_the_gpu_alone(model: nn.Module) -> bool:
 
 def _is_project_loss(loss: Callable[..., Tensor]) -> bool:
     """True for a loss of the project that uses no network of a user, such as a teacher."""
+    if not is_project_code(loss):
+        return False
     used = [cell.cell_contents for cell in getattr(loss, "__closure__", None) or ()]
-    return is_project_code(loss) and all(_runs_on_the_gpu_alone(each) for each in used if isinstance(each, nn.Module))
+    return all(_runs_on_the_gpu_alone(each) for each in used if isinstance(each, nn.Module))
 
 
 class GraphedStep:

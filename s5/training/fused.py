@@ -30,9 +30,15 @@ def fused_forwards(model: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tenso
         if type(module) is nn.Sequential and has_only_project_layers(module):
             layers = _fused_layers(list(module))
             if len(layers) < len(module):
-                fused = nn.Sequential(*layers)
-                forwards[module] = fused.forward if is_known else lambda images, fused=fused: fused(images).contiguous()
+                forwards[module] = (nn.Sequential if is_known else ContiguousSequential)(*layers).forward
     return forwards
+
+
+class ContiguousSequential(nn.Sequential):
+    """Layers whose results are in the usual memory layout."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).contiguous()
 
 
 def _fused_layers(layers: list[nn.Module]) -> list[nn.Module]:
