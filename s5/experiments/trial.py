@@ -30,8 +30,8 @@ ROUNDING = 1e-6  # the curve's numbers have six decimals
 class Trial:
     """A variant trained from one seed, with its result in the last epoch. Raises ValueError for what cannot be.
 
-    Checked are types, ranges, and what must agree: the accuracy is that of the right answers in the last epoch and of the
-    mistakes, and the curve has an entry for every epoch of the recipe.
+    Checked are types, ranges, and what must agree: the accuracy is that of the right answers in the last epoch and of
+    the mistakes, and the curve has an entry for every epoch of the recipe.
     """
 
     variant: str  # a name of variants.py or claims.py; a network of the user's: as `network`
