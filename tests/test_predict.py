@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save
 
 from s5.commands import predict
 from s5.inference.predict import read
-from s5.inference.trained import trained_networks
-from s5.training.files import WEIGHTS
+from s5.inference.trained import trained_networks, weights_file
 from tests.utils import draw_digit, to_bytes
 
 
@@ -103,7 +102,7 @@ def test_wrong_arguments_are_reported_in_one_line(tmp_path, capsys):
 
 
 def bad_weights(change) -> bytes:
-    state = load_file(WEIGHTS)
+    state = load_file(weights_file("s5"))
     change(state)
     return save(state)
 
