@@ -1,4 +1,4 @@
-"""The claims on the test set, other networks that are trained by name, and how a network is found by what is typed."""
+"""The claims on the test set, other networks that are trained by name, and the look-up of a network."""
 
 from __future__ import annotations
 
