@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from helpers import Loss, build, cross_entropy, fit
 from s5.experiments.claims import KNOWN
-from s5.training.checkpoint import load_weights, save_weights
+from s5.training.checkpoint import data_digest, load_weights, save_weights
 from s5.training.device import pick_device, to_device
 from s5.training.files import TEACHERS
 from s5.training.mnist import MnistData
@@ -81,18 +81,18 @@ def load_teacher(recipe: Recipe, data: MnistData, device: str = "auto", folder: 
 
 def _trained(variant: str, seed: int, data: MnistData, device: str, folder: Path) -> nn.Module:
     """One teacher: loaded from `folder`, trained first if it is not there."""
-    architecture, recipe = KNOWN[variant].build, KNOWN[variant].recipe
+    known, recipe = KNOWN[variant], KNOWN[variant].recipe
     if SMOKE or data.source == "sample":
         recipe = recipe.for_smoke()
-    content = json.dumps([variant, KNOWN[variant].network_name, recipe.as_dict(), seed, str(data)], sort_keys=True)
+    content = json.dumps([variant, known.network_name, recipe.as_dict(), seed, data_digest(data)], sort_keys=True)
     path = folder / f"{variant}-{data.split}-{seed}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     device = pick_device(device)
     with FileLock(path.with_suffix(".lock")):  # several trials may need the same teacher at once
         if not path.exists():
-            model = build(architecture, seed)
+            model = build(known.build, seed)
             history = fit(model, data, recipe, seed=seed, device=device, eval_every=recipe.epochs, progress=False)
             if len(history) < recipe.epochs:  # a stored teacher is never trained again, so it must be complete
                 raise KeyboardInterrupt
             save_weights(model, path)
-    return to_device(load_weights(build(architecture, seed), path), device)
+    return to_device(load_weights(build(known.build, seed), path), device)

@@ -117,8 +117,7 @@ def draw_networks(below: int, count: int, seed: int) -> list[str]:
     """
     if min(below, count) < 1:
         raise ValueError(f"below and trials must be 1 or more, not {below} and {count}")
-    draw, lines = random.Random(seed), {}  # a dict keeps the order
-    in_vain = 0
+    draw, lines, in_vain = random.Random(seed), {}, 0  # a dict keeps the order
     while len(lines) < count and in_vain < DRAWS:
         line = _draw_line(draw, below)
         in_vain += 1

@@ -46,7 +46,7 @@ class TrainingState:
             device = torch.device("cuda", torch.cuda.current_device())
         self.recipe = recipe
         self.run = {"seed": seed, "device": str(device), "precision": precision, "threads": threads}
-        self.run |= {"data": str(data), "is_sample": data.source == "sample", "sha256": _digest(data)}
+        self.run |= {"data": str(data), "is_sample": data.source == "sample", "sha256": data_digest(data)}
         self.model = model
         self.optimizer = make_optimizer(model.parameters(), recipe)
         self.scheduler = make_scheduler(self.optimizer, recipe, len(data.train_images))
@@ -107,7 +107,8 @@ class TrainingState:
         self.history = copy.deepcopy(state["history"])
 
 
-def _digest(data: MnistData) -> str:
+def data_digest(data: MnistData) -> str:
+    """What tells the images and labels from others, also from as many others."""
     digest = hashlib.sha256()
     for name in TENSORS:
         digest.update(getattr(data, name).cpu().contiguous().numpy())
