@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shlex
 import sys
 from datetime import datetime
@@ -27,7 +28,7 @@ from s5.training.command_line import (
     recipe_changes,
     run_command,
 )
-from s5.training.files import atomic_path, check_folder, hold_folder
+from s5.training.files import RUNS, atomic_path, check_folder, hold_folder
 from s5.training.recipe import Recipe, check_seed
 
 # Torch takes seconds to load, so what needs it is imported after the options are parsed.
@@ -47,7 +48,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     about = "default auto: bfloat16 if the device multiplies it natively"
     group.add_argument("--precision", choices=PRECISIONS, default="auto", help=about)
     group = parser.add_argument_group("data").add_mutually_exclusive_group()
-    group.add_argument("--data", type=Path, metavar="DIR", help="MNIST folder (default: $MNIST_ROOT, else data/)")
+    group.add_argument(
+        "--data", metavar="NAME", help="mnist (default), fashion, kmnist, or a folder with files as MNIST's"
+    )
     group.add_argument("--smoke", action="store_true", help="two epochs on a small sample; needs no download")
     group = parser.add_argument_group("results").add_mutually_exclusive_group()
     group.add_argument("--output", type=Path, metavar="DIR", help="default: a new folder under runs/")
@@ -55,8 +58,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_recipe_options(parser, "recipe", defaults, skip=DISTILLATION)
     options = parser.parse_args(arguments)
 
-    if options.data and not options.data.is_dir():
-        parser.error(f"--data {options.data}: there is no such folder")
     try:
         check_seed(options.seed or 0)
         check_threads(options.threads)
@@ -64,7 +65,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     name = f"{datetime.now():%Y%m%d-%H%M%S}-seed{options.seed or 0}"
-    options.output = options.resume or options.output or Path("runs", name)
+    options.source = "sample" if options.smoke else options.data or "mnist"
+    options.output = options.resume or options.output or Path(os.path.relpath(RUNS / name))
     return options
 
 
@@ -72,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The whole command; returns its exit code: 0, 1 for a failure, 130 after Ctrl-C."""
     options = parse_arguments(arguments)
 
-    from s5.training.mnist import load_mnist, load_sample
+    from s5.training.mnist import load_data
 
     try:
         check_folder(options.output)  # before hours of training
@@ -81,13 +83,13 @@ def main(arguments: list[str] | None = None) -> int:
                 restore_options(options)
             elif (options.output / CHECKPOINT).exists():
                 raise OSError(f"{options.output} already holds a run: --resume it, or choose another folder")
-            run(options, load_sample() if options.smoke else load_mnist(options.data, options.data is None))
+            run(options, load_data(options.source, allow_sample=not options.data))
             return 0
     except (ValueError, RuntimeError, OSError) as error:  # among them DataError, CheckpointError, DivergenceError
         print(f"main.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        again = ["--resume", str(options.output), *(["--data", str(options.data)] if options.data else [])]
+        again = ["--resume", str(options.output), *(["--data", options.data] if options.data else [])]
         is_saved = (options.output / CHECKPOINT).exists()
         to_continue = f"To continue: python main.py {shlex.join(again)}"
         print(to_continue if is_saved else "Interrupted in the first epoch: nothing is saved.")
@@ -100,6 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
 def restore_options(options: argparse.Namespace) -> None:
     """Take from the checkpoint what the command line does not set; `fit` refuses what differs from it."""
     from s5.training.checkpoint import load_checkpoint
+    from s5.training.mnist import NAMES
 
     stored = load_checkpoint(options.resume / CHECKPOINT)
     begun = stored["run"]
@@ -108,7 +111,9 @@ def restore_options(options: argparse.Namespace) -> None:
     options.precision = begun["precision"] if options.precision == "auto" else options.precision
     options.seed = begun["seed"] if options.seed is None else options.seed
     options.threads = options.threads or begun["threads"]
-    options.smoke |= begun["is_sample"] and options.data is None
+    options.source = options.data or begun["source"]
+    if options.source not in NAMES and not options.data:
+        raise ValueError(f"this run was begun with {options.source}: name the folder of these data, too, with --data")
     if len(stored["history"]) == options.recipe.epochs:
         print("This run is complete: nothing is left to train, and its results are written again.")
 

@@ -27,11 +27,11 @@ def test_only_changed_weights_are_measured(tmp_path, monkeypatch, small):
     path = tmp_path / "robustness.json"
     path.write_bytes(cards.ROBUSTNESS.read_bytes())
     monkeypatch.setattr(cards, "ROBUSTNESS", path)
-    monkeypatch.setattr(cards, "load_mnist", lambda **_: pytest.fail("measured again"))
+    monkeypatch.setattr(cards, "load_data", lambda **_: pytest.fail("measured again"))
     cards.measure()
     checksums = {name: cards.checksum(name) for name in trained_networks()} | {"s5": "new"}
     monkeypatch.setattr(cards, "checksum", checksums.get)
-    monkeypatch.setattr(cards, "load_mnist", lambda **_: small.subset(20, 20))
+    monkeypatch.setattr(cards, "load_data", lambda **_: small.subset(20, 20))
     cards.measure()
     records = read_measurements(cards.ROBUSTNESS)
     assert (records["s5"]["weights"], records["s5"]["images"]) == ("new", 20)

@@ -39,7 +39,7 @@ def test_weights_are_compared_with_their_line(trials, small, tmp_path, monkeypat
         (tmp_path / "MNIST" / "raw").mkdir(parents=True, exist_ok=True)
         (tmp_path / "MNIST" / "raw" / name).touch()
     monkeypatch.setenv("MNIST_ROOT", str(tmp_path))
-    monkeypatch.setattr(check, "load_mnist", lambda **_: small)
+    monkeypatch.setattr(check, "load_data", lambda **_: small)
     monkeypatch.setattr(check, "trained_networks", lambda: ["s5"])
     (text,) = check.weights_faults(trials)
     assert text.startswith("the weights of s5 differ from the ledger in")

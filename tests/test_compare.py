@@ -29,7 +29,7 @@ def path(monkeypatch, tmp_path):
     """Replaces training; returns the path of the user's ledger."""
     monkeypatch.setattr(sweep, "run_trial", stand_in)
     monkeypatch.setattr(sweep, "run_locally", run_here)
-    monkeypatch.setattr(sweep, "load_data", lambda sample: None)
+    monkeypatch.setattr(sweep, "load_data", lambda *_, **__: None)
     monkeypatch.setattr(compare, "pick_precision", lambda name, device: "float32" if name == "auto" else name)
     monkeypatch.setattr(compare, "LEDGER", tmp_path / "results.jsonl")
     return tmp_path / "runs.jsonl"
@@ -64,7 +64,7 @@ def test_two_recipes_of_one_network_are_compared(path):
     result = compare.compare("s5", "s5", [100, 101], **changes, ledger=path, **HERE)
     assert [trial.recipe.rotation for trial in read_strictly(path)] == [0.0, 10.0] * 2
     assert list(result.table["Network"]) == ["s5, rotation 10.0 → 0.0", "s5"]
-    assert result.verdict.startswith("s5, rotation 10.0 → 0.0 against s5: +0.000 points on mnist validation images")
+    assert result.verdict.startswith("s5, rotation 10.0 → 0.0 against s5: +0.000 points on MNIST validation images")
     assert result.verdict.endswith("from each of 2 seeds, so the noise between seeds is unknown. Use more seeds.")
     with pytest.raises(ValueError, match="s5 and s5 are the same network, and one recipe would train both"):
         compare.compare("s5", "s5", [100], own_changes={"rotation": 10.0}, ledger=path)
@@ -82,7 +82,7 @@ def trials(name: str, *accuracies: float) -> dict[str, list[Trial]]:
 
 def test_a_verdict_names_the_noise_and_networks_that_are_hardly_trained():
     for own, others, start, end in (
-        ((99.4, 99.3, 99.5), (98.4, 98.2, 98.6), "s5 is better than wide: +1.000 points on sample", " 3 seeds)."),
+        ((99.4, 99.3, 99.5), (98.4, 98.2, 98.6), "s5 is better than wide: +1.000 points on MNIST SAMPLE", " 3 seeds)."),
         ((99.4, 99.3, 99.5), (99.4, 99.4, 99.3), "No difference beyond the noise between s5 and wide", " 3 seeds)."),
         ((60.0, 60.0, 60.0), (51.0, 51.0, 51.1), "s5 is better than wide", " Neither gets 90% right: trained for long"),
     ):

@@ -98,7 +98,7 @@ def test_all_networks_are_recorded(compiler, exported, sample, tmp_path, capsys,
     monkeypatch.setattr(onnx_files, "to_onnx", lambda model, path, _: path.write_bytes(exported.read_bytes()))
     monkeypatch.setattr("s5.inference.trained.trained_networks", lambda: ["s5"])
     monkeypatch.setattr(export, "EXPORT", tmp_path / "export.json")
-    monkeypatch.setattr("s5.training.mnist.load_mnist", lambda allow_sample: sample)
+    monkeypatch.setattr("s5.training.mnist.load_data", lambda *_, **__: sample)
     assert main(["onnx", "--record", "--output", str(tmp_path)]) == 0
     assert "Cycles on a chip are not measured" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"export.json", "s5-int8.onnx", "s5.onnx", "s5.c", "s5.h"}

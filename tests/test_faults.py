@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 RUN = ["--smoke", "--device", "cpu", "--epochs", "2", "--batch-size", "100", "--output"]
-SWEEP = ["--sample", "--device", "cpu", "--variants", "s5", "--seeds", "0-1", "--workers", "1"]
+SWEEP = ["--data", "sample", "--device", "cpu", "--variants", "s5", "--seeds", "0-1", "--workers", "1"]
 SWEEP += ["--epochs", "1", "--batch-size", "200", "--ema-decay", "0", "--ledger"]
 CHANGES = {"epochs": 1, "batch_size": 200, "ema_decay": 0.0}  # of the recipe: what the sweep says
 FILES = {"checkpoint.pt", "weights.safetensors", "history.json", "curves.png"}
@@ -105,7 +105,7 @@ def test_a_killed_run_is_resumed_to_the_same_result(undisturbed_run, tmp_path, k
 def test_a_killed_sweep_is_continued_to_the_same_trials(tmp_path, kills):
     undisturbed = tmp_path / "undisturbed.jsonl"
     for seed in (0, 1):
-        append_trial(run_trial("s5", seed, "validation", CHANGES, sample=True, device="cpu"), undisturbed)
+        append_trial(run_trial("s5", seed, "validation", CHANGES, data="sample", device="cpu"), undisturbed)
     done = 0
     while done < kills:
         command = [*SWEEP, str(tmp_path / f"{done}.jsonl")]

@@ -65,7 +65,9 @@ def test_stored_from_the_full_mnist(notebook):
     counts = "(60,000 training and 10,000 test|50,000 training and 10,000 validation)"
     assert re.search(rf"^MNIST: {counts} images", text, re.M)
     source = "\n".join(cell.source for cell in notebook.cells)
-    assert re.search(r"load_sample\(\)(\.subset\(600, 200\))? if SMOKE else load_mnist\(\)", source)
+    assert re.search(
+        r'load_data\("sample"(\).subset\(600, 200\) if SMOKE else load_data\(| if SMOKE else "mnist")\)', source
+    )
 
 
 def test_no_path_of_the_machine_is_stored(notebook):

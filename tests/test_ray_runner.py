@@ -83,7 +83,7 @@ def test_a_trial_on_a_cluster_has_the_result_of_the_same_trial_here(nodes, tmp_p
     code = "from torch import nn\nfrom blocks import linear\ndef MyNet(): return nn.Sequential(nn.Flatten(), linear())"
     (tmp_path / "mine.py").write_text(code)
     own = from_file(f"{tmp_path}/mine.py:MyNet")
-    options = {"split": "validation", "changes": {"epochs": 1}, "sample": True, "device": "cpu", "threads": 1}
+    options = {"split": "validation", "changes": {"epochs": 1}, "data": "sample", "device": "cpu", "threads": 1}
     trials = [{**options, "variant": variant, "seed": seed} for seed, variant in enumerate(("s5", own))]
     path = tmp_path / "ledger.jsonl"
     assert ray_runner.run_on_ray(trials, small, path, run_in_copy, nodes.address, install=False) == 0
@@ -107,7 +107,7 @@ def stand_in(seed, **_):
     return line
 
 sweep.run_trial = stand_in
-sweep.load_data = lambda sample: None
+sweep.load_data = lambda *_, **__: None
 sweep.run_on_ray = partial(ray_runner.run_on_ray, install=False)
 sys.exit(command.main(sys.argv[1:]))
 """
@@ -116,7 +116,8 @@ sys.exit(command.main(sys.argv[1:]))
 @needs_ray
 def test_an_interrupted_sweep_leaves_no_trial_running(nodes, tmp_path, interruptible):
     path = tmp_path / "ledger.jsonl"
-    options = ["--variants", "s5", "--seeds", "0-2", "--epochs", "1", "--sample", "--ledger", str(path), "--ray"]
+    options = ["--variants", "s5", "--seeds", "0-2", "--epochs", "1", "--data", "sample", "--ledger", str(path)]
+    options += ["--ray"]
     whole = [sys.executable, "-c", SCRIPT, *options, nodes.address]
     process = subprocess.Popen(whole, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for(lambda: busy_workers() and path.exists() and path.read_bytes(), 240)
@@ -131,7 +132,7 @@ def test_an_interrupted_sweep_leaves_no_trial_running(nodes, tmp_path, interrupt
 def run_sweep(tmp_path, *options: str) -> int:
     """The sweep of a trial on the sample, with `options`."""
     path = str(tmp_path / "ledger.jsonl")
-    return command.main(["--variants", "s5", "--seeds", "0", "--sample", "--ledger", path, *options])
+    return command.main(["--variants", "s5", "--seeds", "0", "--data", "sample", "--ledger", path, *options])
 
 
 @needs_ray

@@ -26,7 +26,7 @@ def path(monkeypatch, tmp_path):
     """Replaces training; returns the path of the user's ledger."""
     monkeypatch.setattr(sweep, "run_trial", stand_in)
     monkeypatch.setattr(sweep, "run_locally", run_here)
-    monkeypatch.setattr(sweep, "load_data", lambda sample: None)
+    monkeypatch.setattr(sweep, "load_data", lambda *_, **__: None)
     monkeypatch.setattr(search, "pick_precision", lambda *_: "float32")  # which the stand-in returns
     return tmp_path / "ledger.jsonl"
 

@@ -76,6 +76,6 @@ def test_results_in_words(sample):
     assert statistics.mean_text([99.4, 99.6], 2) == "99.50 ± 0.14"
     assert statistics.mean_text([99.4], 3) == "99.400"
     interval = "(990/1000, 95% interval 98.17–99.46%)"
-    assert statistics.describe_result(990, sample) == f"99.00% on the SAMPLE's test images {interval}"
+    assert statistics.describe_result(990, sample) == f"99.00% on the sample test images {interval}"
     mnist = replace(sample, source="mnist")
     assert statistics.describe_result(990, mnist) == f"99.00% on the test images {interval}"

@@ -32,7 +32,7 @@ def path(tmp_path, monkeypatch):
     """The user's ledger; the project's is empty, and nothing is trained."""
     monkeypatch.setattr(sweep, "run_trial", stand_in)
     monkeypatch.setattr(sweep, "run_locally", run_here)
-    monkeypatch.setattr(sweep, "load_data", lambda sample: None)
+    monkeypatch.setattr(sweep, "load_data", lambda *_, **__: None)
     monkeypatch.setattr(sweep, "LEDGER", tmp_path / "results.jsonl")
     monkeypatch.setattr(sweep, "USER_LEDGER", tmp_path / "runs.jsonl")
     return tmp_path / "runs.jsonl"
@@ -76,14 +76,15 @@ def test_what_cannot_be_written_is_reported_before_training(path, tmp_path, caps
     (tmp_path / "file").touch()
     monkeypatch.setattr("s5.experiments.local_runner.ProcessPoolExecutor", None)
     for option in ("--ledger", "--weights"):
-        options = ["--sample", "--variants", "s5", "--seeds", "987", option, str(tmp_path / "file" / "ledger.jsonl")]
+        path = str(tmp_path / "file" / "ledger.jsonl")
+        options = ["--data", "sample", "--variants", "s5", "--seeds", "987", option, path]
         assert command.main(options) == 1
         assert "sweep: cannot write into " in capsys.readouterr().err
 
 
 def test_a_command_warns_in_one_line(tmp_path):
     (tmp_path / "ledger.jsonl").write_text('{"variant": "s5"\n')
-    options = ["--sample", "--dry-run", "--variants", "s5", "--ledger", tmp_path / "ledger.jsonl"]
+    options = ["--data", "sample", "--dry-run", "--variants", "s5", "--ledger", tmp_path / "ledger.jsonl"]
     whole = [sys.executable, "-m", "s5", "sweep", *options]
     process = subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert process.returncode == 0
@@ -98,9 +99,12 @@ def test_a_sweep_records_in_the_users_ledger_and_skips_what_is_there_or_in_the_p
     project = tmp_path / "results.jsonl"
     ledger.append_trial(stand_in("s5", 0, {"epochs": 2}), project)
     before = project.read_bytes()
-    options = ["--variants", "s5,original,s5", "--epochs", "2", "--sample"]
+    options = ["--variants", "s5,original,s5", "--epochs", "2", "--data", "sample"]
     assert command.main([*options, "--seeds", "0-1"]) == 0
-    assert "4 trials, sample validation: 1 already recorded, 3 to run" in capsys.readouterr().out
+    assert (
+        "4 trials, MNIST SAMPLE (not the full data set) validation: 1 already recorded, 3 to run"
+        in capsys.readouterr().out
+    )
     assert [(each.variant, each.seed) for each in read_strictly(path)] == [("original", 0), ("s5", 1), ("original", 1)]
     assert project.read_bytes() == before
     assert command.main([*options, "--seeds", "0-1"]) == 0
@@ -113,7 +117,7 @@ def test_a_sweep_records_in_the_users_ledger_and_skips_what_is_there_or_in_the_p
 
 
 def test_another_recipe_split_seed_or_precision_is_another_trial(path, capsys):
-    options = ["--variants", "s5", "--seeds", "1", "--epochs", "2", "--sample", "--dry-run"]
+    options = ["--variants", "s5", "--seeds", "1", "--epochs", "2", "--data", "sample", "--dry-run"]
     ledger.append_trial(stand_in("s5", 1, {"epochs": 2}), path)
     for other in ([], ["--epochs", "3"], ["--split", "test"], ["--seeds", "2"], ["--precision", "bfloat16"]):
         command.main([*options, *other])
@@ -121,7 +125,7 @@ def test_another_recipe_split_seed_or_precision_is_another_trial(path, capsys):
 
 
 def test_a_dry_run_lists_the_missing_trials_and_runs_nothing(path, capsys):
-    assert sweep.sweep(None, [0], sample=True, device="cpu", dry_run=True) == 0
+    assert sweep.sweep(None, [0], data="sample", device="cpu", dry_run=True) == 0
     _, *trials, duration = capsys.readouterr().out.splitlines()
     assert trials == [f"  {name}, seed 0" for name in VARIANTS]
     assert duration == "no estimate of the time: nothing comparable is recorded"
@@ -133,7 +137,7 @@ def test_the_duration_is_estimated_from_recorded_trials_by_their_multiply_adds(p
     others = [{"precision": "bfloat16"}, {"device": "cuda: NVIDIA H100"}, {"data": "mnist"}]
     trials += [make_trial(seconds=1e9, **other) for other in others]
     work = [(VARIANTS["s5"], 20)] * 10  # 1.95 million multiply-adds: 19.5 seconds an epoch
-    here = (trials, True, "cpu", "float32")
+    here = (trials, "sample", "cpu", "float32")
     assert sweep.estimate(work, *here, 2) == "about 33 minutes with 2 at a time"
     assert sweep.estimate(work, *here, None) == "about 65 minutes of work, shared by the cluster's workers"
 
@@ -141,7 +145,7 @@ def test_the_duration_is_estimated_from_recorded_trials_by_their_multiply_adds(p
 def test_networks_of_the_users_are_variants(path, tmp_path, capsys):
     code = "from torch import nn\ndef MyNet():\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
     (tmp_path / "mine.py").write_text(code)
-    options = ["--variants", f"conv 4  8 GAP, {tmp_path}/mine.py:MyNet,s5", "--seeds", "0", "--sample"]
+    options = ["--variants", f"conv 4  8 GAP, {tmp_path}/mine.py:MyNet,s5", "--seeds", "0", "--data", "sample"]
     assert command.main(options) == 0
     line, own, named = read_strictly(path)
     assert (line.variant, own.variant.split("@")[0], named.variant) == ("conv 4 8 gap", "MyNet", "s5")
@@ -158,27 +162,27 @@ def test_one_worker_per_core_and_one_thread_each_by_default(path, monkeypatch):
     monkeypatch.setattr(sweep, "cores", lambda: 6)
     monkeypatch.setattr(sweep, "run_locally", lambda todo, *rest: calls.append((rest[-1], todo[0]["threads"])) or 0)
     for count, options in ((9, {}), (3, {}), (9, {"workers": 2, "threads": 3})):
-        sweep.sweep(["s5"], list(range(count)), sample=True, device="cpu", **options)
+        sweep.sweep(["s5"], list(range(count)), data="sample", device="cpu", **options)
     assert calls == [(6, 1), (3, 1), (2, 3)]
 
 
 def test_the_options_of_ray_are_passed_on(path, monkeypatch):
     calls = []
     monkeypatch.setattr(sweep, "run_on_ray", lambda *arguments: calls.append(arguments[3:]) or 0)
-    options = ["--variants", "s5", "--seeds", "0", "--sample", "--ray", "auto"]
+    options = ["--variants", "s5", "--seeds", "0", "--data", "sample", "--ray", "auto"]
     assert command.main(options) == 0
     assert command.main([*options, "--workers", "2", "--gpus-per-trial", "0.5", "--retries", "1"]) == 0
     assert calls == [(stand_in, "auto", None, 0, 2), (stand_in, "auto", 2, 0.5, 1)]
 
 
 def test_a_failed_trial_is_counted_and_the_others_are_summarised(path, capsys):
-    assert command.main(["--variants", "sgd,s5", "--seeds", "0-1", "--sample"]) == 1
+    assert command.main(["--variants", "sgd,s5", "--seeds", "0-1", "--data", "sample"]) == 1
     output = capsys.readouterr().out
     assert "sgd, seed 0: FAILED, RuntimeError: no luck today" in output
     assert "s5       2 99.400   99.400" in output
 
 
 def test_weights_of_the_trials_that_are_run_are_saved_in_the_folder(path, tmp_path):
-    options = ["--variants", "s5", "--sample", "--weights", str(tmp_path / "w")]
+    options = ["--variants", "s5", "--data", "sample", "--weights", str(tmp_path / "w")]
     assert command.main([*options, "--seeds", "0"]) == 0
     assert [file.name for file in (tmp_path / "w").iterdir()] == ["s5-seed0.safetensors"]

@@ -22,7 +22,7 @@ from tests.utils import make_trial, read_strictly
 
 
 def run_trial(data, variant="s5", split="validation", changes=None, **options) -> Trial:
-    here = {"sample": True, "device": "cpu", "threads": 1, "data": data}
+    here = {"device": "cpu", "threads": 1, "loaded": data}
     return trial.run_trial(variant, 3, split, {"epochs": 1} | (changes or {}), **here, **options)
 
 

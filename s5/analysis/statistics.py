@@ -11,6 +11,8 @@ from collections.abc import Sequence, Set
 
 from scipy import stats
 
+from s5.training.mnist import split_title
+
 CLAIMED_ACCURACY = 99.4  # percent: the mean over seeds is claimed to be above it
 
 
@@ -114,8 +116,8 @@ def describe_seeds(accuracies: list[float]) -> str:
 
 
 def describe_result(correct: int, data) -> str:
-    """For example "99.42% on the test images (9942/10000, 95% interval 99.25–99.55%)"; names the sample, if used."""
+    """For example "99.42% on the test images (9942/10000, 95% interval 99.25–99.55%)"; names other data than MNIST."""
     total = len(data.eval_labels)
     low, high = wilson_interval(correct, total)
-    held_out = f"{data.split} images" if data.source == "mnist" else f"SAMPLE's {data.split} images"
-    return f"{100 * correct / total:.2f}% on the {held_out} ({correct}/{total}, 95% interval {low:.2f}–{high:.2f}%)"
+    images = f"{split_title(data.source, data.split)} images"
+    return f"{100 * correct / total:.2f}% on the {images} ({correct}/{total}, 95% interval {low:.2f}–{high:.2f}%)"

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 
-from s5.experiments.trial import load_data
 from s5.training.device import bfloat16_instructions, cores, pick_precision
-from s5.training.mnist import MnistData
+from s5.training.mnist import MnistData, load_data
 from s5.training.provenance import provenance
 
 CPU = torch.device("cpu")
@@ -21,7 +20,7 @@ CPU = torch.device("cpu")
 
 def load(smoke: bool) -> MnistData:
     """MNIST, or in a smoke run a part of the sample. Raises DataError if MNIST cannot be loaded."""
-    return load_data(True).subset(640, 200) if smoke else load_data(False)
+    return load_data("sample").subset(640, 200) if smoke else load_data(allow_sample=False)
 
 
 def summarize(values: list[float]) -> dict:

@@ -79,10 +79,10 @@ def write_files(options: argparse.Namespace) -> int:
     from s5.deployment.export import export, record
     from s5.inference.trained import trained_networks
     from s5.training.device import use_threads
-    from s5.training.mnist import load_mnist, load_sample
+    from s5.training.mnist import load_data
 
     names = trained_networks() if "all" in options.names else options.names
-    data = load_sample() if options.smoke else load_mnist(allow_sample=not options.record)
+    data = load_data("sample" if options.smoke else "mnist", allow_sample=not options.record)
     formats = {"onnx", "c"} if options.record else {options.format}
     with use_threads(1):  # as in the other formats: for one small image more cost more than they save
         rows = export(names, formats, data, options.output, options.weights, repeats=3 if options.smoke else 300)

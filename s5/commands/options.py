@@ -17,7 +17,7 @@ def make_parser(name: str, description: str, usage: str) -> Parser:
 
 def add_trial_options(add: Callable) -> None:
     """The options of every command that runs trials; `add` is `add_argument`."""
-    add("--sample", action="store_true", help="use the small sample instead of MNIST")
+    add("--data", metavar="NAME", help="mnist (default), fashion, kmnist, sample, or a folder with files as MNIST's")
     add("--ledger", type=Path, metavar="FILE", help="record the trials there (default: runs/ledger.jsonl)")
     add("--device", metavar="NAME", help="auto, cpu, cuda or mps (default: auto)")
     add("--precision", choices=PRECISIONS, help="default: bfloat16 if the device multiplies it natively")

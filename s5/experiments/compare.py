@@ -22,6 +22,7 @@ from s5.experiments.variants import changes_in_words
 from s5.networks.user_code import Source
 from s5.training.device import pick_device, pick_precision
 from s5.training.files import LEDGER, USER_LEDGER
+from s5.training.mnist import data_title, split_title
 
 WELL_TRAINED = 90  # percent; below it, most networks have not been trained for long enough to be judged
 
@@ -46,7 +47,7 @@ def compare(
     other: str | Source | Callable[[], nn.Module] = "s5",
     seeds: list[int] = SEEDS,
     changes: dict | None = None,
-    sample: bool = False,
+    data: str | Path = "mnist",
     device: str = "auto",
     precision: str = "auto",
     workers: int | None = None,
@@ -55,10 +56,11 @@ def compare(
 ) -> Comparison:
     """Train both networks by the recipe of `other`, with `changes`, and compare them on the validation split.
 
-    A network is a variant's name, a line, "FILE.py:NAME", or a class (`claims.find_variant`). `own_changes` are of
-    the first one's recipe only: with them two recipes of one network are compared. Trials in `ledger` and in
-    results/ledger.jsonl are not trained again. Raises ValueError for a bad network or recipe, or for one that is
-    compared with itself, RuntimeError if a trial failed, DataError, OSError, and KeyboardInterrupt on Ctrl-C.
+    A network is a variant's name, a line, "FILE.py:NAME", or a class (`claims.find_variant`). `own_changes` are of the
+    first one's recipe only: with them two recipes of one network are compared. `data`: see `mnist.load_data`. Trials in
+    `ledger` and in results/ledger.jsonl are not trained again. Raises ValueError for a bad network or recipe, or for
+    one that is compared with itself, RuntimeError if a trial failed, DataError, OSError, and KeyboardInterrupt on
+    Ctrl-C.
     """
     variants = [find_variant(network), find_variant(other)]
     base = variants[1].recipe.changed(**changes or {})
@@ -70,7 +72,7 @@ def compare(
         names[0] += f", {own}"  # tells two recipes of one network apart
     sides = list(zip(names, variants, recipes, strict=True))
     precision = pick_precision(precision, pick_device(device))  # only trials of one precision are compared
-    shared = {"split": "validation", "sample": sample, "device": device, "precision": precision, "threads": 1}
+    shared = {"split": "validation", "data": data, "device": device, "precision": precision, "threads": 1}
     requested = [
         {"variant": variant.reference, "seed": seed, "changes": recipe.as_dict(), **shared}
         for seed in dict.fromkeys(seeds)
@@ -81,7 +83,7 @@ def compare(
         raise RuntimeError(f"{failed} of {len(requested)} trials failed. {RERUN}")
     groups = {name: select(trials, variant=variant.name, recipe=recipe) for name, variant, recipe in sides}
     accuracies = {name: [trial.accuracy for trial in group] for name, group in groups.items()}
-    figure = plot_seeds(accuracies, None, split="sample validation" if sample else "validation")
+    figure = plot_seeds(accuracies, None, split=split_title(trials[0].data, "validation"))
     return Comparison(network_table(groups), verdict(groups), figure)
 
 
@@ -110,7 +112,7 @@ def verdict(groups: dict[str, list[Trial]]) -> str:
     (name, own), (other, others) = groups.items()
     values, other_values = ({trial.seed: trial.accuracy for trial in group} for group in (own, others))
     difference = paired_difference(values, other_values)
-    n, points = difference["n"], f"{difference['mean']:+.3f} points on {own[0].data} {own[0].split} images"
+    n, points = difference["n"], f"{difference['mean']:+.3f} points on {data_title(own[0].data)} {own[0].split} images"
     if math.isnan(difference["p"]):
         alone = "from one seed, which decides nothing. Use several seeds."
         equal = f"from each of {n} seeds, so the noise between seeds is unknown. Use more seeds."

@@ -44,7 +44,7 @@ def run_on_ray(
     retries: int = 2,
     install: bool = True,
 ) -> int:
-    """Call `run(data=data, **trial)` for each of `trials` on a Ray cluster and append the results to the ledger.
+    """Call `run(loaded=data, **trial)` for each of `trials` on a Ray cluster and append the results to the ledger.
 
     Returns the number of failures. `address` is a cluster's; "auto" is the one this machine belongs to, or else one
     that is started here and stopped at the end. Each trial takes one CPU and `gpus` GPUs (may be a fraction). At most
@@ -76,7 +76,7 @@ def run_on_ray(
 
 def _run_trial(run: Callable[..., Trial], trial: dict, data: MnistData) -> Trial:
     """The Ray task."""
-    return run(data=data, **trial)
+    return run(loaded=data, **trial)
 
 
 @contextmanager

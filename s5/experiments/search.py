@@ -21,6 +21,7 @@ from s5.networks.grammar import NetworkError, parse
 from s5.training.command_line import plural
 from s5.training.device import pick_device, pick_precision
 from s5.training.files import LEDGER, USER_LEDGER
+from s5.training.mnist import split_title
 
 KEPT = 3  # one network in so many goes on, and is trained for so many times the epochs
 FINALISTS = 3  # networks in the last round, from all SEEDS; earlier rounds train from the first seed alone
@@ -45,7 +46,7 @@ def search(
     trials: int = 60,
     seed: int = 0,
     epochs: int = 1,
-    sample: bool = False,
+    data: str | Path = "mnist",
     device: str = "auto",
     precision: str = "auto",
     workers: int | None = None,
@@ -67,13 +68,13 @@ def search(
     """
     networks, recorded, plan = draw_networks(below, trials, seed), read_ledger(LEDGER), rounds(trials, epochs)
     precision = pick_precision(precision, pick_device(device))
-    shared = {"split": "validation", "sample": sample, "device": device, "precision": precision, "threads": 1}
+    shared = {"split": "validation", "data": data, "device": device, "precision": precision, "threads": 1}
     if dry_run:
         work = [(find_variant(line), longer * len(seeds)) for count, longer, seeds in plan for line in networks[:count]]
         print("\n  ".join(["The networks of the first round:", *networks]))
         print("\n".join(_describe(number, *each) for number, each in enumerate(plan, start=1)))
         at_once = workers or (None if ray else default_workers(device))
-        print(estimate(work, recorded, sample, device, precision, at_once))
+        print(estimate(work, recorded, str(data), device, precision, at_once))
         return None
     tried: list[list[Trial]] = []
     for number, (count, longer, seeds) in enumerate(plan, start=1):
@@ -91,8 +92,8 @@ def search(
         tried += complete.values()
         networks = sorted(complete, key=lambda line: mean_loss(complete[line]))[: max(FINALISTS, count // KEPT)]
     table = network_table({line: complete[line] for line in networks})
-    on, loss = " on the sample" if sample else "", mean_loss(complete[networks[0]])
-    title = f"{trials} networks below {below:,} parameters{on}: best validation loss {loss:.4f}"
+    images, loss = split_title(tried[0][0].data, "validation"), mean_loss(complete[networks[0]])
+    title = f"{trials} networks below {below:,} parameters: best {images} loss {loss:.4f}"
     return Found(networks[0], table, plot_search(tried, title))
 
 

@@ -16,12 +16,13 @@ from s5.experiments.claims import KNOWN, find_variant
 from s5.experiments.ledger import of_precision, read_ledger, select
 from s5.experiments.local_runner import run_locally, trial_name
 from s5.experiments.ray_runner import run_on_ray
-from s5.experiments.trial import SPLITS, Trial, load_data, run_trial, trial_key
+from s5.experiments.trial import SPLITS, Trial, run_trial, trial_key
 from s5.experiments.variants import VARIANTS, Variant
 from s5.networks.user_code import Source
 from s5.training.command_line import check_threads, plural
 from s5.training.device import cores, pick_device, pick_precision
 from s5.training.files import LEDGER, USER_LEDGER, check_folder
+from s5.training.mnist import NAMES, data_title, load_data
 from s5.training.recipe import check_seed
 
 SEEDS = [100, 101, 102]  # to choose by, unless others are given
@@ -32,7 +33,7 @@ def sweep(
     seeds: list[int] = SEEDS,
     split: str = "validation",
     changes: dict | None = None,
-    sample: bool = False,
+    data: str | Path = "mnist",
     device: str = "auto",
     precision: str = "auto",
     threads: int = 1,
@@ -48,7 +49,8 @@ def sweep(
 
     `variants` are names, lines, "FILE.py:NAME" or classes (`claims.find_variant`); None: those of `variants.py`. New
     trials are recorded in runs/ledger.jsonl; what that file or results/ledger.jsonl has is skipped. With `ledger`,
-    another file, only what that file has is skipped. `changes` replaces fields of the recipes.
+    another file, only what that file has is skipped. `changes` replaces fields of the recipes. `data`: see
+    `mnist.load_data`.
 
     By default there is one worker per CPU core, or one on a GPU, and each takes one thread, which is faster than one
     trial after another with all threads. `precision`: see `s5.training.device.pick_precision`; with "auto", trials that
@@ -61,7 +63,7 @@ def sweep(
     be written, ClusterError if there is no usable cluster, and KeyboardInterrupt on Ctrl-C; no process is left running.
     """
     found = list(dict.fromkeys(map(find_variant, list(VARIANTS) if variants is None else variants)))
-    fixed = {"split": split, "changes": changes, "sample": sample, "device": device, "precision": precision}
+    fixed = {"split": split, "changes": changes, "data": data, "device": device, "precision": precision}
     fixed |= {"threads": threads, "weights": weights}
     requested = [
         {"variant": variant.reference, "seed": seed, **fixed} for seed in dict.fromkeys(seeds) for variant in found
@@ -94,7 +96,7 @@ def run_missing(
     if not requested:
         raise ValueError("there is nothing to run: no variant, or no seed")
     shared = requested[0]
-    sample, split, device, precision = (shared[name] for name in ("sample", "split", "device", "precision"))
+    data, split, device, precision = (shared[name] for name in ("data", "split", "device", "precision"))
     folder = shared.get("weights")
     check_threads(shared["threads"])
     if workers is not None and workers < 1:
@@ -104,57 +106,59 @@ def run_missing(
     if split not in SPLITS:
         raise ValueError(f"split must be {' or '.join(SPLITS)}, not {split!r}")
     pick_precision(precision, pick_device(device))
-    keys = [_key(trial) for trial in requested]
+    source = data if data in NAMES else load_data(data).source
+    keys = [_key(trial, source) for trial in requested]
     done = {trial.key for trial in of_precision(recorded, precision)}
     todo = {key: trial for key, trial in zip(keys, requested, strict=True) if key not in done}
     skipped = f"{len(requested) - len(todo)} already recorded, {len(todo)} to run"
-    print(f"{plural(len(requested), 'trial')}, {'sample' if sample else 'mnist'} {split}: {skipped}")
+    print(f"{plural(len(requested), 'trial')}, {data_title(source)} {split}: {skipped}")
     if dry_run:
         print("\n".join(f"  {trial_name(trial)}" for trial in todo.values()))
     at_once = workers if ray is not None else min(workers or default_workers(device), max(1, len(todo)))
     if todo:
         work = [(find_variant(trial["variant"]), key[2].epochs) for key, trial in todo.items()]  # of a recipe
-        print(estimate(work, recorded, sample, device, precision, at_once))
+        print(estimate(work, recorded, source, device, precision, at_once))
     failed = 0
     if todo and not dry_run:
         if folder is not None:
             check_folder(folder)
-        data = load_data(sample)  # downloads it once, or fails with one error, before several trials need it
+        images = load_data(
+            data, allow_sample=False
+        )  # downloads it once, or fails with one error, before several trials need it
         if ray is None:
             failed = run_locally(list(todo.values()), ledger, run_trial, at_once)
         else:
-            failed = run_on_ray(list(todo.values()), data, ledger, run_trial, ray, workers, gpus_per_trial, retries)
+            failed = run_on_ray(list(todo.values()), images, ledger, run_trial, ray, workers, gpus_per_trial, retries)
         recorded = [*recorded, *read_ledger(ledger)]
     found = {trial.key: trial for trial in of_precision(recorded, precision)}
     return failed, [found[key] for key in keys if key in found]
 
 
-def _key(trial: dict) -> tuple:
-    """The `trial_key` of arguments of `run_trial`. Raises ValueError for those that make no sense."""
+def _key(trial: dict, source: str) -> tuple:
+    """The `trial_key` of arguments of `run_trial`, on data of this name. Raises ValueError if they make no sense."""
     check_seed(trial["seed"])
     variant = find_variant(trial["variant"])
     recipe = variant.recipe.changed(**trial["changes"] or {})
     if recipe.teacher and recipe.teacher not in KNOWN:
         raise ValueError(f"teacher must be a variant, {', '.join(KNOWN)}, not {recipe.teacher!r}")
-    data = "sample" if trial["sample"] else "mnist"
-    return trial_key(variant.name, variant.network_name, recipe, trial["seed"], trial["split"], data)
+    return trial_key(variant.name, variant.network_name, recipe, trial["seed"], trial["split"], source)
 
 
 def estimate(
     work: list[tuple[Variant, int]],
     recorded: list[Trial],
-    sample: bool,
+    source: str,
     device: str,
     precision: str,
     workers: int | None,
 ) -> str:
     """The expected duration of the training of (variant, epochs) pairs, as text.
 
-    The seconds of an epoch are read off a line through those of recorded trials, on the same data, in the precision and
-    on a device of this kind, against their multiply-adds. `workers` is the number of trials at a time, None if it
+    The seconds of an epoch are read off a line through those of recorded trials, on as many images, in the precision
+    and on a device of this kind, against their multiply-adds. `workers` is the number of trials at a time, None if it
     depends on a cluster.
     """
-    trials = select(of_precision(recorded, precision), data="sample" if sample else "mnist")
+    trials = select(of_precision(recorded, precision), data="sample" if source == "sample" else "mnist")
     trials = [trial for trial in trials if trial.device.startswith(pick_device(device).type)]
     if len({trial.macs for trial in trials}) < 2:
         return "no estimate of the time: nothing comparable is recorded"

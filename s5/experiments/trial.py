@@ -15,13 +15,13 @@ from s5.experiments.distillation import distillation_loss, load_teacher
 from s5.networks.user_code import Source
 from s5.training.checkpoint import save_weights
 from s5.training.device import pick_device, pick_precision, pick_threads, use_threads
-from s5.training.mnist import MnistData, load_mnist, load_sample, validation_split
+from s5.training.mnist import DATA_SETS, MnistData, load_data, validation_split
 from s5.training.progress import Epoch
 from s5.training.provenance import provenance
 from s5.training.recipe import Recipe, short
 
-IMAGES = 10_000  # in either evaluation split of the full MNIST
-SPLITS, PRECISIONS, DATA = ("validation", "test"), ("float32", "bfloat16"), ("mnist", "sample")
+IMAGES = 10_000  # in either evaluation split of MNIST, Fashion-MNIST and KMNIST
+SPLITS, PRECISIONS = ("validation", "test"), ("float32", "bfloat16")
 KINDS = {"str": str, "int": int, "float": (int, float), "list": list, "dict": dict, "Recipe": Recipe}
 ROUNDING = 1e-6  # the curve's numbers have six decimals
 
@@ -52,7 +52,7 @@ class Trial:
     precision: str  # of the forward and backward pass: "float32" or "bfloat16"
     versions: dict[str, str]
     commit: str
-    data: str  # "mnist" or "sample"
+    data: str  # the `source` of the `MnistData`
     time: str  # when the trial ended, UTC
 
     def __post_init__(self):
@@ -60,7 +60,7 @@ class Trial:
             value, kind = getattr(self, each.name), each.type.partition("[")[0]
             if not isinstance(value, KINDS[kind]) or isinstance(value, bool):
                 raise ValueError(f"{each.name} must be of the type {kind}, not {short(value)}")
-        for name, allowed in (("split", SPLITS), ("precision", PRECISIONS), ("data", DATA)):
+        for name, allowed in (("split", SPLITS), ("precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(allowed)}, not {short(getattr(self, name))}")
         for name, least in (("seed", 0), ("parameters", 1), ("macs", 1)):
@@ -71,7 +71,7 @@ class Trial:
             raise ValueError(f"{counts}, and {self.epochs} stated")
         last = self.curve[-1]
         images = last["eval_correct"] + len(self.mistakes)
-        if self.data == "mnist" and images != IMAGES:
+        if self.data in DATA_SETS and images != IMAGES:
             raise ValueError(f"right answers and mistakes are {images:,} images, not {IMAGES:,}")
         best = max(epoch["eval_accuracy"] for epoch in self.curve)
         for accuracy, of_curve in ((self.accuracy, last["eval_accuracy"]), (self.best_accuracy, best)):
@@ -108,52 +108,52 @@ def run_trial(
     seed: int,
     split: str,
     changes: dict | None = None,
-    sample: bool = False,
+    data: str | Path = "mnist",
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
-    data: MnistData | None = None,
+    loaded: MnistData | None = None,
     weights: str | Path | None = None,
 ) -> Trial:
     """Train one variant from one seed.
 
     `variant` is a name, a line or a `Source` (`claims.find_variant`). With the split "validation", trains on five
     sixths of the training images and evaluates on the others; with "test", trains on all and evaluates on the test
-    images. `changes` replaces fields of the recipe. All arguments and the result can be pickled, so that a trial can
-    run in any process on any host; `data` saves loading MNIST. `threads`: of the CPU; None: one per idle core (the
-    trial's `device` names the number). `weights` is a folder for the trained weights, see
-    `weights_path`; a file that is there already is replaced. Raises ValueError for an unknown network, split or
-    precision or a bad recipe, DataError, DivergenceError, OSError if the weights cannot be written, and
-    KeyboardInterrupt if Ctrl-C ended the training early.
+    images. `data` is a name or a folder, see `mnist.load_data`; `loaded`, the same in memory, saves loading it.
+    `changes` replaces fields of the recipe. All arguments and the result can be pickled, so that a trial can run in any
+    process on any host. `threads`: of the CPU; None: one per idle core (the trial's `device` names the number).
+    `weights` is a folder for the trained weights, see `weights_path`; a file that is there already is replaced. Raises
+    ValueError for an unknown network, split or precision or a bad recipe, DataError, DivergenceError, OSError if the
+    weights cannot be written, and KeyboardInterrupt if Ctrl-C ended the training early.
     """
     if split not in SPLITS:  # a typing error must not select the test images
         raise ValueError(f"split must be {' or '.join(SPLITS)}, not {split!r}")
     known = find_variant(variant)
     recipe = known.recipe.changed(**changes or {})
     with use_threads(threads or pick_threads()[0]):
-        data = data or load_data(sample)
-        data = validation_split(data) if split == "validation" else data
+        images = loaded or load_data(data, allow_sample=False)
+        images = validation_split(images) if split == "validation" else images
         chosen = pick_device(device)
         origin = provenance(chosen, pick_precision(precision, chosen))  # now: the commit may change during training
-        loss = distillation_loss(load_teacher(recipe, data, device), recipe) if recipe.teacher else None
+        loss = distillation_loss(load_teacher(recipe, images, device), recipe) if recipe.teacher else None
         model = build(known.build, seed)
         start = time.perf_counter()
         options = {"device": device, "precision": origin["precision"], "loss": loss, "progress": False}
-        history = fit(model, data, recipe, seed=seed, **options)
+        history = fit(model, images, recipe, seed=seed, **options)
         seconds = time.perf_counter() - start
         if len(history) < recipe.epochs:  # `fit` returns early on Ctrl-C
             raise KeyboardInterrupt
         if weights is not None:
-            metadata = {"data": data.source, "variant": known.name, "seed": seed, "split": data.split}
+            metadata = {"data": images.source, "variant": known.name, "seed": seed, "split": split}
             save_weights(model, weights_path(weights, known.name, seed), metadata)
-        wrong = mistakes(data.eval_labels, predict(model, data.eval_images))
+        wrong = mistakes(images.eval_labels, predict(model, images.eval_images))
     return Trial(
         variant=known.name,
         network=known.network_name,
         source=known.network.text if isinstance(known.network, Source) else "",
         recipe=recipe,
         seed=seed,
-        split=data.split,
+        split=split,
         epochs=recipe.epochs,
         parameters=inspection.count_parameters(model),
         macs=inspection.count_macs(model),
@@ -162,7 +162,7 @@ def run_trial(
         curve=[{key: round(value, 6) for key, value in epoch.items()} for epoch in history],
         mistakes=wrong,
         seconds=round(seconds, 1),
-        data=data.source,
+        data=images.source,
         time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **origin,
     )
@@ -171,8 +171,3 @@ def run_trial(
 def weights_path(folder: str | Path, variant: str, seed: int) -> Path:
     """Where a trial's weights are saved: VARIANT-seedN.safetensors, with `_` for what a file name may not contain."""
     return Path(folder) / f"{re.sub(r'[^a-zA-Z0-9.@_-]', '_', variant)}-seed{seed}.safetensors"
-
-
-def load_data(sample: bool) -> MnistData:
-    """The data of a sweep: the sample or the full MNIST. Raises DataError if the full MNIST cannot be loaded."""
-    return load_sample() if sample else load_mnist(allow_sample=False)

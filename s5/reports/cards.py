@@ -21,7 +21,7 @@ from s5.reports.goals import parameters_text
 from s5.reports.speed_tables import read_measurements
 from s5.training.augmentation import MEAN, STD
 from s5.training.files import RESULTS, TRAINED, atomic_path
-from s5.training.mnist import load_mnist
+from s5.training.mnist import load_data
 from s5.training.provenance import provenance
 from s5.training.recipe import Recipe
 
@@ -46,7 +46,7 @@ def measure() -> None:
     stale = [name for name in trained_networks() if records.get(name, {}).get("weights") != checksum(name)]
     if not stale:
         return
-    data = load_mnist(allow_sample=False)
+    data = load_data(allow_sample=False)
     labels = data.eval_labels
     few = data.eval_images[:CHANGED_IMAGES], labels[:CHANGED_IMAGES]
     changes = robustness.change_images(few[0])

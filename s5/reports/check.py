@@ -30,7 +30,7 @@ from s5.reports.pages import FIGURES, alternatives, has_text, texts
 from s5.reports.sections import result_table
 from s5.reports.variant_map import map_table, plot_map
 from s5.training.files import LEDGER, ROOT
-from s5.training.mnist import FILES, load_mnist
+from s5.training.mnist import DATA_FOLDER, FILES, load_data
 
 NOTEBOOKS = (ROOT / "ERAv4_MNIST_model_S5.ipynb", ROOT / "ERAv4_MNIST_model_experiments.ipynb")
 SEED = 100  # of the runs that the experiments notebook compares image by image
@@ -100,11 +100,11 @@ def _outputs(notebook: Path) -> str:
 
 def weights_faults(trials: list[Trial]) -> Iterator[str]:
     """Committed weights that make other mistakes than their line of the ledger."""
-    root = Path(os.environ.get("MNIST_ROOT") or ROOT / "data") / "MNIST" / "raw"
+    root = Path(os.environ.get("MNIST_ROOT") or DATA_FOLDER) / "MNIST" / "raw"
     if not all((root / name).exists() for name in FILES):
         yield f"{NOTE}the weights are not checked: that requires MNIST on disk, in $MNIST_ROOT or data/"
         return
-    data = load_mnist(allow_sample=False)
+    data = load_data(allow_sample=False)
     for name in trained_networks():
         recorded = trial_of_weights(name, trials).mistakes.items()
         found = mistakes(data.eval_labels, predict(load_trained(name), data.eval_images)).items()

@@ -21,7 +21,7 @@ from s5.reports.cards import cards
 from s5.reports.goals import claims_table, goals_table
 from s5.reports.plots import plot_frontier, plot_training_time
 from s5.training.files import EXPORT, PEERS, README, RESULTS_PAGE, ROOT, atomic_path
-from s5.training.mnist import load_mnist
+from s5.training.mnist import load_data
 
 FIGURES = ROOT / "figures"
 SHORT_LOG = ["5", "10", "15", "20"]  # epochs
@@ -142,7 +142,7 @@ def alternatives(trials: list[Trial]) -> dict[str, str]:
 
 def draw_figures(trials: list[Trial]) -> None:
     """Draw the pages' figures; each file also has its text. Raises DataError without the full MNIST."""
-    data = load_mnist(allow_sample=False)
+    data = load_data(allow_sample=False)
     probabilities = predict(load_trained(), data.eval_images)
     wrong = plots.plot_mistakes(data.eval_images, data.eval_labels, probabilities)
     for name, picture in (pictures(trials) | {"mistakes": wrong}).items():

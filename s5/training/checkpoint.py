@@ -20,7 +20,7 @@ from s5.training.optimizers import MovingAverage, make_optimizer, make_scheduler
 from s5.training.progress import Epoch
 from s5.training.recipe import Recipe, check_seed
 
-FORMAT = "mnist-s5-checkpoint-5"
+FORMAT = "mnist-s5-checkpoint-6"
 SHOWN = 12  # differences between two runs or networks
 
 
@@ -46,7 +46,7 @@ class TrainingState:
             device = torch.device("cuda", torch.cuda.current_device())
         self.recipe = recipe
         self.run = {"seed": seed, "device": str(device), "precision": precision, "threads": threads}
-        self.run |= {"data": str(data), "is_sample": data.source == "sample", "sha256": data_digest(data)}
+        self.run |= {"data": str(data), "source": data.source, "sha256": data_digest(data)}
         self.model = model
         self.optimizer = make_optimizer(model.parameters(), recipe)
         self.scheduler = make_scheduler(self.optimizer, recipe, len(data.train_images))

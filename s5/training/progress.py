@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from s5.training.checks import check_finite
-from s5.training.mnist import MnistData
+from s5.training.mnist import MnistData, split_title
 
 BATCHES_UNREAD = 50  # between two looks at the loss: reading a number makes a GPU wait
 
@@ -51,7 +51,7 @@ def report(progress: bool | Callable[[list[Epoch]], None], history: list[Epoch],
         progress(history)
     if progress is not True:
         return
-    epoch, split = history[-1], data.split if data.source == "mnist" else f"{data.source} {data.split}"
+    epoch, split = history[-1], split_title(data.source, data.split)
     trained = f"train loss {epoch['train_loss']:.4f} accuracy {epoch['train_accuracy']:.2f}%"
     evaluated = f"{split} not evaluated"
     if epoch["eval_loss"] is not None:
