@@ -20,6 +20,7 @@ from s5.reports import tables
 from s5.reports.plots import COLUMNS, plot_frontier, plot_hardest, plot_training_time
 from s5.training.augmentation import normalize
 from s5.training.files import PEERS
+from s5.training.mnist import DATA_SETS
 
 ACCURACIES = [98.02, 98.07, 98.89, 98.29, 99.2, 98.84, 99.33, 99.37, 99.35, 99.4]
 RANDOM = np.random.default_rng(0)
@@ -116,6 +117,8 @@ def test_digits_with_their_labels():
     axes = plots.plot_digits(torch.tensor(IMAGES[:12]), torch.tensor(LABELS[:12]), columns=8).axes[0]
     assert texts(axes) == [str(label) for label in LABELS[:12]]
     np.testing.assert_array_equal(axes.images[7].get_array(), IMAGES[7])
+    axes = plots.plot_digits(IMAGES[:3], LABELS[:3], classes=DATA_SETS["fashion"].classes).axes[0]
+    assert texts(axes) == [DATA_SETS["fashion"].classes[label] for label in LABELS[:3]]
 
 
 def test_augmented_digits_are_below_the_originals():
@@ -131,7 +134,7 @@ def test_mistakes_are_sorted_by_confidence(count):
     predictions = (LABELS + (np.arange(40) < count)) % 10
     probabilities[np.arange(40), predictions] = RANDOM.permutation(np.linspace(0.5, 0.95, 40))
     axes = plots.plot_mistakes(torch.tensor(IMAGES), LABELS, torch.tensor(probabilities)).axes[0]
-    assert axes.get_title(loc="left").startswith(f"Mistakes: {count} of 40 digits")
+    assert axes.get_title(loc="left").startswith(f"Mistakes: {count} of 40 images")
     order = sorted(range(count), key=lambda i: -probabilities[i].max())
     assert texts(axes) == [f"{LABELS[i]} → {predictions[i]}  {100 * probabilities[i].max():.0f}%" for i in order]
     for image, index in zip(axes.images, order, strict=True):
@@ -146,7 +149,7 @@ def test_confusion_counts():
     expected = np.diag([4, 4, 4, 4, 2, 4, 4, 3, 4, 4])
     expected[4, 9], expected[7, 1] = 2, 1
     np.testing.assert_array_equal(written, expected)
-    assert axes.get_title(loc="left") == "Mistakes: 3 of 40 digits"
+    assert axes.get_title(loc="left") == "Mistakes: 3 of 40 images"
 
 
 def test_class_accuracy():

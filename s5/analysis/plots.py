@@ -2,7 +2,7 @@
 
 Each `plot_*` function returns a `Picture`, a matplotlib figure outside pyplot: a notebook cell that ends with the call
 displays it once, and no figure stays open. Inputs are NumPy arrays or tensors on the CPU: images (N, 28, 28), uint8 or
-float; labels and predictions (N,), digits from 0 to 9.
+float; labels and predictions (N,), from 0 to 9, whose names are `classes`, as `MnistData.classes`.
 """
 
 import itertools
@@ -16,7 +16,9 @@ from torch import nn
 
 from s5.analysis.inspection import run_observed
 from s5.analysis.style import COLOURS, FAINT, INK, STYLE, WIDTH, Picture, accuracy_axis, draw_threshold, styled
+from s5.training.mnist import DIGITS
 
+MAX_MISTAKES = 100  # that are shown: on harder data than MNIST there are many more
 GAP, CAPTION = 0.08, 0.26  # between the tiles of a grid, and for the caption above each, in tile widths
 
 
@@ -98,7 +100,7 @@ def spread(heights, figure):
 
 
 @styled()
-def plot_confusion(labels, predictions):
+def plot_confusion(labels, predictions, classes=DIGITS):
     """The confusion matrix, 10 × 10 counts; only the mistakes are coloured."""
     counts = np.bincount(10 * np.asarray(labels) + np.asarray(predictions), minlength=100).reshape(10, 10)
     # Without the diagonal: three mistakes would be invisible next to a thousand correct predictions.
@@ -110,36 +112,38 @@ def plot_confusion(labels, predictions):
     for (row, column), count in np.ndenumerate(counts):
         colour = FAINT if row == column or not count else INK
         axes.text(column, row, count or "·", color=colour, ha="center", va="center")
-    axes.set(xlabel="prediction", ylabel="label", xticks=range(10), yticks=range(10))
-    axes.set_title(f"Mistakes: {mistakes.sum()} of {counts.sum():,} digits")
+    axes.set(xlabel="prediction", ylabel="label")
+    axes.set_xticks(range(10), classes)
+    axes.set_yticks(range(10), classes)
+    axes.set_title(f"Mistakes: {mistakes.sum()} of {counts.sum():,} images")
     axes.grid(False)
     return figure
 
 
 @styled()
-def plot_class_accuracy(labels, predictions):
-    """The accuracy of each digit compared with the overall accuracy, in percent, and its number of mistakes."""
+def plot_class_accuracy(labels, predictions, classes=DIGITS):
+    """The accuracy of each class compared with the overall accuracy, in percent, and its number of mistakes."""
     correct = np.asarray(labels) == np.asarray(predictions)
-    classes = pd.Series(correct).groupby(np.asarray(labels))
-    digits, totals, wrong = classes.mean().index, classes.size(), classes.size() - classes.sum()
+    groups = pd.Series(correct).groupby(np.asarray(labels))
+    places, totals, wrong = groups.mean().index, groups.size(), groups.size() - groups.sum()
     accuracies, overall = 100 * (1 - wrong / totals), 100 * correct.mean()
     figure = Picture(figsize=(WIDTH, 3.8), layout="constrained")
     axes = figure.subplots()
     accuracy_axis(axes, accuracies)
     axes.axhline(overall, color=FAINT, linewidth=1)
-    axes.vlines(digits, overall, accuracies, color=COLOURS[0])
-    axes.plot(digits, accuracies, "o", color=COLOURS[0], markersize=7)
-    rows = zip(digits, accuracies, wrong, totals, strict=True)
-    axes.set_xticks(digits, [f"{d}\n{accuracy:.2f}%\n{w} of {n}" for d, accuracy, w, n in rows])
-    axes.set(xlabel="digit", xlim=(-0.6, 9.6))
-    axes.set_title(f"Accuracy and mistakes of each digit; the line is the overall accuracy, {overall:.2f}%")
+    axes.vlines(places, overall, accuracies, color=COLOURS[0])
+    axes.plot(places, accuracies, "o", color=COLOURS[0], markersize=7)
+    rows = zip(places, accuracies, wrong, totals, strict=True)
+    axes.set_xticks(places, [f"{classes[place]}\n{accuracy:.2f}%\n{w} of {n}" for place, accuracy, w, n in rows])
+    axes.set(xlabel="class", xlim=(-0.6, 9.6))
+    axes.set_title(f"Accuracy and mistakes of each class; the line is the overall accuracy, {overall:.2f}%")
     return figure
 
 
 @styled()
-def plot_digits(images, labels, columns=10, title="Digits and their labels"):
-    """A grid of digits with their labels above them."""
-    return tile_figure(images, columns, f"{title} ({len(images)})", [str(int(label)) for label in labels])
+def plot_digits(images, labels, columns=10, title="Images and their labels", classes=DIGITS):
+    """A grid of images with their labels above them."""
+    return tile_figure(images, columns, f"{title} ({len(images)})", [classes[label] for label in labels])
 
 
 @styled()
@@ -155,8 +159,8 @@ def plot_augmentation(images, augmented):
 
 
 @styled()
-def plot_mistakes(images, labels, probabilities):
-    """All misclassified digits, captioned "label → prediction  confidence", the most confident mistake first.
+def plot_mistakes(images, labels, probabilities, classes=DIGITS):
+    """The misclassified images, at most 100, captioned "label → prediction  confidence", the most confident first.
 
     probabilities: (N, 10), from a softmax; the confidence is the largest one, in percent.
     """
@@ -164,9 +168,10 @@ def plot_mistakes(images, labels, probabilities):
     predictions, confidences = probabilities.argmax(1), probabilities.max(1)
     wrong = np.flatnonzero(predictions != labels)
     wrong = wrong[np.argsort(-confidences[wrong], kind="stable")]
-    captions = [f"{labels[i]} → {predictions[i]}  {100 * confidences[i]:.0f}%" for i in wrong]
-    title = f"Mistakes: {len(wrong)} of {len(images):,} digits (label → prediction, confidence)"
-    return tile_figure(images[wrong], 10, title, captions)
+    shown = wrong[:MAX_MISTAKES]
+    captions = [f"{classes[labels[i]]} → {classes[predictions[i]]}  {100 * confidences[i]:.0f}%" for i in shown]
+    title = f"Mistakes: {len(wrong)} of {len(images):,} images (label → prediction, confidence)"
+    return tile_figure(images[shown], 10 if classes == DIGITS else 5, title, captions)
 
 
 @styled()
