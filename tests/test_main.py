@@ -62,7 +62,7 @@ def test_wrong_options_give_one_line_and_exit_code_2(arguments, here, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--output file", "cannot write into file: File exists"),
+        ("--output file", "cannot write into file: File exists. Choose another place: --output, .*"),
         ("--output run", "run already holds a run: --resume it, or choose another folder"),
         ("--output new --device nonsense", "device must be auto or one that torch finds here, .*, not 'nonsense'"),
         (

@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 from s5.training.command_line import Parser
-from s5.training.files import RUNS, atomic_path
+from s5.training.files import RUNS, atomic_path, check_folder
 
 
 def main(arguments: list[str]) -> int:
@@ -81,6 +81,7 @@ def write_files(options: argparse.Namespace) -> int:
     from s5.training.device import use_threads
     from s5.training.mnist import load_data
 
+    check_folder(options.output)  # before minutes of work
     names = trained_networks() if "all" in options.names else options.names
     data = load_data("sample" if options.smoke else "mnist", allow_sample=not options.record)
     formats = {"onnx", "c"} if options.record else {options.format}

@@ -19,15 +19,19 @@ SPEED, EXPORT = RESULTS / "speed.json", RESULTS / "export.json"  # timings; expo
 PEERS = RESULTS / "peers.csv"  # what other repositories state of themselves
 TRAINED = RESULTS / "weights"  # a file per claimed network, of its first seed, not the best
 TEACHERS = RUNS / "teachers"  # networks trained for distillation
+PLACES = "--output, --ledger or --figure, see --help"  # the options that name what a command writes
 
 
 def check_folder(path: str | Path) -> None:
-    """Make the folder if it is missing. Raises OSError, in one line, if nothing can be written there."""
+    """Make the folder if it is missing. Raises OSError, in one line, if nothing can be written there.
+
+    A course's checkout may be read-only: then every command needs another place for what it writes.
+    """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise OSError(f"cannot write into {path}: {error.strerror}") from error
+        raise OSError(f"cannot write into {path}: {error.strerror}. Choose another place: {PLACES}") from error
 
 
 @contextmanager
