@@ -7,6 +7,7 @@ from torch import nn
 from helpers import Net
 from s5.analysis.inspection import (
     check_requirements,
+    class_activation_maps,
     count_macs,
     count_parameters,
     count_stored,
@@ -75,6 +76,16 @@ def test_net_passes_the_checks_and_a_modified_one_fails_those_it_violates():
     table = check_requirements(model)
     assert table["Result"].tolist() == ["FAIL", "FAIL", "FAIL", "FAIL", "pass", "FAIL"]
     assert table["Found"].tolist() == ["20,226", "20,226", "4", "1", "1", "0"]
+
+
+def test_class_activation_maps_add_up_to_the_logits():
+    model, inputs = Net().eval(), torch.rand(3, 1, 28, 28)
+    maps = class_activation_maps(model, inputs)
+    assert maps.shape == (3, 10, 7, 7)
+    torch.testing.assert_close(maps.sum((2, 3)) + model.fc.bias, model(inputs))
+    for line in ("conv 4 / 8 flat", "conv 4 / 8 gdconv"):
+        with pytest.raises(ValueError, match="require global average pooling and a linear layer"):
+            class_activation_maps(parse(line).build(), inputs)
 
 
 def test_receptive_field_of_net():

@@ -80,9 +80,9 @@ def test_no_path_of_the_machine_is_stored(notebook):
 def epochs_of(cell) -> list[dict[str, str]]:
     """The rows of the table of epochs in a cell's outputs, by column."""
     html = "".join(output.get("data", {}).get("text/html", "") for output in cell.get("outputs", []))
-    tables_of_epochs = [table for table in re.findall(r"<table.*?</table>", html, re.DOTALL) if "<th>Epoch<" in table]
-    columns = re.findall(r"<th>(.+?)</th>", "".join(tables_of_epochs))
-    values = iter(re.findall(r"<td>(.*?)</td>", "".join(tables_of_epochs)))
+    tables_of_epochs = [table for table in re.findall(r"<table.*?</table>", html, re.DOTALL) if ">Epoch<" in table]
+    columns = re.findall(r"<th[^>]*>([^<]+)</th>", "".join(tables_of_epochs))
+    values = iter(re.findall(r"<td[^>]*>(.*?)</td>", "".join(tables_of_epochs)))
     return [dict(zip(columns, row, strict=True)) for row in zip(*[values] * len(columns), strict=True)]
 
 

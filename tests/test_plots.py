@@ -21,6 +21,7 @@ from s5.reports.plots import COLUMNS, plot_frontier, plot_hardest, plot_training
 from s5.training.augmentation import normalize
 from s5.training.files import PEERS
 from s5.training.mnist import DATA_SETS
+from s5.training.recipe import Recipe
 
 ACCURACIES = [98.02, 98.07, 98.89, 98.29, 99.2, 98.84, 99.33, 99.37, 99.35, 99.4]
 RANDOM = np.random.default_rng(0)
@@ -76,7 +77,7 @@ def test_figure_has_no_side_effects_and_does_not_depend_on_the_style_of_the_call
         assert plots.plot_curves(make_history())._repr_mimebundle_()[0] == data
     style.save_figure(figure, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as image:
-        assert (image.width, image.info["Description"]) == (900, figure.text_alternative())
+        assert (image.width, image.info["Description"]) == (1800, figure.text_alternative())
 
 
 def test_curves_contain_the_data_and_show_the_last_values():
@@ -155,6 +156,22 @@ def test_confusion_counts():
 def test_class_accuracy():
     axes = plots.plot_class_accuracy([0] * 4 + [3] * 8, [0] * 4 + [3] * 7 + [5]).axes[0]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0\n100.00%\n0 of 4", "3\n87.50%\n1 of 8"]
+
+
+def test_what_speaks_for_a_mistake_and_for_its_label_is_drawn_over_it():
+    maps = np.zeros((2, 10, 7, 7))
+    maps[0, 3, 2, 1] = 1.0  # the first is taken for a 3
+    probabilities = np.eye(10)[[3, 1]]
+    first, second, *_ = plots.plot_activation_maps(IMAGES[:2], [5, 7], probabilities, maps).axes
+    assert (first.get_title(), second.get_title()) == ("5 → 3", "7 → 1")
+    assert first.images[0].get_array()[2, 1] == 1.0
+    assert not second.images[0].get_array().any()
+
+
+def test_the_learning_rate_of_every_step_is_drawn():
+    line = plots.plot_learning_rate(Recipe(epochs=2, warmup=0.5, batch_size=100), 1000).axes[0].lines[0]
+    assert len(line.get_ydata()) == 20
+    assert max(line.get_ydata()) == line.get_ydata()[9] == Recipe().learning_rate
 
 
 def test_filters_share_one_scale_centred_at_zero():

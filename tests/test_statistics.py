@@ -69,10 +69,21 @@ def test_pooled_difference_of_two_groups_is_the_two_sample_t_test():
     assert actual == pytest.approx({"low": low, "high": high, "p": expected.pvalue})
 
 
+def test_the_interval_over_seeds_and_images_has_the_spread_of_both():
+    """Two seeds with the same mistakes: the images alone vary, as a binomial share does."""
+    low, high = statistics.seeds_and_images_interval([{*range(100)}] * 2, 10_000)
+    assert (low, high) == pytest.approx((98.80, 99.19), abs=0.015)
+    disjoint = [{*range(100)}, {*range(100, 300)}]  # and two that differ
+    low, high = statistics.seeds_and_images_interval(disjoint, 10_000)
+    assert low < 97.9
+    assert high > 99.1
+
+
 def test_results_in_words(sample):
-    text = statistics.describe_seeds([99.40, 99.44, 99.48])
-    assert text.startswith("mean 99.44% over 3 seeds (standard deviation 0.04, minimum 99.40%, ")
-    assert text.endswith("a mean above 99.4%: p = 0.11)")
+    text = statistics.describe_seeds([{*map(str, range(count))} for count in (60, 56, 52)], 10_000)
+    assert text.startswith("99.44% of the test images on average over 3 seeds, from 99.40% to 99.48% (standard dev")
+    assert "95% interval of the mean: 99.34–99.54% for other seeds, 99.28–99.58% for other seeds and other im" in text
+    assert text.endswith("a mean above 99.4%: p = 0.11.")
     assert statistics.mean_text([99.4, 99.6], 2) == "99.50 ± 0.14"
     assert statistics.mean_text([99.4], 3) == "99.400"
     interval = "(990/1000, 95% interval 98.17–99.46%)"

@@ -173,6 +173,30 @@ def receptive_field_table(model: nn.Module) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+@torch.no_grad()
+def class_activation_maps(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """What each position of the last maps contributes to each logit, float (N, 10, H, W), for inputs (N, 1, 28, 28).
+
+    Exact for a network that ends in global average pooling and a linear layer: the sum over the positions, plus the
+    layer's bias, is the logit. Raises ValueError for any other. Zhou et al., "Learning deep features for discriminative
+    localization", CVPR 2016.
+    """
+    found = {}
+
+    def keep(name: str, layer: nn.Module, before: tuple[torch.Tensor], after: torch.Tensor) -> None:
+        found[type(layer)] = layer, before[0], after
+
+    run_observed(model, inputs, (nn.AdaptiveAvgPool2d, nn.Linear), keep)
+    if len(found) == 2:
+        (_, features, _), (linear, _, logits) = found[nn.AdaptiveAvgPool2d], found[nn.Linear]
+        if linear.in_features == features.shape[1]:
+            maps = torch.einsum("kc,nchw->nkhw", linear.weight, features) / features[0, 0].numel()
+            bias = 0 if linear.bias is None else linear.bias
+            if torch.allclose(maps.sum((2, 3)) + bias, logits, atol=1e-3):
+                return maps
+    raise ValueError("class activation maps require global average pooling and a linear layer at the end")
+
+
 def _title(name: str, module: nn.Module) -> str:
     return f"{name} ({type(module).__name__})".strip()
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import html
+import itertools
+import re
 import time
 from collections.abc import Callable
 
 import pandas as pd
 from IPython.display import Markdown, display
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
 
 from s5.analysis.style import Picture
 
 BAR = 20  # characters
 SECONDS_BETWEEN = 2  # drawings of a live figure
+PRE = "white-space: pre; overflow-x: auto; font-family: monospace"
 
 
 class Table:
@@ -23,24 +29,43 @@ class Table:
         self.options = {"index": False, "formatters": dict.fromkeys(frame.select_dtypes("integer"), "{:,}".format)}
 
     def _repr_html_(self) -> str:
-        return self.frame.to_html(border=0, **self.options)
+        # Notebooks align everything to the right; text is easier to read from the left.
+        numbers = (self.frame[name].astype(str).str.fullmatch("[-+−]?[0-9.,e-]+%?|–").all() for name in self.frame)
+        sides = itertools.cycle("right" if each else "left" for each in numbers)
+        cells = self.frame.to_html(border=0, **self.options).replace(' style="text-align: right;"', "")
+        return re.sub("(<t[hd])>", lambda match: f'{match[1]} style="text-align: {next(sides)}">', cells)
 
     def __repr__(self) -> str:
         return self.frame.to_string(**self.options)
 
 
-class Folded:
-    """Parts, text or DataFrames, that a notebook shows when the title is clicked."""
-
-    def __init__(self, title: str, *parts: str | pd.DataFrame):
-        self.title, self.parts = title, parts
+class Code(str):
+    """Python code; a notebook shows it highlighted."""
 
     def _repr_html_(self) -> str:
-        shown = (
-            f"<pre>{html.escape(part)}</pre>" if isinstance(part, str) else Table(part)._repr_html_()
-            for part in self.parts
-        )
-        return f"<details><summary>{html.escape(self.title)}</summary>{''.join(shown)}</details>"
+        style = f"{PRE}; color: #222222; padding: 0.5em"  # on a light background, in dark themes too
+        return highlight(self, PythonLexer(), HtmlFormatter(noclasses=True, prestyles=style))
+
+
+class Text(str):
+    """Text in a fixed font; a notebook does not wrap its lines."""
+
+    def _repr_html_(self) -> str:
+        return f'<pre style="{PRE}">{html.escape(self)}</pre>'
+
+    __repr__ = str.__str__
+
+
+class Folded:
+    """Text, `Code` or DataFrames that a notebook shows when the title is clicked."""
+
+    def __init__(self, title: str, *parts: str | pd.DataFrame):
+        kinds = {pd.DataFrame: Table, str: Text}
+        self.title, self.parts = title, [kinds.get(type(part), type(part))(part) for part in parts]
+
+    def _repr_html_(self) -> str:
+        summary = f'<summary style="display: list-item">{html.escape(self.title)}</summary>'  # with its triangle
+        return f"<details>{summary}{''.join(part._repr_html_() for part in self.parts)}</details>"
 
     def __repr__(self) -> str:
         return f"{self.title}: open in a notebook"

@@ -185,6 +185,46 @@ def plot_filters(conv):
 
 
 @styled()
+def plot_learning_rate(recipe, images):
+    """The learning rate of every step of a recipe, for so many training images."""
+    steps_per_epoch = recipe.steps_per_epoch(images)
+    steps = np.arange(recipe.epochs * steps_per_epoch)
+    rates = [recipe.learning_rate * recipe.learning_rate_factor(step, steps_per_epoch) for step in steps.tolist()]
+    figure = Picture(figsize=(WIDTH, 2.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps / steps_per_epoch, rates)
+    axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, recipe.epochs), ylim=(0, None))
+    axes.set_title(f"The learning rate rises for {recipe.warmup:.0%} of the steps, then falls in a line to 0")
+    return figure
+
+
+@styled()
+def plot_activation_maps(images, labels, probabilities, maps, columns=8, classes=DIGITS):
+    """Mistakes, "label → prediction", over what speaks for the prediction (red) and for the label (blue), by place.
+
+    images: (N, 28, 28). labels: (N,). probabilities: (N, 10). maps: `inspection.class_activation_maps`, (N, 10, H, W).
+    """
+    labels, predictions, numbers = np.asarray(labels), np.asarray(probabilities).argmax(1), np.arange(len(images))
+    differences = np.asarray(maps)[numbers, predictions] - np.asarray(maps)[numbers, labels]
+    rows, side, largest = math.ceil(len(images) / columns), images.shape[-1], np.abs(differences).max()
+    figure = Picture(figsize=(WIDTH, 0.6 + 1.3 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    places = np.arange(side) + 0.5
+    scale = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest, "interpolation": "bilinear"}
+    for axes in panels.ravel():
+        axes.set_axis_off()
+    for number, axes in zip(numbers, panels.ravel(), strict=False):
+        colours = axes.imshow(differences[number], extent=(0, side, side, 0), **scale)
+        axes.contour(places, places, images[number], levels=[100], colors=INK, linewidths=0.9)
+        axes.set_title(f"{classes[labels[number]]} → {classes[predictions[number]]}", fontsize=9, loc="center")
+    figure.colorbar(colours, ax=panels, label="for the label ← → for the prediction", shrink=0.9)
+    figure.suptitle(
+        "Where the network sees the digit that it takes a mistake for (label → prediction)", x=0.01, ha="left"
+    )
+    return figure
+
+
+@styled()
 def plot_feature_maps(model, image, layers, normalize, columns=10):
     """The outputs of the named layers for one digit: all channels, each layer on its own scale of brightness.
 

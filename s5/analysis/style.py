@@ -7,6 +7,8 @@ import matplotlib
 import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from s5.training.files import atomic_path
 
@@ -25,6 +27,7 @@ STYLE = {
     "axes.prop_cycle": cycler(linestyle=["-", "--", ":"]) * cycler(color=COLOURS),
 }
 WIDTH = 9.0  # inches, of every figure
+DPI = 200  # of a file; a notebook shows it at half its size, sharp on any screen
 ACCURACY_TICKS = [0, 50, 80, 90, 95, 97, 98, 99, 99.5, 99.8, 100]
 
 
@@ -48,9 +51,19 @@ class Picture(Figure):
     savefig = styled()(Figure.savefig)
 
     def _repr_mimebundle_(self, **options):
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png")
-        return {"image/png": buffer.getvalue()}, {"image/png": {"alt": self.text_alternative()}}
+        width, height = (round(100 * inches) for inches in self.get_size_inches())
+        return {"image/png": self.png()}, {
+            "image/png": {"width": width, "height": height, "alt": self.text_alternative()}
+        }
+
+    def png(self):
+        """The content of a PNG file in 256 colours, a third as large as in all; its Description is the alternative."""
+        drawn, file = io.BytesIO(), io.BytesIO()
+        self.savefig(drawn, format="png", dpi=DPI)
+        info = PngInfo()
+        info.add_itxt("Description", self.text_alternative())
+        Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, "png", pnginfo=info)
+        return file.getvalue()
 
     def text_alternative(self):
         """The figure's title and those of its axes, as one line."""
@@ -59,9 +72,9 @@ class Picture(Figure):
 
 
 def save_figure(figure, path):
-    """Write a `Picture` to `path` as a PNG, atomically; its Description is the text alternative. Raises OSError."""
+    """Write a `Picture` to `path` as a PNG, atomically. Raises OSError."""
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Description": figure.text_alternative()})
+        temporary.write_bytes(figure.png())
 
 
 # --- Axes -------------------------------------------------------------------------------------------------------------

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullLocator
 
-from s5.analysis.style import COLOURS, INK, WIDTH, Picture, accuracy_axis, draw_threshold, styled
+from s5.analysis.style import ACCURACY_TICKS, COLOURS, INK, WIDTH, Picture, accuracy_axis, draw_threshold, styled
 from s5.experiments.claims import BUDGETS
 from s5.experiments.ledger import mean_loss
 from s5.experiments.trial import Trial
@@ -21,17 +23,19 @@ def plot_seeds(
     threshold: float | None = 99.4,
     title: str = "Accuracy of each seed (dots) and mean over n seeds (lines)",
     split: str = "validation",
+    limits: tuple[float, float] = (98, 99.8),
+    ticks: Sequence[float] = ACCURACY_TICKS,
 ) -> Picture:
     """One row per name, one dot per seed and a line at the mean.
 
-    accuracies: `{name: accuracies in percent, one per seed}`.
+    accuracies: `{name: accuracies in percent, one per seed}`. limits: what the axis contains.
     """
     figure = Picture(figsize=(WIDTH, 1.2 + 0.3 * len(accuracies)), layout="constrained")
     axes = figure.subplots()
     for row, values in enumerate(accuracies.values()):
         axes.plot(values, [row] * len(values), "o", color=COLOURS[0], alpha=0.6, markersize=6)
         axes.vlines(np.mean(values), row - 0.3, row + 0.3, color=COLOURS[1], linewidth=2)
-    accuracy_axis(axes, [value for values in accuracies.values() for value in values], "x")
+    accuracy_axis(axes, [value for values in accuracies.values() for value in values], "x", limits, ticks)
     draw_threshold(axes, threshold, "x")
     names = [f"{name}  {np.mean(values):.2f}% (n={len(values)})" for name, values in accuracies.items()]
     axes.set_yticks(range(len(names)), names)

@@ -14,6 +14,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from helpers import predict
+from s5.analysis.plots import tile_figure
 from s5.analysis.statistics import wilson_interval
 from s5.analysis.style import COLOURS, FAINT, WIDTH, Picture, styled
 from s5.inference.preprocessing import DigitError, prepare
@@ -136,8 +137,8 @@ def rejection_table(labels: Tensor, probabilities: Tensor, shares=REJECTED) -> p
 @styled()
 def plot_robustness(table: pd.DataFrame, title: str = "Accuracy on changed images") -> Picture:
     """Plot a table of `accuracy_under_changes`, one panel per change: accuracy without and with preprocessing."""
-    figure = Picture(figsize=(WIDTH, 5.2), layout="constrained")
-    panels = figure.subplots(2, 3).ravel()
+    figure = Picture(figsize=(WIDTH, 7.4), layout="constrained")
+    panels = figure.subplots(3, 2).ravel()
     for axes, (name, part) in zip(panels, table.groupby("change", sort=False), strict=True):
         axes.plot(part["amount"], part["accuracy"], "o-", color=COLOURS[1], label="as it is")
         hollow = {"marker": "s", "markersize": 7, "fillstyle": "none"}  # what lies below is seen
@@ -147,6 +148,20 @@ def plot_robustness(table: pd.DataFrame, title: str = "Accuracy on changed image
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False)
     figure.suptitle(title, x=0.01, ha="left")
     return figure
+
+
+@styled()
+def plot_changes(changes: list, columns: int = 8) -> Picture:
+    """The first image under every change and amount, and below it, after preprocessing.
+
+    changes: as `change_images` makes them.
+    """
+    tiles, captions = [], []
+    for start in range(0, len(changes), columns):
+        row = changes[start : start + columns]
+        tiles += [changed[0] for _, _, changed, _ in row] + [prepared[0] for *_, prepared in row]
+        captions += [f"{name} {amount:g}" for name, amount, *_ in row] + ["prepared"] * len(row)
+    return tile_figure(torch.stack(tiles), columns, "One digit under every change, and below it, prepared", captions)
 
 
 @styled()

@@ -77,13 +77,13 @@ def sections(trials: list[Trial]) -> dict[str, str]:
     }
     names = {"Linear": "Fully connected (Linear)", "GAP": "Global average pooling"}
     counts = inspection.count_layers(Net()).items()
-    accuracies = [trial.accuracy for trial in CLAIMS["s5"].trials(trials)]
+    claimed = [trial.mistakes.keys() for trial in CLAIMS["s5"].trials(trials)]
     low, high = wilson_interval(shown.curve[-1]["eval_correct"], IMAGES)
     return {
         **{f"figure-{name}": f"![{text}](figures/{name}.png)" for name, text in alternatives(trials).items()},
         **{name: to_markdown(table) for name, table in shown_tables.items()},
         "counts": "\n".join(f"- **{names.get(kind, kind)} layers used:** {count}" for kind, count in counts),
-        "seeds": f"`Net`, test set, last epoch: {describe_seeds(accuracies)}.",
+        "seeds": describe_seeds(claimed, IMAGES).replace("\n", " "),
         "shown": f"Seed {shown.seed}, last epoch, {IMAGES:,} test images: {shown.accuracy:.2f}% (95% interval "
         f"{low:.2f}–{high:.2f}%), {shown.seconds / 60:.1f} minutes ({shown.device}).",
         "summary": f"```\n{inspection.summary(Net())}\n```",
@@ -137,7 +137,7 @@ def alternatives(trials: list[Trial]) -> dict[str, str]:
     """The figures' texts for those who cannot see them, by the name of their file."""
     wrong = len(shown_trial(trials).mistakes)
     texts = {name: picture.text_alternative() for name, picture in pictures(trials).items()}
-    return texts | {"mistakes": f"Mistakes: {wrong} of {IMAGES:,} digits (label → prediction, confidence)"}
+    return texts | {"mistakes": f"Mistakes: {wrong} of {IMAGES:,} images (label → prediction, confidence)"}
 
 
 def draw_figures(trials: list[Trial]) -> None:
