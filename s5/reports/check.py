@@ -123,7 +123,7 @@ def history_faults(trials: list[Trial]) -> Iterator[str]:
     changes += _git("diff", "--numstat", "HEAD", "--", ledger).splitlines()
     if lost := sum(int(change.split()[1]) for change in changes):
         yield f"{lost} lines of {ledger} were changed or removed since {REWRITTEN[:7]}, but it may only grow"
-    lines = [parse_line(line) for line in LEDGER.read_bytes().splitlines()]
+    lines = [parse_line(line) for line in LEDGER.read_bytes().splitlines() if line.strip()]
     for claim in (*CLAIMS.values(), BASELINE):
         for fault in claim_faults(claim, lines):
             yield f"{NOTE if claim.frozen < STRICT_FROM else ''}claim {claim.name}: {fault}"
@@ -134,7 +134,8 @@ def claim_faults(claim: Claim, lines: list[Trial]) -> Iterator[str]:
     own = claim.trials(lines)
     if missing := {*claim.seeds} - {trial.seed for trial in own}:
         yield f"no trial of seed {_listed(missing)}"
-    if bad := {trial.commit for trial in own if _git("cat-file", "-t", trial.commit) != "commit"}:
+    history = f"\n{_git('rev-list', 'HEAD')}"
+    if bad := {trial.commit for trial in own if f"\n{trial.commit}" not in history}:
         yield f"trained by commits that are not in the history, or not clean: {_listed(bad)}"
     times = Counter(line.key for line in lines)
     if repeated := {trial.seed for trial in own if times[trial.key] > 1}:
