@@ -13,6 +13,8 @@ from safetensors import safe_open
 
 import helpers
 import main
+from s5.analysis import inspection
+from s5.experiments.claims import KNOWN
 from s5.training.checkpoint import load_checkpoint, load_weights
 from s5.training.device import pick_device
 from s5.training.mnist import load_sample
@@ -88,6 +90,13 @@ def test_results_go_to_the_projects_folder_wherever_it_is_run(here):
     assert re.fullmatch(r"\d{8}-\d{6}-seed1", folder.name)
 
 
+def test_the_fast_run_is_of_another_network_and_recipe(here, capsys):
+    options = ["--fast", "--smoke", "--batch-size", "400", "--threads", "1"]
+    assert main.parse_arguments(options).recipe == KNOWN["to_99_4"].recipe.changed(batch_size=400)
+    assert main.main([*options, "--output", "fast"]) == 0
+    assert f"Total params: {inspection.count_parameters(KNOWN['to_99_4'].build()):,}" in capsys.readouterr().out
+
+
 # --- A whole run ------------------------------------------------------------------------------------------------------
 
 
@@ -110,7 +119,7 @@ def test_a_run_prints_the_model_the_log_and_the_result(finished):
         r"Device \w+, (?:float32|bfloat16), 1 thread \(as asked for\), seed 1, .*epochs=2.*\n\n"
         r"Epoch  1/2  lr .*\n"
         r"Epoch  2/2  lr .* train loss .* sample test loss .* accuracy (\d+)/1000 \(\d+\.\d\d%\) .*s\n\n"
-        r"\d+\.\d\d% on the sample test images \(\2/1000, 95% interval .*\)\n"
+        r"\d+\.\d\d% on the sample test images \(\2/1000, 95% interval .*\), .* s of training and evaluation\n"
         r"Saved in runs/first: weights.safetensors, history.json, curves.png, checkpoint.pt\n"
     )
     assert re.search(expected + r"\Z", printed)
