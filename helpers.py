@@ -20,6 +20,7 @@ from s5.training.augmentation import augment, normalize
 from s5.training.checkpoint import TrainingState, save_checkpoint
 from s5.training.checks import (
     DivergenceError,
+    as_loss,
     check_architecture,
     check_finite,
     check_is_module,
@@ -179,11 +180,11 @@ def fit(
     Raises DivergenceError (the model is set back likewise), CheckpointError, CompileError, and ValueError for any
     argument that makes no sense, such as a network of other logits or a recipe with a teacher but no `loss`.
     """
-    check_training(model, data, recipe, loss, threads)
     device = pick_device(device)
     precision = pick_precision(precision, device)
+    check_training(model, data, recipe, loss, threads, eval_every, precision)
     data, model = data.to(device), to_device(model, device)
-    loss = cross_entropy(recipe) if loss is None else loss
+    loss = cross_entropy(recipe) if loss is None else as_loss(loss)
     state = TrainingState(model, data, recipe, seed, device, precision, threads)
     torch.manual_seed(seed)  # for dropout, which uses the global generators
     if resume:
@@ -255,7 +256,7 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
     """
     check_is_module(model)
     check_images(images)
-    device = next(model.parameters()).device
+    device = next(model.parameters(), images).device
     with evaluation_mode(to_device(model, device)):
         batches = images.split(eval_batch_size(device))
         return torch.cat([model(normalize(batch.to(device))).softmax(1).cpu() for batch in batches])

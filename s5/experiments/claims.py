@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -132,7 +133,11 @@ def find_variant(network: str | Source | Callable[[], nn.Module]) -> Variant:
         try:
             line = str(grammar.parse(network))
         except NetworkError as error:
-            raise NetworkError(f"{error}; it is no variant either ({', '.join(KNOWN)})") from error
+            if " " in network:
+                raise
+            nearest = " or ".join(difflib.get_close_matches(network, KNOWN, cutoff=0.5))
+            advice = f"did you mean {nearest}?" if nearest else "it is no variant either"
+            raise NetworkError(f"{error}; {advice}") from error
         return Variant(line, line, FINAL)
     if not isinstance(network, Source):
         network = from_file(network) if isinstance(network, str) else from_object(network)

@@ -1,18 +1,21 @@
 """A network of the user's: a class or function in a file or in a notebook's cell.
 
 cloudpickle sends it to other processes, and its text goes with every trial, so that the ledger says what was run. The
-text is that of the file, or of the class or function. A change elsewhere, as of a constant in another cell, is not
-noticed: trials that are recorded under the same text count as done.
+text is that of the file, or of the class or function with the constants, classes and functions of the notebook that it
+uses. A change elsewhere, as of a module beside the file, is not noticed: trials that are recorded under the same text
+count as done.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import pickle
 import re
 import runpy
 import sys
+import textwrap
 import tokenize
 import traceback
 from collections.abc import Callable
@@ -22,11 +25,12 @@ from datetime import datetime
 from pathlib import Path
 
 import cloudpickle
-import torch
 from torch import nn
 
 from s5.networks.grammar import NetworkError
-from s5.training.checks import PROJECT, check_architecture, check_network
+from s5.training.checks import PROJECT, check_architecture, check_network, first_line, random_states_kept
+
+CONSTANTS = (int, float, str, tuple, list, dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ def from_file(place: str) -> Source:
     if not file or not function.isidentifier():
         raise NetworkError(f"write a network as FILE.py:NAME, not {place!r}")
     path = Path(file).resolve()
+    if not path.is_file():
+        raise NetworkError(f"there is no file {file}")
     loaded = set(sys.modules)
     sys.path.insert(0, str(path.parent))
     try:
@@ -83,22 +89,58 @@ def from_file(place: str) -> Source:
 
 
 def from_object(network: Callable[[], nn.Module]) -> Source:
-    """The network of a class or function, e.g. one from a notebook's cell. Raises NetworkError."""
-    name = getattr(network, "__name__", type(network).__name__).strip("<>")  # <lambda>, partial
-    return _checked(Source(name, _text(network, name), network))
+    """The network of a class or function, e.g. one from a notebook's cell. Raises NetworkError.
+
+    A class that was imported from a file of the user's is that of "FILE.py:NAME".
+    """
+    function = getattr(network, "func", network)  # of a partial
+    name = getattr(function, "__name__", type(function).__name__).strip("<>")  # <lambda>
+    module = sys.modules.get(getattr(network, "__module__", None))
+    file = None if getattr(module, "__package__", None) else getattr(module, "__file__", None)
+    if file and getattr(module, name, None) is network and module.__name__ not in ("__main__", *PROJECT):
+        return from_file(f"{file}:{name}")
+    text = _text(function, name, set())
+    if function is not network:
+        text += f"# called with {network.args} {network.keywords}\n"
+    return _checked(Source(name, text, network))
 
 
-def _text(network: Callable, name: str) -> str:
-    """The code of a class or function; where it is not available, a comment that no other network has."""
+def _text(thing: object, name: str, seen: set[str]) -> str:
+    """The code of a class or function, after that of the classes, functions and constants of its module that it uses.
+
+    `seen` are names that are not to be repeated. Where the code is not available, a comment that no other network has.
+    """
+    own, texts = _own_text(thing, name), []
+    with suppress(SyntaxError):  # of a lambda, whose line may be only a part of a statement
+        nodes = list(ast.walk(ast.parse(textwrap.dedent(own))))
+        names = {node.id: isinstance(node.ctx, ast.Load) for node in nodes if isinstance(node, ast.Name)}
+        names |= {node.arg: False for node in nodes if isinstance(node, ast.arg)}
+        scope = vars(sys.modules.get(getattr(thing, "__module__", None), object))
+        seen.add(name)
+        for used in sorted({each for each, is_loaded in names.items() if is_loaded} & scope.keys() - seen):
+            value = scope[used]
+            seen.add(used)
+            if isinstance(value, CONSTANTS):
+                texts.append(f"{used} = {value!r}\n")
+            elif callable(value) and getattr(value, "__module__", None) == thing.__module__:
+                texts.append(_text(value, used, seen))
+    return "".join([*texts, own])
+
+
+def _own_text(thing: object, name: str) -> str:
     with suppress(OSError, TypeError):
-        return inspect.getsource(network)
-    # `inspect` does not find a class in a notebook's cell. Its methods know the cell.
-    for method in filter(inspect.isfunction, getattr(network, "__dict__", {}).values()):
+        return inspect.getsource(thing)
+    # `inspect` does not find a class in a notebook's cell. Its methods know the cell, under %%time only IPython does.
+    cells = []
+    for method in filter(inspect.isfunction, getattr(thing, "__dict__", {}).values()):
         with suppress(OSError):
-            cell, _ = inspect.findsource(method)
-            for number, line in enumerate(cell):
-                if re.match(rf"\s*class {name}\b", line):
-                    return "".join(inspect.getblock(cell[number:]))
+            cells.append(inspect.findsource(method)[0])
+    if shell := "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
+        cells += [cell.splitlines(keepends=True) for cell in reversed(shell.history_manager.input_hist_raw)]
+    for cell in cells:
+        for number, line in enumerate(cell):
+            if re.match(rf"\s*(class|def) {name}\b", line):
+                return "".join(inspect.getblock(cell[number:]))
     return f"# The code of {name} is not available, {datetime.now()}.\n"
 
 
@@ -106,15 +148,14 @@ def _checked(source: Source) -> Source:
     """The same, if its network can be trained. Raises NetworkError."""
     try:
         check_architecture(source.network)
-        with torch.random.fork_rng(devices=[]):
+        with random_states_kept():
             check_network(source.build())
     except ValueError as error:
-        raise NetworkError(f"{source.function}: {str(error).splitlines()[0]}") from error
+        raise NetworkError(f"{source.function}: {error}") from error
     return source
 
 
 def _describe(error: Exception, file: Path | None = None) -> str:
     """The kind and the first line of an error, with the line number in `file`."""
-    text, *_ = [*str(error).splitlines(), ""]
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
-    return f"{type(error).__name__}: {text}" + (f" (line {lines[-1]})" if lines else "")
+    return f"{type(error).__name__}: {first_line(error)}" + (f" (line {lines[-1]})" if lines else "")
