@@ -25,10 +25,11 @@ from datetime import datetime
 from pathlib import Path
 
 import cloudpickle
+import torch
 from torch import nn
 
 from s5.networks.grammar import NetworkError
-from s5.training.checks import PROJECT, check_architecture, check_network, first_line, random_states_kept
+from s5.training.checks import PROJECT, check_architecture, check_network, first_line
 
 CONSTANTS = (int, float, str, tuple, list, dict)
 
@@ -117,8 +118,10 @@ def _text(thing: object, name: str, seen: set[str]) -> str:
         names |= {node.arg: False for node in nodes if isinstance(node, ast.arg)}
         scope = vars(sys.modules.get(getattr(thing, "__module__", None), object))
         seen.add(name)
-        for used in sorted({each for each, is_loaded in names.items() if is_loaded} & scope.keys() - seen):
+        for used in sorted(each for each, is_loaded in names.items() if is_loaded and each in scope):
             value = scope[used]
+            if used in seen:
+                continue
             seen.add(used)
             if isinstance(value, CONSTANTS):
                 texts.append(f"{used} = {value!r}\n")
@@ -140,7 +143,7 @@ def _own_text(thing: object, name: str) -> str:
     for cell in cells:
         for number, line in enumerate(cell):
             if re.match(rf"\s*(class|def) {name}\b", line):
-                return "".join(inspect.getblock(cell[number:]))
+                return "".join(inspect.getblock(cell[number:])).rstrip() + "\n"
     return f"# The code of {name} is not available, {datetime.now()}.\n"
 
 
@@ -148,7 +151,7 @@ def _checked(source: Source) -> Source:
     """The same, if its network can be trained. Raises NetworkError."""
     try:
         check_architecture(source.network)
-        with random_states_kept():
+        with torch.random.fork_rng(devices=[]):
             check_network(source.build())
     except ValueError as error:
         raise NetworkError(f"{source.function}: {error}") from error

@@ -21,9 +21,7 @@ from s5.training.optimizers import MovingAverage, make_optimizer, make_scheduler
 from s5.training.progress import Epoch
 from s5.training.recipe import Recipe, check_seed
 
-FORMAT = "mnist-s5-checkpoint-5"
-KEYS = {"recipe", "run", "model", "average", "optimizer", "scheduler", "generator", "global_generator"}
-KEYS |= {"cuda_generator", "history"}
+FORMAT, PARTS = "mnist-s5-checkpoint-5", {"recipe", "run", "model", "optimizer", "scheduler", "generator", "history"}
 COMPILED = "_orig_mod."  # what torch.compile puts before the names of a model's tensors
 SHOWN = 12  # differences between two runs or networks
 
@@ -152,7 +150,7 @@ def load_checkpoint(path: str | Path) -> dict:
     except Exception as error:  # damage raises a dozen different types
         advice = "delete it and start a new run"
         raise CheckpointError(f"{path} is damaged or no checkpoint ({first_line(error)}); {advice}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT or not state.keys() >= KEYS:
+    if not isinstance(state, dict) or state.get("format") != FORMAT or not state.keys() >= PARTS:
         raise CheckpointError(f"{path} is no checkpoint of this project's format ({FORMAT})")
     return state
 

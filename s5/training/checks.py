@@ -6,12 +6,10 @@ import copy
 import functools
 import inspect
 import math
-import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -85,14 +83,14 @@ def check_training(
     model: nn.Module,
     data: MnistData,
     recipe: Recipe,
-    loss: Callable | None = None,
-    threads: int | None = None,
-    eval_every: int = 1,
-    precision: str = "float32",
+    loss: Callable | None,
+    threads: int | None,
+    eval_every: int,
+    precision: str,
 ) -> None:
     """Raise ValueError unless these arguments of `helpers.fit` can be used for training, which is tried.
 
-    Warns if the outputs look like probabilities. Weights, statistics and random states stay as they are.
+    The model and torch's random state stay as they are. Warns if the outputs look like probabilities.
     """
     for name, value, kind in (("data", data, MnistData), ("recipe", recipe, Recipe)):
         if not isinstance(value, kind):
@@ -103,7 +101,7 @@ def check_training(
     if recipe.teacher and loss is None:
         raise ValueError(f"to learn from {recipe.teacher!r}, pass loss=distillation_loss(teacher, recipe)")
     model = getattr(model, "_orig_mod", model)  # before torch.compile, which takes long for each batch size
-    with random_states_kept():
+    with torch.random.fork_rng(devices=[]):  # `fit` seeds the others
         check_network(model, loss)
         _try_steps(model, data, recipe.batch_size, loss, precision)
 
@@ -117,14 +115,12 @@ def check_network(model: nn.Module, loss: Callable | None = None) -> None:
     check_is_module(model)
     if any(map(is_lazy, model.parameters())):
         raise ValueError("the model has lazy layers, whose sizes are unknown before the first image: state them")
+    check_registered(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError("the model has no parameters to train (those of layers in a list require nn.ModuleList)")
+        raise ValueError("the model has no parameters to train")
     images = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()).device)
-    with evaluation_mode(model):
-        logits = _logits(model, images, "evaluation mode")
-        check_registered(model, logits)
-        with torch.no_grad():  # last: now a model with the old torch.nn.utils.weight_norm can be copied
-            again, _ = (_logits(model, images[:count], "evaluation mode") for count in (2, 1))
+    with torch.no_grad(), evaluation_mode(model):
+        logits, again, _ = (_logits(model, images[:count], "evaluation mode") for count in (2, 2, 1))
     if not torch.allclose(logits, again, equal_nan=True):
         advice = "F.dropout, for example, requires training=self.training"
         raise ValueError(f"the model answers differently each time in evaluation mode: {advice}")
@@ -133,29 +129,15 @@ def check_network(model: nn.Module, loss: Callable | None = None) -> None:
         warnings.warn(f"{name}: the outputs look like probabilities; return logits, without softmax", stacklevel=2)
 
 
-def check_registered(model: nn.Module, logits: Tensor) -> None:
-    """Raise ValueError if the logits depend on weights that are not among the model's, as those of layers in a list."""
-    nodes, todo = set(), [logits.grad_fn]
-    while todo:
-        if (node := todo.pop()) is not None and node not in nodes:
-            nodes.add(node)
-            todo += [each for each, _ in node.next_functions]
-    missing = {node.variable for node in nodes if hasattr(node, "variable")} - set(model.parameters())
-    if not missing:
-        return
-    places = [
-        f"{name}.{attribute}".lstrip(".")
-        for name, module in model.named_modules()
-        for attribute, value in vars(module).items()
-        for each in tree_leaves(value)
-        if any(
-            weight is one
-            for one in missing
-            for weight in (each.parameters() if isinstance(each, nn.Module) else [each])
-        )
-    ]
-    where = f"weights in {', '.join(dict.fromkeys(places))}" if places else "some weights, of layers outside of it,"
-    raise ValueError(f"of the model {where} are not registered and would not be trained: use nn.ModuleList")
+def check_registered(model: nn.Module) -> None:
+    """Raise ValueError if an attribute such as a list holds layers that torch does not know, so would not train."""
+    known = set(model.parameters())
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            layers = [each for each in tree_leaves(value) if isinstance(each, nn.Module)]
+            if any(each.requires_grad and each not in known for layer in layers for each in layer.parameters()):
+                place = f"{name}.{attribute}".lstrip(".")
+                raise ValueError(f"the layers in {place} would not be trained: put them into an nn.ModuleList")
 
 
 def _try_steps(model: nn.Module, data: MnistData, batch_size: int, loss: Callable | None, precision: str) -> None:
@@ -199,24 +181,9 @@ def _explained(problem: str) -> Iterator[None]:
         raise ValueError(f"{problem}: {first_line(error)}") from error
 
 
-@contextmanager
-def random_states_kept() -> Iterator[None]:
-    """Afterwards Python, NumPy and torch, on every device in use, continue with the random numbers as before."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (networks of users may draw from it)
-    with torch.random.fork_rng(range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
-
-
 def as_loss(loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The loss as a function of inputs, logits and labels; `nn.CrossEntropyLoss()` and its like take the last two."""
-    try:
-        arguments = inspect.signature(getattr(loss, "forward", loss)).parameters.values()
-    except (TypeError, ValueError):  # not a function, or one without a signature
-        return loss
+    arguments = inspect.signature(getattr(loss, "forward", loss)).parameters.values()
     if sum(each.default is each.empty and each.kind < each.VAR_POSITIONAL for each in arguments) != 2:
         return loss
     # With the name of its module, by which it is recognised as torch's.
