@@ -100,50 +100,43 @@ def from_object(network: Callable[[], nn.Module]) -> Source:
     file = None if getattr(module, "__package__", None) else getattr(module, "__file__", None)
     if file and getattr(module, name, None) is network and module.__name__ not in ("__main__", *PROJECT):
         return from_file(f"{file}:{name}")
-    text = _text(function, name, set())
+    text = _text(function, name)
     if function is not network:
         text += f"# called with {network.args} {network.keywords}\n"
     return _checked(Source(name, text, network))
 
 
-def _text(thing: object, name: str, seen: set[str]) -> str:
+def _text(thing: object, name: str, users: frozenset[str] = frozenset()) -> str:
     """The code of a class or function, after that of the classes, functions and constants of its module that it uses.
 
-    `seen` are names that are not to be repeated. Where the code is not available, a comment that no other network has.
+    `users` are the names of those that use it.
     """
-    own, texts = _own_text(thing, name), []
+    own, before = _own_text(thing, name), ""
     with suppress(SyntaxError):  # of a lambda, whose line may be only a part of a statement
         nodes = list(ast.walk(ast.parse(textwrap.dedent(own))))
-        names = {node.id: isinstance(node.ctx, ast.Load) for node in nodes if isinstance(node, ast.Name)}
-        names |= {node.arg: False for node in nodes if isinstance(node, ast.arg)}
+        names = {node.id for node in nodes if isinstance(node, ast.Name)}
+        bound = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        bound |= {node.arg for node in nodes if isinstance(node, ast.arg)} | {name, *users}
         scope = vars(sys.modules.get(getattr(thing, "__module__", None), object))
-        seen.add(name)
-        for used in sorted(each for each, is_loaded in names.items() if is_loaded and each in scope):
-            value = scope[used]
-            if used in seen:
-                continue
-            seen.add(used)
-            if isinstance(value, CONSTANTS):
-                texts.append(f"{used} = {value!r}\n")
-            elif callable(value) and getattr(value, "__module__", None) == thing.__module__:
-                texts.append(_text(value, used, seen))
-    return "".join([*texts, own])
+        for used in sorted(names & scope.keys() - bound):
+            if isinstance(scope[used], CONSTANTS):
+                before += f"{used} = {scope[used]!r}\n"
+            elif callable(scope[used]) and getattr(scope[used], "__module__", None) == thing.__module__:
+                before += _text(scope[used], used, users | {name})
+    return before + own
 
 
 def _own_text(thing: object, name: str) -> str:
+    """The code of a class or function; where it is not available, a comment that no other network has."""
     with suppress(OSError, TypeError):
         return inspect.getsource(thing)
-    # `inspect` does not find a class in a notebook's cell. Its methods know the cell, under %%time only IPython does.
-    cells = []
-    for method in filter(inspect.isfunction, getattr(thing, "__dict__", {}).values()):
-        with suppress(OSError):
-            cells.append(inspect.findsource(method)[0])
-    if shell := "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
-        cells += [cell.splitlines(keepends=True) for cell in reversed(shell.history_manager.input_hist_raw)]
-    for cell in cells:
-        for number, line in enumerate(cell):
+    # `inspect` finds no class in a notebook's cell, and nothing in one that begins with %%time.
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    for cell in reversed(shell.history_manager.input_hist_raw if shell else []):
+        lines = cell.splitlines(keepends=True)
+        for number, line in enumerate(lines):
             if re.match(rf"\s*(class|def) {name}\b", line):
-                return "".join(inspect.getblock(cell[number:])).rstrip() + "\n"
+                return "".join(inspect.getblock(lines[number:])).rstrip() + "\n"
     return f"# The code of {name} is not available, {datetime.now()}.\n"
 
 
