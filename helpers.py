@@ -182,7 +182,7 @@ def fit(
     """
     device = pick_device(device)
     precision = pick_precision(precision, device)
-    check_training(model, data, recipe, loss, threads, eval_every, precision)
+    check_training(model, data, recipe, loss, threads, eval_every, device, precision)
     data, model = data.to(device), to_device(model, device)
     loss = cross_entropy(recipe) if loss is None else as_loss(loss)
     state = TrainingState(model, data, recipe, seed, device, precision, threads)

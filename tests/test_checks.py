@@ -190,7 +190,7 @@ def test_the_trial_leaves_no_trace(small):
     model[0].weight.grad = torch.ones_like(model[0].weight)
     model[4].register_forward_hook(lambda *_: seen.append(1))
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    checks.check_training(model, small, SHORT, None, None, 1, "float32")
+    checks.check_training(model, small, SHORT, None, None, 1, torch.device("cpu"), "float32")
     assert [module.training for module in model] == [True, False, *[True] * 6]
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -86,6 +86,7 @@ def check_training(
     loss: Callable | None,
     threads: int | None,
     eval_every: int,
+    device: torch.device,
     precision: str,
 ) -> None:
     """Raise ValueError unless these arguments of `helpers.fit` can be used for training, which is tried.
@@ -103,7 +104,7 @@ def check_training(
     model = getattr(model, "_orig_mod", model)  # before torch.compile, which takes long for each batch size
     with torch.random.fork_rng(devices=[]):  # `fit` seeds the others
         check_network(model, loss)
-        _try_steps(model, data, recipe.batch_size, loss, precision)
+        _try_steps(model, data.to(device), recipe.batch_size, loss, precision)
 
 
 def check_network(model: nn.Module, loss: Callable | None = None) -> None:
@@ -126,7 +127,7 @@ def check_network(model: nn.Module, loss: Callable | None = None) -> None:
         raise ValueError(f"the model answers differently each time in evaluation mode: {advice}")
     if loss is None and again.min() >= 0 and torch.allclose(again.sum(1), again.new_ones(()), atol=1e-3):
         name = type(model).__name__
-        warnings.warn(f"{name}: the outputs look like probabilities; return logits, without softmax", stacklevel=2)
+        warnings.warn(f"{name}: the outputs look like probabilities; return logits, without softmax", stacklevel=4)
 
 
 def check_registered(model: nn.Module) -> None:
@@ -142,13 +143,13 @@ def check_registered(model: nn.Module) -> None:
 
 def _try_steps(model: nn.Module, data: MnistData, batch_size: int, loss: Callable | None, precision: str) -> None:
     """Raise ValueError unless copies of the model can be trained on the first and on the last batch of an epoch."""
-    count, device = len(data.train_images), next(model.parameters()).device
+    count, device = len(data.train_images), data.train_images.device  # of the teacher in a loss, too
     sizes = {min(batch_size, count): "training mode"}
     sizes.setdefault((count - 1) % batch_size + 1, "training mode, in the last batch of an epoch")
     for size, mode in sizes.items():
         with _explained("the model cannot be copied, as its moving average requires"):
-            trial = copy.deepcopy(model).train()
-        inputs, labels = normalize(data.train_images[:size].to(device)), data.train_labels[:size].to(device)
+            trial = copy.deepcopy(model).to(device).train()
+        inputs, labels = normalize(data.train_images[:size]), data.train_labels[:size]
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             logits = _logits(trial, inputs, mode).float()
             if not logits.requires_grad:
