@@ -22,6 +22,7 @@ from s5.training.checks import (
     DivergenceError,
     as_loss,
     check_architecture,
+    check_arguments,
     check_finite,
     check_is_module,
     check_training,
@@ -180,10 +181,12 @@ def fit(
     Raises DivergenceError (the model is set back likewise), CheckpointError, CompileError, and ValueError for any
     argument that makes no sense, such as a network of other logits or a recipe with a teacher but no `loss`.
     """
+    check_arguments(data, recipe, loss, threads, eval_every)
     device = pick_device(device)
     precision = pick_precision(precision, device)
-    check_training(model, data, recipe, loss, threads, eval_every, device, precision)
-    data, model = data.to(device), to_device(model, device)
+    data = data.to(device)
+    check_training(model, data, recipe.batch_size, loss, precision)
+    model = to_device(model, device)
     loss = cross_entropy(recipe) if loss is None else as_loss(loss)
     state = TrainingState(model, data, recipe, seed, device, precision, threads)
     torch.manual_seed(seed)  # for dropout, which uses the global generators

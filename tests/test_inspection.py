@@ -150,7 +150,7 @@ def test_receptive_field_requires_registered_layers():
     model = nn.Sequential(nn.Conv2d(1, 1, 3))
     receptive_field_table(nn.utils.weight_norm(model[0]))  # works
     model.hidden = [nn.Conv2d(1, 1, 3)]
-    with pytest.raises(ValueError, match="the layers in hidden would not be trained"):
+    with pytest.raises(ValueError, match="the weights in hidden would not be trained"):
         receptive_field_table(model)
 
 

@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import math
+import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,20 +80,10 @@ def check_is_module(model: nn.Module) -> None:
         raise ValueError(f"model must be a network such as Net(), not {short(model)}")
 
 
-def check_training(
-    model: nn.Module,
-    data: MnistData,
-    recipe: Recipe,
-    loss: Callable | None,
-    threads: int | None,
-    eval_every: int,
-    device: torch.device,
-    precision: str,
+def check_arguments(
+    data: MnistData, recipe: Recipe, loss: Callable | None, threads: int | None, eval_every: int
 ) -> None:
-    """Raise ValueError unless these arguments of `helpers.fit` can be used for training, which is tried.
-
-    The model and torch's random state stay as they are. Warns if the outputs look like probabilities.
-    """
+    """Raise ValueError unless these arguments of `helpers.fit` make sense."""
     for name, value, kind in (("data", data, MnistData), ("recipe", recipe, Recipe)):
         if not isinstance(value, kind):
             raise ValueError(f"{name} must be of the type {kind.__name__}, not {type(value).__name__}")
@@ -101,10 +92,35 @@ def check_training(
         raise ValueError(f"eval_every must be a whole number, 1 or more, not {short(eval_every)}")
     if recipe.teacher and loss is None:
         raise ValueError(f"to learn from {recipe.teacher!r}, pass loss=distillation_loss(teacher, recipe)")
+
+
+@torch.random.fork_rng(devices=[])  # `fit` seeds the others
+def check_training(model: nn.Module, data: MnistData, batch_size: int, loss: Callable | None, precision: str) -> None:
+    """Raise ValueError unless `check_network` is passed and the first and the last batch of an epoch can be trained on.
+
+    That is tried on copies of the model, on the device of `data`, which is a teacher's in the loss, too.
+    """
+    state = random.getstate()
     model = getattr(model, "_orig_mod", model)  # before torch.compile, which takes long for each batch size
-    with torch.random.fork_rng(devices=[]):  # `fit` seeds the others
-        check_network(model, loss)
-        _try_steps(model, data.to(device), recipe.batch_size, loss, precision)
+    check_network(model, loss)
+    count, device = len(data.train_images), data.train_images.device
+    sizes = {min(batch_size, count): "training mode"}
+    sizes.setdefault((count - 1) % batch_size + 1, "training mode, in the last batch of an epoch (see batch_size)")
+    for size, mode in sizes.items():
+        with _explained("the model cannot be copied, as its moving average requires"):
+            trial = copy.deepcopy(model).to(device).train()
+        inputs, labels = normalize(data.train_images[:size]), data.train_labels[:size]
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = _logits(trial, inputs, mode).float()
+            if not logits.requires_grad:
+                raise ValueError("the model's logits have no gradient: forward must not use no_grad, detach or data")
+            with _explained(LOSS):
+                value = as_loss(loss or F.cross_entropy)(inputs, logits, labels)
+        if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:
+            raise ValueError(f"{LOSS}, not {short(value)}")
+        with _explained(f"the model's gradient cannot be computed in {mode}"):
+            value.backward()
+    random.setstate(state)
 
 
 def check_network(model: nn.Module, loss: Callable | None = None) -> None:
@@ -127,39 +143,20 @@ def check_network(model: nn.Module, loss: Callable | None = None) -> None:
         raise ValueError(f"the model answers differently each time in evaluation mode: {advice}")
     if loss is None and again.min() >= 0 and torch.allclose(again.sum(1), again.new_ones(()), atol=1e-3):
         name = type(model).__name__
-        warnings.warn(f"{name}: the outputs look like probabilities; return logits, without softmax", stacklevel=4)
+        warnings.warn(f"{name}: the outputs look like probabilities; return logits, without softmax", stacklevel=5)
 
 
 def check_registered(model: nn.Module) -> None:
-    """Raise ValueError if an attribute such as a list holds layers that torch does not know, so would not train."""
+    """Raise ValueError if an attribute such as a list holds weights that torch does not know, so would not train."""
     known = set(model.parameters())
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
-            layers = [each for each in tree_leaves(value) if isinstance(each, nn.Module)]
-            if any(each.requires_grad and each not in known for layer in layers for each in layer.parameters()):
+            held = (each.parameters() if isinstance(each, nn.Module) else [each] for each in tree_leaves(value))
+            weights = [each for parts in held for each in parts if isinstance(each, nn.Parameter) and each not in known]
+            if any(each.requires_grad for each in weights):
                 place = f"{name}.{attribute}".lstrip(".")
-                raise ValueError(f"the layers in {place} would not be trained: put them into an nn.ModuleList")
-
-
-def _try_steps(model: nn.Module, data: MnistData, batch_size: int, loss: Callable | None, precision: str) -> None:
-    """Raise ValueError unless copies of the model can be trained on the first and on the last batch of an epoch."""
-    count, device = len(data.train_images), data.train_images.device  # of the teacher in a loss, too
-    sizes = {min(batch_size, count): "training mode"}
-    sizes.setdefault((count - 1) % batch_size + 1, "training mode, in the last batch of an epoch")
-    for size, mode in sizes.items():
-        with _explained("the model cannot be copied, as its moving average requires"):
-            trial = copy.deepcopy(model).to(device).train()
-        inputs, labels = normalize(data.train_images[:size]), data.train_labels[:size]
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            logits = _logits(trial, inputs, mode).float()
-            if not logits.requires_grad:
-                raise ValueError("the model's logits have no gradient: forward must not use no_grad, detach or data")
-            with _explained(LOSS):
-                value = as_loss(loss or F.cross_entropy)(inputs, logits, labels)
-        if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:
-            raise ValueError(f"{LOSS}, not {short(value)}")
-        with _explained(f"the model's gradient cannot be computed in {mode}"):
-            value.backward()
+                advice = "use nn.ModuleList or nn.ParameterList, or requires_grad_(False)"
+                raise ValueError(f"the weights in {place} would not be trained: {advice}")
 
 
 def _logits(model: nn.Module, images: Tensor, mode: str) -> Tensor:
