@@ -173,20 +173,19 @@ def fit(
     model holds the weights that were evaluated last: the moving average if the recipe has one.
 
     `threads`: of the CPU; None: as torch is set. `compile` and `precision`: see `s5.training.device`. `loss`: instead
-    of the recipe's cross-entropy, e.g. `s5.experiments.distillation.distillation_loss`. `checkpoint`: a path; the whole
-    state is saved there after every epoch, and `resume` continues from it, with as many threads and bit for bit the
-    same results on the same machine. Ctrl-C ends the run at the last complete epoch. `progress`: True prints each
-    epoch; a function gets the history.
+    of the recipe's cross-entropy, e.g. `nn.CrossEntropyLoss()`, or `s5.experiments.distillation.distillation_loss`.
+    `checkpoint`: a path; the whole state is saved there after every epoch, and `resume` continues from it, with as many
+    threads and bit for bit the same results on the same machine. Ctrl-C ends the run at the last complete epoch.
+    `progress`: True prints each epoch; a function gets the history.
 
     Raises DivergenceError (the model is set back likewise), CheckpointError, CompileError, and ValueError for any
-    argument that makes no sense, such as a network of other logits or a recipe with a teacher but no `loss`.
+    argument that makes no sense, and for a network or loss that fails when it is tried before training.
     """
-    check_arguments(data, recipe, loss, threads, eval_every)
+    check_arguments(model, data, recipe, loss, threads, eval_every)
     device = pick_device(device)
     precision = pick_precision(precision, device)
-    data = data.to(device)
+    data, model = data.to(device), to_device(model, device)
     check_training(model, data, recipe.batch_size, loss, precision)
-    model = to_device(model, device)
     loss = cross_entropy(recipe) if loss is None else as_loss(loss)
     state = TrainingState(model, data, recipe, seed, device, precision, threads)
     torch.manual_seed(seed)  # for dropout, which uses the global generators

@@ -81,9 +81,9 @@ def check_is_module(model: nn.Module) -> None:
 
 
 def check_arguments(
-    data: MnistData, recipe: Recipe, loss: Callable | None, threads: int | None, eval_every: int
+    model: nn.Module, data: MnistData, recipe: Recipe, loss: Callable | None, threads: int | None, eval_every: int
 ) -> None:
-    """Raise ValueError unless these arguments of `helpers.fit` make sense."""
+    """Raise ValueError unless these arguments of `helpers.fit` make sense and the model has something to train."""
     for name, value, kind in (("data", data, MnistData), ("recipe", recipe, Recipe)):
         if not isinstance(value, kind):
             raise ValueError(f"{name} must be of the type {kind.__name__}, not {type(value).__name__}")
@@ -92,25 +92,26 @@ def check_arguments(
         raise ValueError(f"eval_every must be a whole number, 1 or more, not {short(eval_every)}")
     if recipe.teacher and loss is None:
         raise ValueError(f"to learn from {recipe.teacher!r}, pass loss=distillation_loss(teacher, recipe)")
+    check_weights(model)
 
 
 @torch.random.fork_rng(devices=[])  # `fit` seeds the others
 def check_training(model: nn.Module, data: MnistData, batch_size: int, loss: Callable | None, precision: str) -> None:
     """Raise ValueError unless `check_network` is passed and the first and the last batch of an epoch can be trained on.
 
-    That is tried on copies of the model, on the device of `data`, which is a teacher's in the loss, too.
+    That is tried on copies of the model, which is on the device of `data`.
     """
     state = random.getstate()
     model = getattr(model, "_orig_mod", model)  # before torch.compile, which takes long for each batch size
     check_network(model, loss)
-    count, device = len(data.train_images), data.train_images.device
+    count, device = len(data.train_images), data.train_images.device.type
     sizes = {min(batch_size, count): "training mode"}
     sizes.setdefault((count - 1) % batch_size + 1, "training mode, in the last batch of an epoch (see batch_size)")
     for size, mode in sizes.items():
         with _explained("the model cannot be copied, as its moving average requires"):
-            trial = copy.deepcopy(model).to(device).train()
+            trial = copy.deepcopy(model).train()
         inputs, labels = normalize(data.train_images[:size]), data.train_labels[:size]
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
             logits = _logits(trial, inputs, mode).float()
             if not logits.requires_grad:
                 raise ValueError("the model's logits have no gradient: forward must not use no_grad, detach or data")
@@ -129,12 +130,7 @@ def check_network(model: nn.Module, loss: Callable | None = None) -> None:
     It is tried in evaluation mode: twice with two images and once with one. Without a `loss` of the user's, outputs
     that look like probabilities are warned of.
     """
-    check_is_module(model)
-    if any(map(is_lazy, model.parameters())):
-        raise ValueError("the model has lazy layers, whose sizes are unknown before the first image: state them")
-    check_registered(model)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError("the model has no parameters to train")
+    check_weights(model)
     images = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()).device)
     with torch.no_grad(), evaluation_mode(model):
         logits, again, _ = (_logits(model, images[:count], "evaluation mode") for count in (2, 2, 1))
@@ -144,6 +140,16 @@ def check_network(model: nn.Module, loss: Callable | None = None) -> None:
     if loss is None and again.min() >= 0 and torch.allclose(again.sum(1), again.new_ones(()), atol=1e-3):
         name = type(model).__name__
         warnings.warn(f"{name}: the outputs look like probabilities; return logits, without softmax", stacklevel=5)
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise ValueError unless this is a network with weights of known sizes to train, all of them known to torch."""
+    check_is_module(model)
+    if any(map(is_lazy, model.parameters())):
+        raise ValueError("the model has lazy layers, whose sizes are unknown before the first image: state them")
+    check_registered(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("the model has no parameters to train")
 
 
 def check_registered(model: nn.Module) -> None:
