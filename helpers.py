@@ -20,7 +20,9 @@ from s5.training.augmentation import augment, normalize
 from s5.training.checkpoint import TrainingState, save_checkpoint
 from s5.training.checks import (
     DivergenceError,
+    as_loss,
     check_architecture,
+    check_arguments,
     check_finite,
     check_is_module,
     check_training,
@@ -171,19 +173,20 @@ def fit(
     model holds the weights that were evaluated last: the moving average if the recipe has one.
 
     `threads`: of the CPU; None: as torch is set. `compile` and `precision`: see `s5.training.device`. `loss`: instead
-    of the recipe's cross-entropy, e.g. `s5.experiments.distillation.distillation_loss`. `checkpoint`: a path; the whole
-    state is saved there after every epoch, and `resume` continues from it, with as many threads and bit for bit the
-    same results on the same machine. Ctrl-C ends the run at the last complete epoch. `progress`: True prints each
-    epoch; a function gets the history.
+    of the recipe's cross-entropy, e.g. `nn.CrossEntropyLoss()`, or `s5.experiments.distillation.distillation_loss`.
+    `checkpoint`: a path; the whole state is saved there after every epoch, and `resume` continues from it, with as many
+    threads and bit for bit the same results on the same machine. Ctrl-C ends the run at the last complete epoch.
+    `progress`: True prints each epoch; a function gets the history.
 
     Raises DivergenceError (the model is set back likewise), CheckpointError, CompileError, and ValueError for any
-    argument that makes no sense, such as a network of other logits or a recipe with a teacher but no `loss`.
+    argument that makes no sense, and for a network or loss that fails when it is tried before training.
     """
-    check_training(model, data, recipe, loss, threads)
+    check_arguments(model, data, recipe, loss, threads, eval_every)
     device = pick_device(device)
     precision = pick_precision(precision, device)
     data, model = data.to(device), to_device(model, device)
-    loss = cross_entropy(recipe) if loss is None else loss
+    check_training(model, data, recipe.batch_size, loss, precision)
+    loss = cross_entropy(recipe) if loss is None else as_loss(loss)
     state = TrainingState(model, data, recipe, seed, device, precision, threads)
     torch.manual_seed(seed)  # for dropout, which uses the global generators
     if resume:
@@ -255,7 +258,7 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
     """
     check_is_module(model)
     check_images(images)
-    device = next(model.parameters()).device
+    device = next(model.parameters(), images).device
     with evaluation_mode(to_device(model, device)):
         batches = images.split(eval_batch_size(device))
         return torch.cat([model(normalize(batch.to(device))).softmax(1).cpu() for batch in batches])

@@ -83,6 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from s5.training.mnist import load_data
 
+    made = [folder for folder in (options.output, *options.output.parents) if not folder.exists()]
     try:
         check_folder(options.output)  # before hours of training
         with hold_folder(options.output):
@@ -104,7 +105,8 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
     finally:
         with contextlib.suppress(OSError):
-            options.output.rmdir()  # if nothing was saved in it
+            for folder in made:
+                folder.rmdir()  # if nothing was saved in it
 
 
 def restore_options(options: argparse.Namespace) -> None:

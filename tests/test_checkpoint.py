@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 import helpers
+import s5.training.checkpoint as checkpoint_file
 from helpers import Net
 from s5.training.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint, save_weights
 from s5.training.device import use_threads
@@ -95,9 +96,10 @@ def test_a_file_that_is_no_checkpoint_is_one_line_and_its_code_does_not_run(chec
         with pytest.raises(CheckpointError, match=r"\A.*checkpoint.pt is damaged or no checkpoint \(.*delete it.*\Z"):
             load_checkpoint(path)
     assert not (tmp_path / "ran").exists()
-    torch.save(Net().state_dict(), path)
-    with pytest.raises(CheckpointError, match="no checkpoint of this project's format"):
-        load_checkpoint(path)
+    for content in (Net().state_dict(), {"format": checkpoint_file.FORMAT, "run": {}}):
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match="no checkpoint of this project's format"):
+            load_checkpoint(path)
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         load_checkpoint(tmp_path / "absent.pt")
 
@@ -124,7 +126,11 @@ def test_weights_round_trip_and_invalid_files(tmp_path):
     model = helpers.build(seed=1)
     save_weights(model, path, metadata)
     assert_same_weights(load_weights(helpers.build(seed=2), path), model)
+    compiled = torch.compile(helpers.build(seed=3))
+    assert_same_weights(load_weights(compiled, path), model)
     content = path.read_bytes()
+    save_weights(compiled, path, metadata)
+    assert path.read_bytes() == content
     save_weights(model, path, dict(reversed(metadata.items())))
     assert path.read_bytes() == content
     with safe_open(path, "pt") as file:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from helpers import Net
+from s5.analysis.drawing import plot_network
 from s5.analysis.inspection import (
     check_requirements,
     class_activation_maps,
@@ -15,6 +16,7 @@ from s5.analysis.inspection import (
     receptive_field_table,
     summary,
 )
+from s5.analysis.style import COLOURS
 from s5.networks.grammar import parse
 
 
@@ -58,6 +60,33 @@ def test_trainable_and_stored_numbers(line, trainable, stored):
     assert (count_parameters(model), count_stored(model)) == (trainable, stored)
 
 
+def weight_normed():
+    model = Net()
+    for layer in (model.conv1[3], model.fc):
+        nn.utils.parametrizations.weight_norm(layer)
+    return model
+
+
+def shared():
+    """With a weight that two convolutions share, and one ReLU in two places."""
+    model, relu = nn.Sequential(same(3), nn.ReLU(), same(3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 10)), nn.ReLU()
+    model[2].weight, model[1], model[3] = model[0].weight, relu, relu
+    return model
+
+
+@pytest.mark.parametrize(
+    "network", [Net, shared, weight_normed, parse("cellular 6 ×2 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2").build]
+)
+def test_the_summary_has_the_totals_of_the_other_reports(network):
+    model = network()
+    found = summary(model)
+    assert f"Total params: {count_parameters(model):,}\n" in str(found)
+    assert found.total_mult_adds >= count_macs(model)
+    assert layer_table(model)["Parameters"].iloc[:-1].sum() == count_parameters(model)
+    texts = [text.get_text() for text in plot_network(model).axes[0].texts if text.get_color() == COLOURS[1]]
+    assert sum(int(text.replace(",", "")) for text in texts if text) == count_parameters(model)
+
+
 def test_macs_of_net_by_hand():
     block1 = 28 * 28 * (1 * 4 + 4 * 8) * 9
     block2 = 14 * 14 * (8 * 16 + 16 * 32) * 9
@@ -73,6 +102,9 @@ def test_net_passes_the_checks_and_a_modified_one_fails_those_it_violates():
     model.conv1[1] = nn.Dropout2d(0.1)  # 8 parameters fewer
     model.gap = nn.AdaptiveAvgPool2d((1, 2))
     model.fc = nn.Linear(80, 30)  # 2,430 parameters instead of 410
+    other = Net()
+    other.gap = nn.AvgPool2d(7)
+    assert set(check_requirements(other)["Result"]) == {"pass"}
     table = check_requirements(model)
     assert table["Result"].tolist() == ["FAIL", "FAIL", "FAIL", "FAIL", "pass", "FAIL"]
     assert table["Found"].tolist() == ["20,226", "20,226", "4", "1", "1", "0"]
@@ -122,6 +154,15 @@ def test_receptive_field_and_jump(fields, jumps, model):
     table = receptive_field_table(model)
     assert table["Receptive field"].tolist() == fields
     assert table["Jump"].tolist() == jumps
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_receptive_field_requires_registered_layers():
+    model = nn.Sequential(nn.Conv2d(1, 1, 3))
+    receptive_field_table(nn.utils.weight_norm(model[0]))  # works
+    model.hidden = [nn.Conv2d(1, 1, 3)]
+    with pytest.raises(ValueError, match="the weights in hidden would not be trained"):
+        receptive_field_table(model)
 
 
 def test_receptive_field_agrees_with_gradients():

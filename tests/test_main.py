@@ -76,12 +76,12 @@ def test_wrong_options_give_one_line_and_exit_code_2(arguments, here, capsys):
     ],
 )
 def test_what_cannot_be_used_is_reported_before_training(arguments, message, here, capsys):
-    before = {path for path in here.rglob("*") if path.name != "empty"}
+    before = set(here.rglob("*"))
     assert main.main([*arguments.split(), *([] if "--data" in arguments else ["--smoke"])]) == 1
     output = capsys.readouterr()
     assert re.fullmatch(f"main.py: {message}\n", output.err)
     assert "Epoch" not in output.out
-    assert {path for path in here.rglob("*") if path.name != "empty"} == before
+    assert set(here.rglob("*")) == before
 
 
 def test_results_go_to_the_projects_folder_wherever_it_is_run(here):
@@ -152,6 +152,8 @@ def test_divergence_in_the_first_epoch_gives_one_line_and_leaves_no_empty_folder
     message = r"main.py: the loss is not finite in epoch 1; the model is as it was before this epoch\. .*\n\Z"
     assert re.search(message, capsys.readouterr().err)
     assert not Path("run2").exists()
+    assert main.main(["--smoke", "--optimizer", "sgd", "--lr", "1000", "--output", "new/run"]) == 1
+    assert not Path("new").exists()
 
 
 def test_ctrl_c_in_the_first_epoch_leaves_no_folder(here, interruptible):

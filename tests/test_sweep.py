@@ -49,8 +49,8 @@ def test_seeds():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--variants s5,s6", 'in "s6": .*; it is no variant either .*s5'),
-        ("--variants missing.py:MyNet", "missing.py cannot be imported: FileNotFoundError"),
+        ("--variants s5,s6", r'in "s6": .*; did you mean s5\?'),
+        ("--variants missing.py:MyNet", "there is no file missing.py"),
         ("--variants ,", "there is nothing to run: no variant, or no seed"),
         ("--seeds 1-", "argument --seeds: invalid seeds value: '1-'"),
         ("--seeds 9223372036854775808", "seed must be a whole number"),

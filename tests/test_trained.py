@@ -38,5 +38,5 @@ def test_weights_are_small_and_the_largest_network_is_first():
 def test_unknown_names_and_weights_of_another_network_are_refused():
     with pytest.raises(ValueError, match="no trained network 'resnet'; there are .*s5"):
         load_trained("resnet")
-    with pytest.raises(CheckpointError, match="read as weights of 's5'"):
+    with pytest.raises(CheckpointError, match="network 's5': .* another architecture"):
         load_trained("s5", weights_file("below_1k"))

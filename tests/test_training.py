@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import re
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -18,7 +19,6 @@ from helpers import Net
 from s5.training import checkpoint, progress
 from s5.training.augmentation import MEAN, STD
 from s5.training.checkpoint import load_checkpoint
-from s5.training.checks import check_training
 from s5.training.recipe import NO_AUGMENTATION, Recipe
 from tests.utils import SHORT, assert_same_weights, devices, fit, without_seconds
 
@@ -185,6 +185,15 @@ def test_log_has_one_line_per_epoch_or_a_function_gets_the_history(small, capsys
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(("is_terminal", "bars"), [(True, True), (False, False)])
+def test_a_bar_is_shown_in_a_terminal_only(is_terminal, bars, small, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    helpers.fit(helpers.build(), small, SHORT, device="cpu")
+    assert ("Train Loss=" in capsys.readouterr().err) == bars
+
+
 class Stops(Net):
     """After the eighth training step, of six in an epoch, its loss is NaN or somebody presses Ctrl-C."""
 
@@ -246,8 +255,9 @@ def test_a_run_of_other_length_keeps_the_share_of_epochs_without_augmentation():
     assert recipe.changed(epochs=15) == replace(recipe, epochs=15, epochs_without_augmentation=3)
     assert recipe.changed(epochs=15, epochs_without_augmentation=0).epochs_without_augmentation == 0
     assert recipe.changed(rotation=0.0) == replace(recipe, rotation=0.0)
-    with pytest.raises(ValueError, match="epochs must be"):
-        recipe.changed(epochs=0)
+    for changes, message in (({"epochs": 0}, "epochs must be"), ({"epoch": 1}, "no 'epoch'; did you mean 'epochs'?")):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            recipe.changed(**changes)
 
 
 def test_bfloat16_is_used_in_training_passes_only(small):
@@ -256,8 +266,7 @@ def test_bfloat16_is_used_in_training_passes_only(small):
     class Recorder(Net):
         def forward(self, images):
             outputs = self.conv1(images)
-            if len(images) > 2:  # not those on which the network is tried
-                dtypes.append((images.dtype, outputs.dtype) if self.training else outputs.dtype)
+            dtypes.append((images.dtype, outputs.dtype) if self.training else outputs.dtype)
             return super().forward(images)
 
     model, _ = fit(small, precision="bfloat16", architecture=Recorder)
@@ -276,6 +285,7 @@ def test_build_predict_and_evaluate_name_what_they_cannot_take(small):
             helpers.predict(*wrong[:2])
         with pytest.raises(ValueError, match=message):
             helpers.evaluate(*wrong)
+    assert helpers.predict(nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10)), images).shape == (200, 10)
     with pytest.raises(ValueError, match="labels must be a tensor, int64"):
         helpers.evaluate(model, images, labels[1:])
     with pytest.raises(ValueError, match=r"^architecture must be a class .*, not a network: write Net, not Net\(\)"):
@@ -293,6 +303,7 @@ def test_build_predict_and_evaluate_name_what_they_cannot_take(small):
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(700, 10))}, "the model cannot take images of shape"),
         ({"model": Net().requires_grad_(False)}, "the model has no parameters to train"),
         ({"model": nn.Sequential(nn.Flatten(), nn.LazyLinear(10))}, "the model has lazy layers"),
+        ({"eval_every": 0}, "eval_every must be a whole number, 1 or more, not 0"),
         ({"threads": 0}, "threads must be a whole number from 1 to 1,024, not 0"),
         ({"seed": -1}, r"seed must be a whole number, 0 or more and below 2\^63, not -1"),
     ],
@@ -301,13 +312,3 @@ def test_fit_names_what_cannot_be_trained(arguments, message, small):
     given = {"model": helpers.build(), "data": small, "recipe": SHORT} | arguments
     with pytest.raises(ValueError, match=message):
         helpers.fit(**given, device="cpu", progress=False)
-
-
-def test_the_check_before_training_leaves_the_model_and_the_random_state(small):
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(), nn.Linear(2704, 10))
-    model[1].eval()
-    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    check_training(model, small, SHORT)
-    assert [module.training for module in model] == [True, False, True, True, True]
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

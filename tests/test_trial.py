@@ -134,8 +134,10 @@ def test_a_network_is_found_by_name_line_file_or_class():
     assert find_variant("CONV 4  gap").name == "conv 4 gap"
     assert find_variant(small_network).name.startswith("small_network@")
     for network, message in (
-        ("conv 4 q gap", 'in "conv 4 q gap": .*; it is no variant either .*s5'),
-        ("missing.py:MyNet", "missing.py cannot be imported"),
+        ("Conv 4  q gap", 'in "Conv 4 q gap": "q" is no channel count .*'),
+        ("below_2K", 'in "below_2K": .*; did you mean below_2k or '),
+        ("resnet18", 'in "resnet18": .*; it is no variant either'),
+        ("missing.py:MyNet", "there is no file missing.py"),
         (small_network(), "not a network: write Sequential, not Sequential"),
     ):
         with pytest.raises(NetworkError, match=message):

@@ -1,5 +1,6 @@
 """Networks from files and from code that is only in memory."""
 
+import importlib
 import pickle
 import subprocess
 import sys
@@ -73,26 +74,49 @@ def test_a_file_may_import_the_modules_beside_it(file, tmp_path):
     assert run_elsewhere(source, tmp_path) == str(source.build())
 
 
-def test_a_class_of_a_notebook_is_its_text_and_may_use_what_other_cells_define(tmp_path):
-    shell = InteractiveShell()
-    shell.run_cell("from torch import nn\nWIDTH = 10", store_history=True)
-    for before in ("", "%%time\n"):
-        cell = before + CLASS.replace("10))", "WIDTH))") + "print(MyNet())"
-        assert shell.run_cell(cell, store_history=True).success
-        source = from_object(shell.user_ns["MyNet"])
-        if before:  # IPython keeps no code of such a cell
-            assert source.text.startswith("# The code of MyNet is not available, ")
-        else:
-            assert source.text == CLASS.replace("10))", "WIDTH))")
-        assert run_elsewhere(source, tmp_path) == str(source.build())
+@pytest.mark.parametrize("magic", ["", "%%time\n", "%%capture\n"])
+def test_a_class_of_a_notebook_is_its_text_with_what_it_uses_of_other_cells(magic, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "__main__", None)  # IPython puts its own there
+    shell = InteractiveShell.instance()
+    try:
+        code = CLASS.replace("nn.Linear(784, 10)", "block()")
+        for width in (10, 12):
+            helper = "def block():\n    return nn.Sequential(nn.Linear(784, WIDTH), nn.Linear(WIDTH, 10))\n"
+            shell.run_cell(f"from torch import nn\nUNUSED = 3\nWIDTH = {width}", store_history=True)
+            shell.run_cell(helper, store_history=True)
+            assert shell.run_cell(f"{magic}{code}print(MyNet())", store_history=True).success
+            source = from_object(shell.user_ns["MyNet"])
+            assert source.text == f"WIDTH = {width}\n{helper}{code}"
+            assert run_elsewhere(source, tmp_path) == str(source.build())
+    finally:
+        InteractiveShell.clear_instance()
 
 
 def test_functions_lambdas_and_partials_are_networks():
     assert from_object(small_network).text.startswith("def small_network(width: int = 10):")
-    assert from_object(lambda: small_network(5)).name.startswith("lambda@")
-    names = {from_object(partial(small_network, width)).name for width in (5, 6)}
-    assert len(names) == 2
-    assert all(name.startswith("partial@") for name in names)
+    own = from_object(lambda: small_network(5))
+    assert own.name.startswith("lambda@")
+    assert own.text.startswith("def small_network(width: int = 10):")
+    partials = [from_object(partial(small_network, width)) for width in (5, 6)]
+    assert len({source.name for source in partials}) == 2
+    assert all(source.name.startswith("small_network@") for source in partials)
+    assert partials[0].text.endswith("Linear(width, 10))\n# called with (5,) {}\n")
+    assert from_object(partial(small_network, 5)) == partials[0]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1"])
+def test_a_file_is_read_as_python_reads_it_and_an_imported_class_is_that_of_its_file(encoding, tmp_path, monkeypatch):
+    declared = "" if encoding.startswith("utf") else f"# -*- coding: {encoding} -*-\n"
+    path = tmp_path / "Grün und blau" / f"own_{encoding.replace('-', '_')}.py"
+    path.parent.mkdir()
+    path.write_bytes(
+        f"{declared}# Zürich\nWIDTH = 10\n{CODE.replace('from __future__ import annotations', '')}".encode(encoding)
+    )
+    source = from_file(f"{path}:MyNet")
+    assert "# Zürich\nWIDTH = 10" in source.text
+    monkeypatch.syspath_prepend(path.parent)
+    assert from_object(importlib.import_module(path.stem).MyNet) == source
+    assert run_elsewhere(source, tmp_path) == str(source.build())
 
 
 @pytest.mark.parametrize(
@@ -103,7 +127,7 @@ def test_functions_lambdas_and_partials_are_networks():
         ("def MyNet(:", r"mine.py cannot be imported: SyntaxError: .*line 1"),
         ("def MyNet():\n    return {}['width']", "MyNet: it cannot be built: KeyError: 'width'"),
         ("MyNet = dict", "MyNet: model must be a network such as"),
-        ("from torch import nn\ndef MyNet():\n    return nn.Linear(5, 10)", r"cannot take images of shape \(N, 1, 28"),
+        ("from torch import nn\ndef MyNet():\n    return nn.Linear(5, 10)", r"cannot take images of shape \(2, 1, 28"),
         ("from torch import nn\ndef MyNet():\n    return nn.Linear(28, 12)", r"must return logits of shape \(N, 10\)"),
         ("from torch import nn\nMyNet = nn.Flatten", "MyNet: the model has no parameters to train"),
     ],
@@ -119,7 +143,7 @@ def test_code_that_fails_is_refused_in_one_line(file, code, message):
 @pytest.mark.parametrize(
     ("find", "network", "message"),
     [
-        (from_file, "missing.py:MyNet", "missing.py cannot be imported: FileNotFoundError: "),
+        (from_file, "missing.py:MyNet", "there is no file missing.py"),
         (from_file, "mine.py", "write a network as FILE.py:NAME, not 'mine.py'"),
         (from_object, nn.Linear(2, 3), "Linear: architecture must be a class or function, not a network: write Linear"),
         (from_object, 5, "int: architecture must be a class or function that returns a network, not 5"),

@@ -6,7 +6,7 @@ from torch import nn
 from s5.analysis.inspection import SIDE, black_images, count_new_parameters, count_parameters, run_observed
 from s5.analysis.style import COLOURS, FAINT, INK, WIDTH, Picture, styled
 
-KINDS = {nn.MaxPool2d: "max\npool", nn.AdaptiveAvgPool2d: "mean\n", nn.Linear: "linear\n"}
+KINDS = {nn.MaxPool2d: "max\npool", nn.AdaptiveAvgPool2d: "mean\n", nn.AvgPool2d: "mean\npool", nn.Linear: "linear\n"}
 HEIGHT = 1.9  # inches
 
 
@@ -17,7 +17,7 @@ def plot_network(model, title=None):
     Convolutions, pooling and linear layers are drawn, in the order in which they run; the parameters of the BatchNorm
     after a convolution are counted with it, and those of a layer that is used again only once.
     """
-    blocks = [("image", 0, (1, SIDE, SIDE)), *_blocks(model)]
+    blocks = _blocks(model)
     figure = Picture(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.subplots()
     gap = 1 / len(blocks)
@@ -38,17 +38,18 @@ def plot_network(model, title=None):
 
 
 def _blocks(model) -> list[tuple[str, int, tuple[int, ...]]]:
-    """Kind, new parameters and output shape of each drawn layer, in the order of execution."""
-    blocks, counted = [], set()
+    """Kind, new parameters and output shape of the image and of each drawn layer, in the order of execution."""
+    blocks, counted = [("image", 0, (1, SIDE, SIDE))], set()
 
     def add_block(name, module, inputs, output):
         parameters = count_new_parameters(module, counted)
+        names = [name for kind, name in KINDS.items() if isinstance(module, kind)]
         if isinstance(module, nn.Conv2d):
             kernel, is_depthwise = module.kernel_size[0], module.groups == module.in_channels > 1
             kind = f"{'depthw.' if is_depthwise else 'conv'}\n{kernel}×{kernel}"
             blocks.append((kind, parameters, tuple(output.shape[1:])))
-        elif type(module) in KINDS:
-            blocks.append((KINDS[type(module)], parameters, tuple(output.shape[1:])))
+        elif names:
+            blocks.append((*names, parameters, tuple(output.shape[1:])))
         elif parameters:  # BatchNorm
             kind, before, shape = blocks[-1]
             blocks[-1] = (kind, before + parameters, shape)

@@ -18,7 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.flop_counter import FlopCounterMode
 from torchinfo.enums import Units
 
-from s5.training.checks import evaluation_mode
+from s5.training.checks import check_registered, evaluation_mode
 
 SIDE = 28  # pixels of an MNIST digit
 PARAMETERS, BUDGET = 18_214, 20_000  # of `Net`; what the assignment allows are fewer
@@ -31,7 +31,7 @@ Units.__str__ = str.__str__
 def summary(model: nn.Module) -> torchinfo.ModelStatistics:
     """The layer summary of torchinfo, to be printed, or displayed by a notebook cell."""
     with evaluation_mode(model), torch.no_grad():
-        return torchinfo.summary(
+        found = torchinfo.summary(
             model,
             input_data=black_images(model),  # torchinfo's own input would change the random state
             mode="eval",
@@ -40,6 +40,11 @@ def summary(model: nn.Module) -> torchinfo.ModelStatistics:
             row_settings=("var_names",),
             verbose=0,
         )
+    # Torchinfo counts shared weights twice, and leaves out layers whose weights are computed from others.
+    found.trainable_params = count_parameters(model)
+    found.total_params = sum(parameter.numel() for parameter in model.parameters())
+    found.total_mult_adds = max(found.total_mult_adds, count_macs(model))
+    return found
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -74,8 +79,8 @@ def layer_table(model: nn.Module) -> pd.DataFrame:
     their first layer, so that the rows add up to the total.
     """
     rows, counted = [], set()
-    for name, module in model.named_modules():
-        own = list(module.parameters(recurse=False))
+    for name, module in named_layers(model):
+        own = own_parameters(module)
         is_activation = type(module).__module__ == nn.ReLU.__module__  # torch.nn.modules.activation
         is_layer = not list(module.children()) and not is_activation
         if own or is_layer:
@@ -105,19 +110,35 @@ def _details(module: nn.Module) -> str:
 
 def count_new_parameters(layer: nn.Module, counted: set[nn.Parameter]) -> int:
     """The number of a layer's own trainable parameters that are not yet in `counted`, to which they are added."""
-    new = [each for each in layer.parameters(recurse=False) if each.requires_grad and each not in counted]
+    new = [each for each in own_parameters(layer) if each.requires_grad and each not in counted]
     counted.update(new)
     return sum(parameter.numel() for parameter in new)
+
+
+def named_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """All modules and their names, but for what computes the weights of a layer (`torch.nn.utils.parametrize`)."""
+    return [each for each in model.named_modules() if "parametrizations" not in each[0].split(".")]
+
+
+def own_parameters(layer: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a layer without those of the layers in it."""
+    return [*layer.parameters(recurse=False), *getattr(layer, "parametrizations", nn.Module()).parameters()]
 
 
 def count_layers(model: nn.Module) -> dict[str, int]:
     """The number of layers of four kinds: "BatchNorm2d", "Dropout" (of any type), "Linear" and "GAP".
 
-    GAP is global average pooling, an AdaptiveAvgPool2d with output size 1.
+    GAP is global average pooling: any average pooling that makes one value of a map.
     """
-    kinds = {"BatchNorm2d": nn.BatchNorm2d, "Dropout": _DropoutNd, "Linear": nn.Linear, "GAP": nn.AdaptiveAvgPool2d}
-    layers = [layer for layer in model.modules() if getattr(layer, "output_size", 1) in (1, (1, 1))]
-    return {name: sum(isinstance(layer, kind) for layer in layers) for name, kind in kinds.items()}
+    kinds = {"BatchNorm2d": nn.BatchNorm2d, "Dropout": _DropoutNd, "Linear": nn.Linear}
+    counts = {name: sum(isinstance(layer, kind) for layer in model.modules()) for name, kind in kinds.items()}
+    sizes = {}
+
+    def note_size(name: str, layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        sizes[name] = output.shape[2:].numel()
+
+    run_observed(model, black_images(model), (nn.AvgPool2d, nn.AdaptiveAvgPool2d), note_size)
+    return counts | {"GAP": list(sizes.values()).count(1)}
 
 
 def check_requirements(model: nn.Module) -> pd.DataFrame:
@@ -148,6 +169,8 @@ def receptive_field_table(model: nn.Module) -> pd.DataFrame:
     The jump is the product of the strides of the layers up to this one. The model must accept any batch size, and its
     forward pass must not branch on pixel values.
     """
+    check_registered(model)
+    count_macs(model)  # a pass without gradients, after which the old torch.nn.utils.weight_norm can be copied
     # In float64, which rules out Winograd's algorithm: it would spread NaN over tiles of pixels.
     model = copy.deepcopy(model).cpu().double()
     images, line = black_images(model, 2 * SIDE), torch.arange(SIDE)
@@ -219,7 +242,7 @@ def black_images(model: nn.Module, count: int = 1) -> torch.Tensor:
 
 def run_observed(model: nn.Module, images: torch.Tensor, kinds: type | tuple[type, ...], observe: Callable) -> None:
     """One forward pass in evaluation mode; `observe(name, layer, inputs, output)` follows each call of such layers."""
-    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, kinds)]
+    layers = [(name, layer) for name, layer in named_layers(model) if isinstance(layer, kinds)]
     hooks = [layer.register_forward_hook(functools.partial(observe, name)) for name, layer in layers]
     try:
         with evaluation_mode(model), torch.no_grad():

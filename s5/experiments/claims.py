@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ class Claim(Variant):
     Its accuracy is that of the trials of `seeds`, trained in `precision`, and of no others.
     """
 
-    precision: str  # "float32" or "bfloat16"
+    precision: str = "bfloat16"  # or "float32"
     seeds: tuple[int, ...]
     frozen: str  # the date on which network, recipe and seeds were fixed: YYYY-MM-DD
 
@@ -47,12 +48,11 @@ class Claim(Variant):
 CLAIMS = {
     claim.name: claim
     for claim in (
-        Claim("s5", "Net", FINAL, precision="bfloat16", seeds=tuple(range(10)), frozen="2026-11-26"),
+        Claim("s5", "Net", FINAL, seeds=tuple(range(10)), frozen="2026-11-26"),
         Claim(
             "below_20k",
             "separable 16 32 / 48 48 56 / 64 64 gap",
             Recipe(epochs=16),
-            precision="bfloat16",
             seeds=tuple(range(10)),
             frozen="2026-11-23",
         ),
@@ -60,7 +60,6 @@ CLAIMS = {
             "below_8k",
             "separable 8 16 / 28 32 32 / 40 40 gap",
             replace(MILD, epochs=15, learning_rate=0.03),
-            precision="bfloat16",
             seeds=tuple(range(10)),
             frozen="2026-11-24",
         ),
@@ -68,7 +67,6 @@ CLAIMS = {
             "below_5k",
             "separable 6 12 / 20 24 24 / 30 30 gap",
             replace(MILD, epochs=20, learning_rate=0.03),
-            precision="bfloat16",
             seeds=tuple(range(10)),
             frozen="2026-11-24",
         ),
@@ -76,7 +74,6 @@ CLAIMS = {
             "below_2k",
             "cellular 13 ×2 / ×2 / ×2 / ×2 gdconv deskew 5 crop 2",
             replace(MILD, epochs=100, epochs_without_augmentation=20),
-            precision="bfloat16",
             seeds=tuple(range(20, 30)),
             frozen="2026-11-26",
         ),
@@ -84,7 +81,6 @@ CLAIMS = {
             "below_1k",
             "shared 8 ×1 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2",
             replace(MILD, epochs=100, learning_rate=0.025, epochs_without_augmentation=20),
-            precision="bfloat16",
             seeds=tuple(range(20, 30)),
             frozen="2026-11-26",
         ),
@@ -92,7 +88,6 @@ CLAIMS = {
             "below_500",
             "cellular 6 ×2 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2",
             replace(MILD, epochs=80, epochs_without_augmentation=16),
-            precision="bfloat16",
             seeds=tuple(range(20, 25)),
             frozen="2026-11-26",
         ),
@@ -132,7 +127,11 @@ def find_variant(network: str | Source | Callable[[], nn.Module]) -> Variant:
         try:
             line = str(grammar.parse(network))
         except NetworkError as error:
-            raise NetworkError(f"{error}; it is no variant either ({', '.join(KNOWN)})") from error
+            if " " in network:
+                raise
+            nearest = " or ".join(difflib.get_close_matches(network, KNOWN, cutoff=0.5))
+            advice = f"did you mean {nearest}?" if nearest else "it is no variant either"
+            raise NetworkError(f"{error}; {advice}") from error
         return Variant(line, line, FINAL)
     if not isinstance(network, Source):
         network = from_file(network) if isinstance(network, str) else from_object(network)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from s5.experiments.ledger import append_trial, check_writable
 from s5.experiments.trial import Trial
+from s5.training.checks import first_line
 
 RERUN = "Finished trials are in the ledger: the same command, run again, runs the others only."
 
@@ -90,8 +91,7 @@ def describe(error: Exception) -> str:
     if isinstance(error, BrokenProcessPool):
         return "a worker process died (killed, or out of memory?)"
     error = getattr(error, "cause", None) or error
-    first, *_ = [*str(error).strip().splitlines(), "no reason given"]
-    return f"{type(error).__name__}: {first}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def trial_name(trial: dict) -> str:

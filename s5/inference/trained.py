@@ -35,4 +35,4 @@ def load_trained(name: str = "s5", weights: str | Path | None = None) -> nn.Modu
     try:
         return load_weights(build(KNOWN[name].build), weights or weights_file(name)).eval()
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; read as weights of {name!r}, of {', '.join(trained_networks())}") from error
+        raise CheckpointError(f"network {name!r}: {error}") from error

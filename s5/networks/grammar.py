@@ -133,7 +133,7 @@ def parse(line: str) -> Network:
     try:
         return _parse(*words)
     except ValueError as error:
-        raise NetworkError(f'in "{" ".join(words)}": {error}') from error
+        raise NetworkError(f'in "{" ".join(line.split())}": {error}') from error
 
 
 def _parse(block: str = "", *words: str) -> Network:

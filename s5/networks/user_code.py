@@ -1,18 +1,21 @@
 """A network of the user's: a class or function in a file or in a notebook's cell.
 
 cloudpickle sends it to other processes, and its text goes with every trial, so that the ledger says what was run. The
-text is that of the file, or of the class or function. A change elsewhere, as of a constant in another cell, is not
-noticed: trials that are recorded under the same text count as done.
+text is that of the file, or of the class or function with the constants, classes and functions of the notebook that it
+uses. A change elsewhere, as of a module beside the file, is not noticed: trials that are recorded under the same text
+count as done.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import pickle
 import re
 import runpy
 import sys
+import textwrap
 import tokenize
 import traceback
 from collections.abc import Callable
@@ -26,7 +29,9 @@ import torch
 from torch import nn
 
 from s5.networks.grammar import NetworkError
-from s5.training.checks import PROJECT, check_architecture, check_network
+from s5.training.checks import PROJECT, check_architecture, check_network, first_line
+
+CONSTANTS = (int, float, str, tuple, list, dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ def from_file(place: str) -> Source:
     if not file or not function.isidentifier():
         raise NetworkError(f"write a network as FILE.py:NAME, not {place!r}")
     path = Path(file).resolve()
+    if not path.is_file():
+        raise NetworkError(f"there is no file {file}")
     loaded = set(sys.modules)
     sys.path.insert(0, str(path.parent))
     try:
@@ -83,22 +90,53 @@ def from_file(place: str) -> Source:
 
 
 def from_object(network: Callable[[], nn.Module]) -> Source:
-    """The network of a class or function, e.g. one from a notebook's cell. Raises NetworkError."""
-    name = getattr(network, "__name__", type(network).__name__).strip("<>")  # <lambda>, partial
-    return _checked(Source(name, _text(network, name), network))
+    """The network of a class or function, e.g. one from a notebook's cell. Raises NetworkError.
+
+    A class that was imported from a file of the user's is that of "FILE.py:NAME".
+    """
+    function = getattr(network, "func", network)  # of a partial
+    name = getattr(function, "__name__", type(function).__name__).strip("<>")  # <lambda>
+    module = sys.modules.get(getattr(network, "__module__", None))
+    file = None if getattr(module, "__package__", None) else getattr(module, "__file__", None)
+    if file and getattr(module, name, None) is network and module.__name__ not in ("__main__", *PROJECT):
+        return from_file(f"{file}:{name}")
+    text = _text(function, name)
+    if function is not network:
+        text += f"# called with {network.args} {network.keywords}\n"
+    return _checked(Source(name, text, network))
 
 
-def _text(network: Callable, name: str) -> str:
+def _text(thing: object, name: str, users: frozenset[str] = frozenset()) -> str:
+    """The code of a class or function, after that of the classes, functions and constants of its module that it uses.
+
+    `users` are the names of those that use it.
+    """
+    own, before = _own_text(thing, name), ""
+    with suppress(SyntaxError):  # of a lambda, whose line may be only a part of a statement
+        nodes = list(ast.walk(ast.parse(textwrap.dedent(own))))
+        names = {node.id for node in nodes if isinstance(node, ast.Name)}
+        bound = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        bound |= {node.arg for node in nodes if isinstance(node, ast.arg)} | {name, *users}
+        scope = vars(sys.modules.get(getattr(thing, "__module__", None), object))
+        for used in sorted(names & scope.keys() - bound):
+            if isinstance(scope[used], CONSTANTS):
+                before += f"{used} = {scope[used]!r}\n"
+            elif callable(scope[used]) and getattr(scope[used], "__module__", None) == thing.__module__:
+                before += _text(scope[used], used, users | {name})
+    return before + own
+
+
+def _own_text(thing: object, name: str) -> str:
     """The code of a class or function; where it is not available, a comment that no other network has."""
     with suppress(OSError, TypeError):
-        return inspect.getsource(network)
-    # `inspect` does not find a class in a notebook's cell. Its methods know the cell.
-    for method in filter(inspect.isfunction, getattr(network, "__dict__", {}).values()):
-        with suppress(OSError):
-            cell, _ = inspect.findsource(method)
-            for number, line in enumerate(cell):
-                if re.match(rf"\s*class {name}\b", line):
-                    return "".join(inspect.getblock(cell[number:]))
+        return inspect.getsource(thing)
+    # `inspect` finds no class in a notebook's cell, and nothing in one that begins with %%time.
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    for cell in reversed(shell.history_manager.input_hist_raw if shell else []):
+        lines = cell.splitlines(keepends=True)
+        for number, line in enumerate(lines):
+            if re.match(rf"\s*(class|def) {name}\b", line):
+                return "".join(inspect.getblock(lines[number:])).rstrip() + "\n"
     return f"# The code of {name} is not available, {datetime.now()}.\n"
 
 
@@ -109,12 +147,11 @@ def _checked(source: Source) -> Source:
         with torch.random.fork_rng(devices=[]):
             check_network(source.build())
     except ValueError as error:
-        raise NetworkError(f"{source.function}: {str(error).splitlines()[0]}") from error
+        raise NetworkError(f"{source.function}: {error}") from error
     return source
 
 
 def _describe(error: Exception, file: Path | None = None) -> str:
     """The kind and the first line of an error, with the line number in `file`."""
-    text, *_ = [*str(error).splitlines(), ""]
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
-    return f"{type(error).__name__}: {text}" + (f" (line {lines[-1]})" if lines else "")
+    return f"{type(error).__name__}: {first_line(error)}" + (f" (line {lines[-1]})" if lines else "")

@@ -14,13 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from s5.training.checks import first_line
 from s5.training.files import atomic_path
 from s5.training.mnist import TENSORS, MnistData
 from s5.training.optimizers import MovingAverage, make_optimizer, make_scheduler
 from s5.training.progress import Epoch
 from s5.training.recipe import Recipe, check_seed
 
-FORMAT = "mnist-s5-checkpoint-6"
+FORMAT, PARTS = "mnist-s5-checkpoint-6", {"recipe", "run", "model", "optimizer", "scheduler", "generator", "history"}
+COMPILED = "_orig_mod."  # what torch.compile puts before the names of a model's tensors
 SHOWN = 12  # differences between two runs or networks
 
 
@@ -146,10 +148,9 @@ def load_checkpoint(path: str | Path) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage raises a dozen different types
-        reason = str(error).partition("\n")[0] or type(error).__name__  # torch adds advice for programmers
         advice = "delete it and start a new run"
-        raise CheckpointError(f"{path} is damaged or no checkpoint ({reason}); {advice}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is damaged or no checkpoint ({first_line(error)}); {advice}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT or not state.keys() >= PARTS:
         raise CheckpointError(f"{path} is no checkpoint of this project's format ({FORMAT})")
     return state
 
@@ -160,9 +161,10 @@ def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, str] | 
     `metadata` goes into the file as JSON under the one key "training": safetensors writes several keys in random order,
     and equal runs must give equal files.
     """
-    state = model.state_dict()
-    for name, tensor in state.items():  # copies, since safetensors refuses tensors that two layers share
-        state[name] = tensor.cpu().clone(memory_format=torch.contiguous_format)
+    state = {  # copies, since safetensors refuses tensors that two layers share
+        name.replace(COMPILED, ""): tensor.cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
     header = {"training": json.dumps(metadata, sort_keys=True)} if metadata else None
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(state, header))
@@ -178,6 +180,8 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read weights from {path}, which must be a safetensors file: {error}") from error
+    names = {name.replace(COMPILED, ""): name for name in model.state_dict()}
+    state = {names.get(name, name): tensor for name, tensor in state.items()}
     if differences := _differences(_shapes(state), _shapes(model.state_dict())):
         raise CheckpointError(f"{path} contains another architecture ({differences})")
     model.load_state_dict(state)

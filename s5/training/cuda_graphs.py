@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from s5.training.checks import has_hooks, has_only_project_layers, is_project_code
+from s5.training.checks import first_line, has_hooks, has_only_project_layers, is_project_code
 from s5.training.optimizers import Muon
 
 WARM_UPS = 2  # steps before the capture: in them optimizers and cuDNN allocate what they keep
@@ -88,8 +88,8 @@ class GraphedStep:
         except Exception as error:  # for example of a network that waits for the GPU to read a number
             for generator in (self.generator, torch.cuda.default_generators[batch.device.index]):
                 generator.graphsafe_set_state(generator.clone_state())  # the old state is still marked as capturing
-            reason = str(error).partition("\n")[0]
-            warnings.warn(f"training is slower: a step cannot be captured as a CUDA graph ({reason})", stacklevel=4)
+            problem = "training is slower: a step cannot be captured as a CUDA graph"
+            warnings.warn(f"{problem} ({first_line(error)})", stacklevel=4)
         else:
             self.graph = graph
 

@@ -113,6 +113,8 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
             # cuDNN goes by the strides even where a weight has one input channel, and either order is contiguous.
             if parameter.is_cuda or not parameter.is_contiguous(memory_format=torch.channels_last):
                 parameter.data = parameter.data.clone(memory_format=torch.channels_last)
+        for parameter in model.parameters() if device.type == "mps" else ():
+            parameter.data = parameter.data.contiguous()  # batch normalisation was wrong there after channels last
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypedDict
 
@@ -29,13 +30,14 @@ class Epoch(TypedDict):
 
 
 def watch(batches: Sequence[Tensor], loss_sum: Tensor, correct: Tensor, shown: bool) -> Iterator[Tensor]:
-    """Yield the batches of an epoch; if `shown` and TQDM_DISABLE is not set, with a bar that vanishes at the end.
+    """Yield the batches of an epoch; if `shown`, with a bar that vanishes at the end.
+
+    There is no bar in a log file, nor if TQDM_DISABLE is set.
 
     `loss_sum` and `correct` are sums over the images so far. Raises DivergenceError if the loss is not finite.
     """
-    seen = 0
-    # disable=False would ignore TQDM_DISABLE
-    bar = tqdm(batches, leave=False, disable=not shown or "TQDM_DISABLE" in os.environ)
+    seen, is_seen = 0, sys.stderr.isatty() or "ipykernel" in sys.modules
+    bar = tqdm(batches, leave=False, disable=not (shown and is_seen) or "TQDM_DISABLE" in os.environ)
     for number, batch in enumerate(bar):
         yield batch
         seen += len(batch)
@@ -58,4 +60,4 @@ def report(progress: bool | Callable[[list[Epoch]], None], history: list[Epoch],
         accuracy = f"{epoch['eval_correct']}/{len(data.eval_labels)} ({epoch['eval_accuracy']:.2f}%)"
         evaluated = f"{split} loss {epoch['eval_loss']:.4f} accuracy {accuracy}"
     rate = f"lr {epoch['learning_rate']:.5f}"
-    print(f"Epoch {epoch['epoch']:>2}/{epochs}  {rate}  {trained}  {evaluated}  {epoch['seconds']:.1f} s")
+    print(f"Epoch {epoch['epoch']:>2}/{epochs}  {rate}  {trained}  {evaluated}  {epoch['seconds']:.1f} s", flush=True)

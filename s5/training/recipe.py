@@ -1,5 +1,6 @@
 """How a network is trained, as plain numbers and words; nothing of hardware."""
 
+import difflib
 import math
 import os
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -85,8 +86,11 @@ class Recipe:
     def changed(self, **changes: Any) -> "Recipe":
         """A copy with other values; with other `epochs` alone, the same share of them is without augmentation.
 
-        Raises ValueError for a bad value, and TypeError for an unknown field.
+        Raises ValueError for a bad value and for an unknown field.
         """
+        for name in changes.keys() - self.as_dict().keys():
+            nearest = "".join(difflib.get_close_matches(name, self.as_dict(), n=1))
+            raise ValueError(f"a recipe has no {name!r}" + (f"; did you mean {nearest!r}?" if nearest else ""))
         epochs = changes.get("epochs")
         if isinstance(epochs, Integral) and "epochs_without_augmentation" not in changes:
             changes["epochs_without_augmentation"] = self.epochs_without_augmentation * int(epochs) // self.epochs
