@@ -1,8 +1,9 @@
 /* $name: recognises handwritten digits.
  *
- * $description
+ * $comment
  * Constants: $weight_bytes bytes (weights, multipliers, biases), and $layer_bytes for the table of layers.
- * Memory: $activation_bytes bytes of activations, all static, besides the image. Multiply-adds: $macs.
+ * Memory: $activation_bytes bytes of activations, all static, besides the image; a stack of $stack bytes.
+ * Multiply-adds: $macs.
  *
  *     #include "$name.h"
  *
@@ -10,8 +11,9 @@
  *     ...
  *     int digit = ${name}_predict(image);  0 to 9
  *
- * C99 with integers of 8 to 64 bits: no library, no floating point, no allocation. One image at a time: the functions
- * share static memory, so two threads or interrupts must not call them at once.
+ * C99 with integers of 8 to 64 bits: no floating point, no allocation; of libraries only memset and,
+ * $library, the compiler's own (libgcc).
+ * One image at a time: the functions share static memory, so two threads or interrupts must not call them at once.
  */
 #ifndef ${macro}_H
 #define ${macro}_H
