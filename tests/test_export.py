@@ -101,7 +101,7 @@ def test_all_networks_are_recorded(compiler, exported, sample, tmp_path, capsys,
     monkeypatch.setattr("s5.training.mnist.load_mnist", lambda allow_sample: sample)
     assert main(["onnx", "--record", "--output", str(tmp_path)]) == 0
     assert "Cycles on a chip are not measured" in capsys.readouterr().out
-    assert {path.name for path in tmp_path.iterdir()} == {"export.json", "s5-int8.onnx", "s5.onnx", "s5.c", "s5.h"}
+    assert {path.name for path in tmp_path.iterdir()} == {"export.json", "s5-int8.onnx", "s5.onnx", "s5"}
     rows = {row["format"]: row for row in json.loads((tmp_path / "export.json").read_text())["rows"]}
     assert list(rows) == ["PyTorch", "ONNX float32", "ONNX int8", "C int8"]
     assert rows["ONNX float32"]["correct"] == rows["PyTorch"]["correct"]
@@ -117,13 +117,14 @@ def test_command_exports_c(small_sample, tmp_path, capsys, monkeypatch):
     command = ["c", "s5", "--smoke", "--output", str(tmp_path)]
     assert main(command) == 0
     assert "The sample's images are of the training set" in capsys.readouterr().out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["s5.c", "s5.h"]
-    header = (tmp_path / "s5.h").read_text()
+    folder = tmp_path / "s5"
+    assert {path.name for path in folder.iterdir()} >= {"s5.c", "s5.h", "s5.ino", "example.c", "Makefile", "README.md"}
+    header = (folder / "s5.h").read_text()
     assert "s5, Net, 18,214 parameters" in header
     assert "images are right" not in header.replace("\n * ", " ")
     monkeypatch.setattr("s5.training.mnist.load_sample", lambda: replace(small_sample, source="mnist"))
     assert main(command) == 0
-    assert "of 300 images are right" in (tmp_path / "s5.h").read_text().replace("\n * ", " ")
+    assert "of 300 images are right" in (folder / "s5.h").read_text().replace("\n * ", " ")
     assert "of the training set" not in capsys.readouterr().out
 
 
