@@ -97,11 +97,11 @@ def test_stated_sizes_are_those_of_the_code(sample):
         stated = re.search(r"Constants: ([\d,]+) bytes .*\n.* ([\d,]+) bytes of activations", files["net.h"])
         constants, memory = (int(number.replace(",", "")) for number in stated.groups())
         sizes = {"int8_t": 1, "uint8_t": 1, "int16_t": 2, "int32_t": 4, "Channel": 4}
-        stored = {"const FLASH ": 0, "": 0}
-        for const, kind, size in re.findall(r"static (const FLASH )?(\w+) \w+\[(\w+)\]", files["net.c"]):
+        stored = {"const IN_FLASH ": 0, "": 0}
+        for const, kind, size in re.findall(r"static (const IN_FLASH )?(\w+) \w+\[(\w+)\]", files["net.c"]):
             count = len(network.layers) if size == "LAYERS" else int(size)
             stored[const] += sizes.get(kind, 0) * count  # the table of layers is stated apart
-        assert stored["const FLASH "] == constants == network.weight_bytes()
+        assert stored["const IN_FLASH "] == constants == network.weight_bytes()
         assert stored[""] == memory == activation_bytes(network)
 
 
@@ -109,7 +109,7 @@ def test_shared_convolution_is_stored_once(sample):
     once, often = (integer_network(f"shared 6 ×{count} / ×1 gap crop 4", sample) for count in (1, 4))
     assert often.weight_bytes() - once.weight_bytes() == 3 * 6 * 4  # a multiplier and a bias per channel and use
     source = c_files(often, "net", sample.eval_images[:3])["net.c"]
-    assert len(re.findall(r"static const FLASH int8_t weights", source)) == 2  # the first, the shared one
+    assert len(re.findall(r"static const IN_FLASH int8_t weights", source)) == 2  # the first, the shared one
 
 
 def test_code_is_ascii_in_short_lines_whatever_the_description(sample, tmp_path):

@@ -129,9 +129,9 @@ def test_example_passes_and_fails(folder):
     wrong = re.sub(r"(expected_logits.*\n +{)(.*?),", r"\g<1>\g<2> + 1,", text)
     assert wrong != text
     (folder / "example.c").write_text(wrong)
-    run("make", "example", cwd=folder)
-    result = subprocess.run([folder / "example"], capture_output=True, text=True)
-    assert (result.stdout, result.returncode) == ("FAIL: the answer to image 1 differs\n", 1)
+    result = subprocess.run(["make"], cwd=folder, capture_output=True, text=True)
+    assert result.stdout.endswith("FAIL: the answer to image 1 differs\n")
+    assert result.returncode
 
 
 @needs("cc", "c++")

@@ -1,6 +1,6 @@
-"""A network in integers as plain C99 for a microcontroller: one header and one source file.
+"""A network in integers as plain C99 for a microcontroller: a folder that builds, checks itself and explains itself.
 
-The fixed parts are in `c_files/`; tables and sizes are filled in here. The code computes exactly what
+The templates are in `c_files/`; tables and sizes are filled in here. The code computes exactly what
 `integer.IntegerNetwork` does. It keeps a few rows of each layer's input instead of whole maps, since 28×28 pixels of
 many channels are what does not fit into a small chip.
 """
@@ -25,11 +25,11 @@ from s5.deployment.integer import IntegerNetwork, Layer
 from s5.training.files import atomic_path
 
 TEMPLATES = Path(__file__).parent / "c_files"
-FILES = ("NAME.h", "NAME.c", "drawing.h", "drawing.c", "example.c", "NAME.ino", "Makefile", "README.md")
+FILES = ("NAME.h", "NAME.c", "drawing.c", "example.c", "NAME.ino", "Makefile", "README.md")
 LAYER_BYTES = 40  # of a row of the table of layers on a 32-bit chip
 STACK = 400  # bytes; up to 352 were measured on Cortex-M4 and M0+
 INSTRUCTIONS = (3.2, 5.6)  # for each multiply-add on Cortex-M4, with -O2 and -Os: the networks of this suite
-AVR = {"ATmega328": 2048, "ATmega2560": 8192, "ATmega1284": 16384}  # RAM
+AVR = {"ATmega2560": 8192, "ATmega1284": 16384}  # bytes of RAM
 COMPILER = shutil.which(os.environ.get("CC", "cc"))  # None: there is none
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Werror")
 
@@ -47,10 +47,7 @@ def c_files(network: IntegerNetwork, name: str, images: Tensor, description: str
     names, sizes = row_buffers(network)
     head, channels, layers = network.head, network.weight.shape[1], network.layers
     group, memory, logits = group_size(network), activation_bytes(network), network(images)
-    needs = memory + 784 + STACK + 200  # of which makers' libraries take the last
-    avr = [f"{chip} ({ram // 1024} KB)" for chip, ram in AVR.items() if ram >= needs]
-    head_values = {"channels": channels, "width": head.size[1], "zero": head.zero_in}
-    head_values |= {"limit": head.limit, "shift": head.shift}
+    avr = [chip for chip, ram in AVR.items() if ram >= memory + images[0].numel() + STACK + 200]  # for others' code
     values = {
         "name": name,
         "macro": name.upper(),
@@ -62,15 +59,17 @@ def c_files(network: IntegerNetwork, name: str, images: Tensor, description: str
         "stack": STACK,
         "macs": f"{network.macs:,}",
         "instructions": "{:.1f} to {:.1f}".format(*(each * network.macs / 1e6 for each in INSTRUCTIONS)),
-        "avr": f"It fits into an {' or an '.join(avr)}.",
+        "avr": " or an ".join(avr),
         "library": "for 64-bit division" if network.deskew else "on AVR and Cortex-M0+",
         "logit_scale": f"{network.logit_scale:.6g}",
         "images": _rows(images.flatten(1)),
         "logits": _rows(logits),
         "digits": ", ".join(map(str, logits.argmax(1).tolist())),
-        "deskew": _fill("deskew.c", **constants(network.deskew)) + "\n" if network.deskew else "",
         "weights": "\n\n".join(_weights(network)),
-        "head": _fill("mean.c" if head.weight is None else "gdconv.c", **head_values).strip(),
+        "width": head.size[1],
+        "zero": head.zero_in,
+        "limit": head.limit,
+        "head_shift": head.shift,
         "layer_count": len(layers),
         "group": group,
         "each": " ".join(f"DO({number})" for number in range(group)),
@@ -85,6 +84,9 @@ def c_files(network: IntegerNetwork, name: str, images: Tensor, description: str
         "channels": channels,
         "image": "deskew(image)" if network.deskew else "image",
     }
+    values |= constants(network.deskew)
+    values["deskew"] = _fill("deskew.c", **values) + "\n" if network.deskew else ""
+    values["head"] = _fill("mean.c" if head.weight is None else "gdconv.c", **values).strip()
     return {file.replace("NAME", name): _fill(file, **values) for file in FILES}
 
 
@@ -161,7 +163,7 @@ def _table(type_: str, name: str, values: Tensor | list[str], comment: str = "")
     items = values if isinstance(values, list) else [str(value) for value in values.flatten().tolist()]
     text = textwrap.indent(textwrap.fill(", ".join(items), 112), "    ")
     comment = f"/* {comment} */\n" if comment else ""
-    return f"{comment}static const FLASH {type_} {name}[{len(items)}] = {{\n{text}\n}};"
+    return f"{comment}static const IN_FLASH {type_} {name}[{len(items)}] = {{\n{text}\n}};"
 
 
 def _describe(layer: Layer) -> str:

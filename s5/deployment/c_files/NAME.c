@@ -1,11 +1,6 @@
 /* Recognises handwritten digits: see $name.h. Written by code: change the network, not this file. */
 #include "$name.h"
 
-#ifdef __FLASH /* AVR: constants stay in flash, which has addresses of its own */
-#define FLASH __flash
-#else
-#define FLASH
-#endif
 #if defined(__GNUC__) && !defined(__clang__) /* -Os, the default of makers' tools, would keep sums in memory */
 #define FAST __attribute__((optimize("O2"), noinline))
 #else
@@ -38,46 +33,43 @@ $head
 #define ADDITIONS $additions    /* 1: some layers add their input */
 
 typedef struct {
-    const FLASH int8_t *weights;   /* [row][column][input][output]; depthwise: one input */
-    const FLASH Channel *channels; /* [output] */
-    uint8_t *rows;                 /* the last rows of the input, [row % slots][column][input]; layer 0 has the image */
-    int32_t offset;                /* of all biases: rounding, and the byte of the output that stands for 0 */
-    int32_t residual_multiplier;   /* of the input, which is added; 0: it is not */
-    uint16_t inputs, outputs;      /* channels */
-    uint8_t height, width;         /* of the input */
-    uint8_t rows_out, columns_out; /* of the output before pooling, without those that pooling leaves out */
-    uint8_t side, padding;         /* of the kernel */
-    uint8_t pooled;                /* 1: each value is the largest of 2 x 2 */
-    uint8_t slots;                 /* rows that are kept of the input */
-    uint8_t depthwise;             /* 1: each output has one input */
-    uint8_t relu;                  /* 1: ReLU before the addition */
-    uint8_t zero;                  /* the byte of the input that stands for 0 */
-    uint8_t shift, bias_shift;     /* of scale and bias_scale: see FINISH */
+    const IN_FLASH int8_t *weights;   /* [row][column][input][output]; depthwise: one input */
+    const IN_FLASH Channel *channels; /* [output] */
+    uint8_t *rows;                    /* the last rows of the input, [row % slots][column][input]; layer 0: none */
+    int32_t offset;                   /* of all biases: rounding, and the byte of the output that stands for 0 */
+    int32_t residual_multiplier;      /* of the input, which is added; 0: it is not */
+    uint16_t inputs, outputs;         /* channels */
+    uint8_t height, width;            /* of the input */
+    uint8_t rows_out, columns_out;    /* of the output before pooling, without those that pooling leaves out */
+    uint8_t side, padding;            /* of the kernel */
+    uint8_t pooled;                   /* 1: each value is the largest of 2 x 2 */
+    uint8_t slots;                    /* rows that are kept of the input */
+    uint8_t depthwise;                /* 1: each output has one input */
+    uint8_t relu;                     /* 1: ReLU before the addition */
+    uint8_t zero;                     /* the byte of the input that stands for 0 */
+    uint8_t shift, bias_shift;        /* of scale and bias_scale: see FINISH */
 } Layer;
 
 $buffers
 
-static const FLASH Layer layers[LAYERS] = {
+static const IN_FLASH Layer layers[LAYERS] = {
 $layers
 };
 
 static const uint8_t *input_image;
 static uint8_t rows_done[LAYERS]; /* of each layer's output, before pooling */
 
-static const uint8_t *input_row(int number, int row)
+/* A row of the input of a layer, or of the head, but not the image. */
+static uint8_t *stored_row(int number, int row)
 {
-    const FLASH Layer *layer = &layers[number];
-    if (number == 0)
-        return input_image + (CROP + row) * 28 + CROP;
-    return layer->rows + row % layer->slots * layer->width * layer->inputs;
+    if (number == LAYERS)
+        return $last_row;
+    return layers[number].rows + row % layers[number].slots * layers[number].width * layers[number].inputs;
 }
 
-static uint8_t *output_row(int number, int row)
+static const uint8_t *input_row(int number, int row)
 {
-    const FLASH Layer *next = &layers[number + 1];
-    if (number + 1 == LAYERS)
-        return $last_row;
-    return next->rows + row % next->slots * next->width * next->inputs;
+    return number ? stored_row(number, row) : input_image + (CROP + row) * 28 + CROP;
 }
 
 /* GROUP outputs of a layer are computed at once: their sums stay in registers. A value is, rounded down,
@@ -105,33 +97,33 @@ static uint8_t *output_row(int number, int row)
             pixel[i] = (uint8_t)byte; \
     }
 
-/* What is inside the map of the pixels that outputs are computed from. */
+/* The part of the kernel that is inside the map, and what its outputs are computed from. */
 typedef struct {
     const uint8_t *rows[LARGEST_SIDE]; /* of the input */
     const uint8_t *const *end;         /* of these rows */
     int columns;                       /* of the kernel */
-    const FLASH int8_t *weights;       /* of the kernel, from its first row and column on */
+    const IN_FLASH int8_t *weights;    /* from the first of these rows and columns on */
     const uint8_t *residual;           /* the row of the input that is added */
-    uint8_t *out;
-    int is_first_row; /* of two that are pooled */
+    uint8_t *out;                      /* the row of the output */
+    int is_first_row;                  /* of two that are pooled */
 } Window;
 
 /* Outputs `output` to `output` + GROUP - 1 of the pixels from `column` to before `end_column`. */
-static FAST void convolve(const FLASH Layer *layer, const Window *window, int output, int column, int end_column)
+static FAST void convolve(const IN_FLASH Layer *layer, const Window *window, int output, int column, int end_column)
 {
     const int inputs = layer->inputs, outputs = layer->outputs, zero = layer->zero;
     const int depthwise = DEPTHWISE && layer->depthwise;
     const int row_weights = layer->side * outputs * (depthwise ? 1 : inputs), row_bytes = window->columns * inputs;
-    const FLASH Channel *channels = layer->channels + output;
+    const IN_FLASH Channel *channels = layer->channels + output;
     const int32_t scale = (int32_t)1 << layer->shift, bias_scale = (int32_t)1 << layer->bias_shift;
     const int32_t offset = layer->offset;
     int first_byte = at_least(0, column - layer->padding) * inputs + (depthwise ? output : 0);
     for (; column < end_column; column++, first_byte += inputs) {
         const uint8_t *const *row = window->rows;
-        const FLASH int8_t *first_weights = window->weights + output;
+        const IN_FLASH int8_t *first_weights = window->weights + output;
         EACH(START)
         do {
-            const FLASH int8_t *weights = first_weights;
+            const IN_FLASH int8_t *weights = first_weights;
             const uint8_t *bytes = *row++ + first_byte, *end = bytes + row_bytes;
             if (depthwise)
                 do {
@@ -155,7 +147,7 @@ static FAST void convolve(const FLASH Layer *layer, const Window *window, int ou
 
 static void convolve_row(int number, int row)
 {
-    const FLASH Layer *layer = &layers[number];
+    const IN_FLASH Layer *layer = &layers[number];
     const int side = layer->side, outputs = layer->outputs, first_row = row - layer->padding;
     const int top = at_least(0, -first_row), bottom = at_most(side, layer->height - first_row);
     Window window;
@@ -163,7 +155,7 @@ static void convolve_row(int number, int row)
         window.rows[y - top] = input_row(number, first_row + y);
     window.end = window.rows + bottom - top;
     window.residual = input_row(number, row);
-    window.out = output_row(number, row >> layer->pooled);
+    window.out = stored_row(number + 1, row >> layer->pooled);
     window.is_first_row = !(row & layer->pooled);
     for (int column = 0, next; column < layer->columns_out; column = next) {
         const int first_column = column - layer->padding, left = at_least(0, -first_column);
@@ -180,7 +172,7 @@ static void convolve_row(int number, int row)
 /* 1 if all rows are there from which the next row of a layer's output is computed. */
 static int is_ready(int number)
 {
-    const FLASH Layer *layer = &layers[number];
+    const IN_FLASH Layer *layer = &layers[number];
     const int there = number ? rows_done[number - 1] >> layers[number - 1].pooled : layer->height;
     const int needed = rows_done[number] - layer->padding + layer->side;
     return rows_done[number] < layer->rows_out && there >= at_most(layer->height, needed);
@@ -190,19 +182,15 @@ static void run_convolutions(void)
 {
     for (int number = 0; number < LAYERS; number++)
         rows_done[number] = 0;
-    for (int number = 0; number >= 0;) {
-        if (!is_ready(number)) {
+    for (int number = 0; number >= 0;)
+        if (number == LAYERS) {
             number--;
-            continue;
-        }
-        convolve_row(number, rows_done[number]++);
-        if (rows_done[number] & layers[number].pooled) /* a row of the next layer's input is not complete */
-            continue;
-        if (number + 1 < LAYERS)
-            number++;
-        else
             add_row($last_row, (rows_done[number] >> layers[number].pooled) - 1);
-    }
+        } else if (is_ready(number)) {
+            convolve_row(number, rows_done[number]++);
+            number += !(rows_done[number] & layers[number].pooled); /* a row of the next layer's input is complete */
+        } else
+            number--;
 }
 
 /* --- The network ------------------------------------------------------------------------------------------------- */

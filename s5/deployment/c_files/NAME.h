@@ -20,6 +20,12 @@
 
 #include <stdint.h>
 
+#ifdef __FLASH /* AVR: constants stay in flash, which has addresses of its own */
+#define IN_FLASH __flash
+#else
+#define IN_FLASH
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -29,6 +35,10 @@ int ${name}_predict(const uint8_t image[784]);
 
 /* The ten logits; the largest is the digit's. In units of $logit_scale they are those of the float network. */
 void ${name}_logits(const uint8_t image[784], int32_t logits[10]);
+
+/* The image of a drawing (drawing.c), as on a touch screen: ink, row by row, 0 (none) to 255. The digit must be higher
+ * or wider than 20 pixels; lines are best a tenth of its height. 0: there is no ink. Uses 900 bytes of stack. */
+int drawing_to_image(const uint8_t *drawing, int width, int height, uint8_t image[784]);
 
 #ifdef __cplusplus
 }

@@ -1,13 +1,10 @@
 /* As MNIST was made: the digit is scaled to a box of 20 x 20 pixels, its centre of mass in the middle of 28 x 28. */
-#include "drawing.h"
+#include "$name.h"
 
 #define BOX 20
 
-/* number * size / parts to the nearest integer, halves up: where part `number` of `parts` begins. */
-static int part(int number, int size, int parts)
-{
-    return (int)((2 * (int32_t)number * size + parts) / (2 * parts));
-}
+/* number * size / parts, to the nearest integer, halves up: where part `number` of `parts` begins. */
+static int part(int32_t number, int size, int parts) { return (int)((2 * number * size + parts) / (2 * parts)); }
 
 int drawing_to_image(const uint8_t *drawing, int width, int height, uint8_t image[784])
 {
@@ -25,8 +22,7 @@ int drawing_to_image(const uint8_t *drawing, int width, int height, uint8_t imag
     if (bottom == 0)
         return 0;
 
-    /* Each pixel of the box is the mean of a rectangle of the drawing, times 256. */
-    uint16_t box[BOX][BOX];
+    uint16_t box[BOX][BOX]; /* the mean of a rectangle of the drawing each, times 256 */
     const int rows = bottom - top, columns = right - left, longer = rows > columns ? rows : columns;
     const int box_rows = part(BOX, rows, longer) ? part(BOX, rows, longer) : 1;
     const int box_columns = part(BOX, columns, longer) ? part(BOX, columns, longer) : 1;
@@ -47,11 +43,11 @@ int drawing_to_image(const uint8_t *drawing, int width, int height, uint8_t imag
             mass_x += value * x;
         }
     const int shift_y = 14 - (int)((mass_y + mass - 1) / mass), shift_x = 14 - (int)((mass_x + mass - 1) / mass);
-    for (int y = 0; y < box_rows; y++)
-        for (int x = 0; x < box_columns; x++) {
-            const int row = y + shift_y, column = x + shift_x;
-            if (row >= 0 && row < 28 && column >= 0 && column < 28)
-                image[row * 28 + column] = (uint8_t)((box[y][x] * (uint32_t)255 + largest / 2) / largest);
+    for (int y = 0; y < 28; y++)
+        for (int x = 0; x < 28; x++) {
+            const int row = y - shift_y, column = x - shift_x;
+            if (row >= 0 && row < box_rows && column >= 0 && column < box_columns)
+                image[y * 28 + x] = (uint8_t)((box[row][column] * (uint32_t)255 + largest / 2) / largest);
         }
     return 1;
 }
