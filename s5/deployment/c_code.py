@@ -47,6 +47,7 @@ def c_files(network: IntegerNetwork, name: str, images: Tensor, description: str
     names, sizes = row_buffers(network)
     head, channels, layers = network.head, network.weight.shape[1], network.layers
     group, memory, logits = group_size(network), activation_bytes(network), network(images)
+    expected = (("uint8_t", "images", images), ("int32_t", "logits", logits), ("int8_t", "digits", logits.argmax(1)))
     avr = [chip for chip, ram in AVR.items() if ram >= memory + images[0].numel() + STACK + 200]  # for others' code
     values = {
         "name": name,
@@ -62,9 +63,7 @@ def c_files(network: IntegerNetwork, name: str, images: Tensor, description: str
         "avr": " or an ".join(avr),
         "library": "for 64-bit division" if network.deskew else "on AVR and Cortex-M0+",
         "logit_scale": f"{network.logit_scale:.6g}",
-        "images": _rows(images.flatten(1)),
-        "logits": _rows(logits),
-        "digits": ", ".join(map(str, logits.argmax(1).tolist())),
+        "expected": "\n\n".join(_table(*each) for each in expected),
         "weights": "\n\n".join(_weights(network)),
         "width": head.size[1],
         "zero": head.zero_in,
@@ -88,12 +87,6 @@ def c_files(network: IntegerNetwork, name: str, images: Tensor, description: str
     values["deskew"] = _fill("deskew.c", **values) + "\n" if network.deskew else ""
     values["head"] = _fill("mean.c" if head.weight is None else "gdconv.c", **values).strip()
     return {file.replace("NAME", name): _fill(file, **values) for file in FILES}
-
-
-def _rows(values: Tensor) -> str:
-    """The rows of an array in C with two dimensions."""
-    rows = (textwrap.fill(", ".join(map(str, row)), 110) for row in values.tolist())
-    return ",\n".join("    {" + textwrap.indent(row, "     ").strip() + "}" for row in rows)
 
 
 def row_buffers(network: IntegerNetwork) -> tuple[list[str], dict[str, int]]:
@@ -121,18 +114,17 @@ def activation_bytes(network: IntegerNetwork) -> int:
 
 
 def group_size(network: IntegerNetwork) -> int:
-    """How many outputs of a layer are computed at once: up to eight, as many as registers hold, and the fewest steps.
+    """How many outputs of a layer are computed at once: up to eight, since registers are few.
 
-    The last group of a layer begins earlier where the outputs are no multiple of it.
+    The innermost loop has two instructions for each weight and five for each input. A layer's last group may overlap
+    the one before.
     """
-    fewest = min(len(layer.weight) for layer in network.layers)
+    layers = [(layer.weight[0].numel() * math.prod(layer.size_out), len(layer.weight)) for layer in network.layers]
 
-    def steps(size: int) -> int:
-        """The instructions of the innermost loops: two for each weight and five for each input."""
-        inputs = ((layer.weight[0].numel() * math.prod(layer.size_out), len(layer.weight)) for layer in network.layers)
-        return sum(count * -(-outputs // size) * (2 * size + 5) for count, outputs in inputs)
+    def instructions(size: int) -> int:
+        return sum(inputs * math.ceil(outputs / size) * (2 * size + 5) for inputs, outputs in layers)
 
-    return min(range(1, min(fewest, 8) + 1), key=steps)
+    return min(range(1, min(8, *(outputs for _, outputs in layers)) + 1), key=instructions)
 
 
 def _fill(template: str, **values) -> str:

@@ -94,9 +94,8 @@ def _save(model: onnx.ModelProto, path: Path, about: dict[str, str], weights: It
     onnx.helper.set_model_props(model, about)
     model.doc_string = about["description"]
     del graph.value_info[:]  # shapes, which follow from the nodes
-    domains = {node.domain for node in graph.node}
-    for operators in [each for each in model.opset_import if each.domain not in domains]:
-        model.opset_import.remove(operators)
+    del model.opset_import[:]  # onnxruntime adds eight that no node is of
+    model.opset_import.add(version=OPSET)
     names = {name: name for name in (*weights, *(value.name for value in (*graph.input, *graph.output)))}
     constants = {}  # names by content: equal ones are stored once
     for constant in list(graph.initializer):
@@ -107,7 +106,7 @@ def _save(model: onnx.ModelProto, path: Path, about: dict[str, str], weights: It
                 graph.initializer.remove(constant)
             names[before] = constant.name = constants.setdefault(content, f"c{len(constants)}")
     for node in graph.node:
-        for field in ("name", "doc_string", "metadata_props"):  # the latter have stack traces of the export
+        for field in ("name", "doc_string", "metadata_props"):  # these have stack traces of the export
             node.ClearField(field)
         for values in (node.input, node.output):
             values[:] = [names.setdefault(value, f"v{len(names)}") if value else "" for value in values]

@@ -2,27 +2,19 @@
 #include <stdio.h>
 #include "$name.h"
 
-static const IN_FLASH uint8_t images[3][784] = {
-$images
-};
-
-static const IN_FLASH int32_t expected_logits[3][10] = {
-$logits
-};
-
-static const IN_FLASH int8_t expected_digits[3] = {$digits};
+$expected
 
 /* 0 if all answers are as expected, else the number of the first image whose are not. `image` is overwritten. */
 int ${name}_check(uint8_t image[784])
 {
     for (int number = 0; number < 3; number++) {
-        int32_t logits[10];
+        int32_t found[10];
         for (int i = 0; i < 784; i++)
-            image[i] = images[number][i];
-        ${name}_logits(image, logits);
-        int is_right = ${name}_predict(image) == expected_digits[number];
+            image[i] = images[number * 784 + i];
+        ${name}_logits(image, found);
+        int is_right = ${name}_predict(image) == digits[number];
         for (int i = 0; i < 10; i++)
-            is_right &= logits[i] == expected_logits[number][i];
+            is_right &= found[i] == logits[number * 10 + i];
         if (!is_right)
             return number + 1;
     }
