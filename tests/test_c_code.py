@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from s5.deployment.c_code import COMPILER, WARNINGS, activation_bytes, c_code, write_c
+from s5.deployment.c_code import COMPILER, WARNINGS, activation_bytes, c_files, write_c
 from s5.deployment.integer import IntegerNetwork
 from s5.deployment.quantization import quantize
 from s5.inference.trained import load_trained, trained_networks
@@ -59,7 +59,8 @@ def check(network, folder, images, *options):
     """Compile with a `main` and run: the logits must be those of the reference, the predictions their largest."""
     expected = network(images)
     (folder / "main.c").write_text(MAIN)
-    files = [str(folder / "main.c"), str(write_c(network, "net", folder)[1])]
+    write_c(network, "net", folder, images[:3])
+    files = [str(folder / "main.c"), str(folder / "net.c")]
     subprocess.run([COMPILER, *WARNINGS, *options, "-o", str(folder / "program"), *files], check=True)
     result = subprocess.run([str(folder / "program")], input=images.numpy().tobytes(), capture_output=True)
     assert result.returncode == 0, result.stderr.decode()
@@ -92,26 +93,31 @@ def test_trained_networks_equal_the_reference(name, sample, tmp_path):
 def test_stated_sizes_are_those_of_the_code(sample):
     for line in LINES:
         network = integer_network(line, sample)
-        header, source = c_code(network, "net")
-        stated = re.search(r"Constants: ([\d,]+) bytes .*\n.* ([\d,]+) bytes of activations", header)
+        files = c_files(network, "net", sample.eval_images[:3])
+        stated = re.search(r"Constants: ([\d,]+) bytes .*\n.* ([\d,]+) bytes of activations", files["net.h"])
         constants, memory = (int(number.replace(",", "")) for number in stated.groups())
         sizes = {"int8_t": 1, "uint8_t": 1, "int16_t": 2, "int32_t": 4, "Channel": 4}
-        stored = {"const ": 0, "": 0}
-        for const, kind, size in re.findall(r"static (const )?(\w+) \w+\[(\w+)\]", source):
+        stored = {"const IN_FLASH ": 0, "": 0}
+        for const, kind, size in re.findall(r"static (const IN_FLASH )?(\w+) \w+\[(\w+)\]", files["net.c"]):
             count = len(network.layers) if size == "LAYERS" else int(size)
             stored[const] += sizes.get(kind, 0) * count  # the table of layers is stated apart
-        assert stored["const "] == constants == network.weight_bytes()
+        assert stored["const IN_FLASH "] == constants == network.weight_bytes()
         assert stored[""] == memory == activation_bytes(network)
 
 
 def test_shared_convolution_is_stored_once(sample):
     once, often = (integer_network(f"shared 6 ×{count} / ×1 gap crop 4", sample) for count in (1, 4))
     assert often.weight_bytes() - once.weight_bytes() == 3 * 6 * 4  # a multiplier and a bias per channel and use
-    assert len(re.findall(r"static const int8_t weights", c_code(often, "net")[1])) == 2  # the first, the shared one
+    source = c_files(often, "net", sample.eval_images[:3])["net.c"]
+    assert len(re.findall(r"static const IN_FLASH int8_t weights", source)) == 2  # the first, the shared one
 
 
 def test_code_is_ascii_in_short_lines_whatever_the_description(sample, tmp_path):
-    for path in write_c(integer_network(LINES[0], sample), "net", tmp_path, "shared 12 ×1 → café " * 20):
-        text = path.read_text(encoding="ascii")
-        assert max(map(len, text.splitlines())) <= 120
-        assert "$" not in text
+    images, description = sample.eval_images[:3], "shared 12 ×1 → café " * 20
+    for file, text in c_files(integer_network(LINES[0], sample), "net", images, description).items():
+        assert "${" not in text, file
+        if file.endswith((".c", ".h", ".ino")):
+            assert max(map(len, text.splitlines())) <= 120, file
+    write_c(integer_network(LINES[0], sample), "net", tmp_path, images, description)
+    (tmp_path / "net.c").read_text(encoding="ascii")
+    (tmp_path / "net.h").read_text(encoding="ascii")

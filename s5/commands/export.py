@@ -2,16 +2,17 @@
 
 python -m s5 export page                   docs/index.html: a page on which one draws a digit; it works offline
 python -m s5 export onnx [NETWORK ...]     NETWORK.onnx and NETWORK-int8.onnx
-python -m s5 export c [NETWORK ...]        NETWORK.h and NETWORK.c
+python -m s5 export c [NETWORK ...]        a folder NETWORK for a microcontroller
 python -m s5 export onnx --record          every network in every format, and the table of RESULTS.md
 
 ONNX requires `pip install -e ".[export]"`. The files take images as they are in MNIST, uint8 (batch, 28, 28), white on
 black, and normalise them themselves. They return logits (batch, 10) and describe themselves in their metadata. The int8
 file gives the same predictions on every processor.
 
-C code is C99 with integers only: int8 weights, uint8 activations, no library, no allocation. It keeps a few rows of
-each layer, so that Net runs in 2.5 kB of memory. Its logits are compared bit by bit with a reference in Python if there
-is a C compiler ($CC or cc).
+C code is C99 with integers only: int8 weights, uint8 activations, no allocation. It keeps a few rows of each layer, so
+that Net runs in 2.5 kB of memory. Beside NETWORK.h and NETWORK.c the folder has an example that checks itself, a
+Makefile, an Arduino sketch, drawing.c, which makes an image of a drawing, and a README with memory and time. The logits
+are compared bit by bit with a reference in Python if there is a C compiler ($CC or cc).
 
 The table gives accuracy on the evaluation images, bytes (of the file; C: of the weights, multipliers and biases), the
 memory of the C code besides the image, and microseconds for one image on one thread of this CPU; cycles on a chip are

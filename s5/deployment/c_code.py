@@ -1,6 +1,6 @@
-"""A network in integers as plain C99 for a microcontroller: one header and one source file.
+"""A network in integers as plain C99 for a microcontroller: a folder that builds, checks itself and explains itself.
 
-The fixed parts are in `c_files/`; tables and sizes are filled in here. The code computes exactly what
+The templates are in `c_files/`; tables and sizes are filled in here. The code computes exactly what
 `integer.IntegerNetwork` does. It keeps a few rows of each layer's input instead of whole maps, since 28×28 pixels of
 many channels are what does not fit into a small chip.
 """
@@ -8,6 +8,7 @@ many channels are what does not fit into a small chip.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import shutil
 import subprocess
@@ -24,53 +25,68 @@ from s5.deployment.integer import IntegerNetwork, Layer
 from s5.training.files import atomic_path
 
 TEMPLATES = Path(__file__).parent / "c_files"
+FILES = ("NAME.h", "NAME.c", "drawing.c", "example.c", "NAME.ino", "Makefile", "README.md")
 LAYER_BYTES = 40  # of a row of the table of layers on a 32-bit chip
+STACK = 450  # bytes; 392 were measured on Cortex-M0+, 328 on Cortex-M4
+INSTRUCTIONS = (3.2, 5.6)  # for each multiply-add on Cortex-M4, with -O2 and -Os: the networks of this suite
+AVR = {"ATmega2560": 8192, "ATmega1284": 16384}  # bytes of RAM
 COMPILER = shutil.which(os.environ.get("CC", "cc"))  # None: there is none
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Werror")
 
 
-def write_c(network: IntegerNetwork, name: str, folder: Path, description: str = "") -> list[Path]:
-    """Write NAME.h and NAME.c to `folder`; return their paths. `name` must be an identifier in C."""
-    paths = [folder / f"{name}{suffix}" for suffix in (".h", ".c")]
-    for path, text in zip(paths, c_code(network, name, description), strict=True):
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="ascii", errors="replace")  # some compilers warn of other characters
-    return paths
+def write_c(network: IntegerNetwork, name: str, folder: Path, images: Tensor, description: str = "") -> None:
+    """Write the files of `c_files` to `folder`. `name` must be an identifier in C."""
+    for file, text in c_files(network, name, images, description).items():
+        with atomic_path(folder / file) as temporary:
+            encoding = "utf-8" if file.endswith(".md") else "ascii"  # some compilers warn of other characters
+            temporary.write_text(text, encoding=encoding, errors="replace")
 
 
-def c_code(network: IntegerNetwork, name: str, description: str = "") -> tuple[str, str]:
-    """The text of the header and of the source file."""
+def c_files(network: IntegerNetwork, name: str, images: Tensor, description: str = "") -> dict[str, str]:
+    """The text of each file, by its name. `images`, uint8 (3, 28, 28), are those of the example."""
     names, sizes = row_buffers(network)
-    header = _fill(
-        "network.h",
-        name=name,
-        macro=name.upper(),
-        description=textwrap.fill(description.replace("×", "x"), 116).replace("\n", "\n * "),
-        weight_bytes=f"{network.weight_bytes():,}",
-        layer_bytes=f"{LAYER_BYTES * len(network.layers):,}",
-        activation_bytes=f"{activation_bytes(network):,}",
-        macs=f"{network.macs:,}",
-        logit_scale=f"{network.logit_scale:.6g}",
-    )
-    head, channels = network.head, network.weight.shape[1]
-    values = {"channels": channels, "width": head.size[1], "zero": head.zero_in}
-    values |= {"limit": head.limit, "shift": head.shift}
-    source = _fill(
-        "network.c",
-        name=name,
-        deskew=_fill("deskew.c", **constants(network.deskew)) + "\n" if network.deskew else "",
-        weights="\n\n".join(_weights(network)),
-        head=_fill("mean.c" if head.weight is None else "gdconv.c", **values).strip(),
-        layer_count=len(network.layers),
-        largest_side=max(layer.weight.shape[2] for layer in network.layers),
-        crop=network.crop,
-        buffers="\n".join(f"static uint8_t {name}[{size}];" for name, size in sizes.items()),
-        last_row=names[-1],
-        layers="\n".join(_layer_row(network, number, names[number]) for number in range(len(network.layers))),
-        channels=channels,
-        image="deskew(image)" if network.deskew else "image",
-    )
-    return header, source
+    head, channels, layers = network.head, network.weight.shape[1], network.layers
+    group, memory, logits = group_size(network), activation_bytes(network), network(images)
+    expected = (("uint8_t", "images", images), ("int32_t", "logits", logits), ("int8_t", "digits", logits.argmax(1)))
+    avr = [chip for chip, ram in AVR.items() if ram >= memory + images[0].numel() + STACK + 200]  # for others' code
+    values = {
+        "name": name,
+        "macro": name.upper(),
+        "description": description,
+        "comment": textwrap.fill(description.replace("×", "x"), 116).replace("\n", "\n * "),
+        "weight_bytes": f"{network.weight_bytes():,}",
+        "layer_bytes": f"{LAYER_BYTES * len(layers):,}",
+        "activation_bytes": f"{memory:,}",
+        "stack": STACK,
+        "macs": f"{network.macs:,}",
+        "instructions": "{:.1f} to {:.1f}".format(*(each * network.macs / 1e6 for each in INSTRUCTIONS)),
+        "avr": " or an ".join(avr),
+        "library": "for 64-bit division" if network.deskew else "on AVR and Cortex-M0+",
+        "logit_scale": f"{network.logit_scale:.6g}",
+        "expected": "\n\n".join(_table(*each) for each in expected),
+        "weights": "\n\n".join(_weights(network)),
+        "width": head.size[1],
+        "zero": head.zero_in,
+        "limit": head.limit,
+        "head_shift": head.shift,
+        "layer_count": len(layers),
+        "group": group,
+        "each": " ".join(f"DO({number})" for number in range(group)),
+        "depthwise": int(any(layer.depthwise for layer in layers)),
+        "own_zero": "zero" if any(layer.zero_in for layer in layers if layer.depthwise) else "0",
+        "additions": int(any(layer.residual_multiplier for layer in layers)),
+        "largest_side": max(layer.weight.shape[2] for layer in layers),
+        "crop": network.crop,
+        "buffers": "\n".join(f"static uint8_t {name}[{size}];" for name, size in sizes.items()),
+        "last_row": names[-1],
+        "layers": "\n".join(_layer_row(network, number, names[number]) for number in range(len(layers))),
+        "channels": channels,
+        "image": "deskew(image)" if network.deskew else "image",
+    }
+    values |= constants(network.deskew)
+    values["deskew"] = _fill("deskew.c", **values) + "\n" if network.deskew else ""
+    values["head"] = _fill("mean.c" if head.weight is None else "gdconv.c", **values).strip()
+    return {file.replace("NAME", name): _fill(file, **values) for file in FILES}
 
 
 def row_buffers(network: IntegerNetwork) -> tuple[list[str], dict[str, int]]:
@@ -97,6 +113,20 @@ def activation_bytes(network: IntegerNetwork) -> int:
     return upright + sum(row_buffers(network)[1].values()) + len(network.layers) + sums_and_values
 
 
+def group_size(network: IntegerNetwork) -> int:
+    """How many outputs of a layer are computed at once: up to eight, since registers are few.
+
+    The innermost loop has two instructions for each weight and five for each input. A layer's last group may overlap
+    the one before.
+    """
+    layers = [(layer.weight[0].numel() * math.prod(layer.size_out), len(layer.weight)) for layer in network.layers]
+
+    def instructions(size: int) -> int:
+        return sum(inputs * math.ceil(outputs / size) * (2 * size + 5) for inputs, outputs in layers)
+
+    return min(range(1, min(8, *(outputs for _, outputs in layers)) + 1), key=instructions)
+
+
 def _fill(template: str, **values) -> str:
     return Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(values)
 
@@ -106,7 +136,7 @@ def _weights(network: IntegerNetwork) -> list[str]:
     tables = []
     for number, layer in enumerate(network.layers):
         if _first_use(network, layer) == number:
-            weight = layer.weight.permute(0, 2, 3, 1)  # channels are neighbours, as in a map's row
+            weight = layer.weight.permute(2, 3, 1, 0)  # channels are neighbours, as in a map's row
             tables.append(_table("int8_t", f"weights_{number}", weight, _describe(layer)))
         pairs = zip(layer.multiplier.tolist(), layer.bias.tolist(), strict=True)
         tables.append(_table("Channel", f"channels_{number}", [f"{{{factor}, {bias}}}" for factor, bias in pairs]))
@@ -125,7 +155,7 @@ def _table(type_: str, name: str, values: Tensor | list[str], comment: str = "")
     items = values if isinstance(values, list) else [str(value) for value in values.flatten().tolist()]
     text = textwrap.indent(textwrap.fill(", ".join(items), 112), "    ")
     comment = f"/* {comment} */\n" if comment else ""
-    return f"{comment}static const {type_} {name}[{len(items)}] = {{\n{text}\n}};"
+    return f"{comment}static const IN_FLASH {type_} {name}[{len(items)}] = {{\n{text}\n}};"
 
 
 def _describe(layer: Layer) -> str:
@@ -145,8 +175,8 @@ def _layer_row(network: IntegerNetwork, number: int, buffer: str) -> str:
         "weights": f"weights_{_first_use(network, layer)}",
         "channels": f"channels_{number}",
         "rows": buffer,
+        "offset": (2 * layer.zero_out + 1) << layer.shift - layer.bias_shift - 1,
         "residual_multiplier": layer.residual_multiplier,
-        "residual": number if layer.residual_multiplier else -1,
         "inputs": layer.channels_in,
         "outputs": len(layer.weight),
         "height": layer.size_in[0],
@@ -154,16 +184,14 @@ def _layer_row(network: IntegerNetwork, number: int, buffer: str) -> str:
         "rows_out": layer.size_out[0] * layer.pool,
         "columns_out": layer.size_out[1] * layer.pool,
         "side": layer.weight.shape[2],
-        "stride": 1,
         "padding": layer.conv.padding,
-        "pool": layer.pool,
+        "pooled": layer.pool - 1,
         "slots": layer.rows,
         "depthwise": int(layer.depthwise),
         "relu": int(layer.conv.relu and layer.residual_multiplier > 0),
-        "zero_in": layer.zero_in,
-        "zero_out": layer.zero_out,
-        "shift": layer.shift,
-        "bias_shift": layer.bias_shift,
+        "zero": layer.zero_in,
+        "shift": 32 - layer.shift,
+        "bias_shift": 32 - layer.shift + layer.bias_shift,
     }
     values = textwrap.fill(", ".join(f".{name} = {value}" for name, value in fields.items()), 110)
     return f"    /* {number}: {_describe(layer)} */\n    {{{textwrap.indent(values, '     ').strip()}}},"

@@ -130,12 +130,14 @@ def export_c(name: str, model: nn.Module, data: MnistData, output: Path, descrip
     if data.source == "mnist":  # the sample's images are of the training set
         correct = int((logits.argmax(1) == data.eval_labels).sum())
         description += f" In this code {correct:,} of {len(data.eval_labels):,} images are right ({data})."
+    write = partial(write_c, network, name, images=data.eval_images[:3], description=description)
     if COMPILER:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps a loaded library
-            compiled = CompiledNetwork(write_c(network, name, Path(folder), description)[1], Path(folder))
+            write(folder=Path(folder))
+            compiled = CompiledNetwork(Path(folder) / f"{name}.c", Path(folder))
         if (compiled(data.eval_images) != logits).any():
             raise ExportError(f"the logits of {name}.c differ from the reference: it is not written")
-    write_c(network, name, output, description)
+    write(folder=output / name)
     return Exported(compiled, logits, network.weight_bytes(), activation_bytes(network))
 
 

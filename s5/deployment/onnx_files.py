@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
@@ -13,20 +14,13 @@ from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
+from s5.inference.trained import IMAGES, LOGITS
 from s5.training.augmentation import MEAN, STD, normalize
 
 OPSET = 18
 QUANTIZED = ["Conv", "Add", "MaxPool", "Relu"]  # a linear layer of ten outputs stays in float32
-INTERFACE = {  # what every file says of its input and output
-    "input images": "uint8 (batch, 28, 28): 28×28 pixels, row by row, 0 for the black background to 255 for white ink, "
-    f"as in MNIST; the network itself computes (pixel / 255 - {MEAN}) / {STD}",
-    "output logits": "float32 (batch, 10), one per digit 0 to 9; the largest is the prediction, softmax gives "
-    "probabilities",
-    "arithmetic": "float32",
-    "scale": "255",
-    "mean": str(MEAN),
-    "std": str(STD),
-}
+INTERFACE = {"input images": IMAGES, "output logits": LOGITS, "arithmetic": "float32"}
+INTERFACE |= {"scale": "255", "mean": str(MEAN), "std": str(STD)}
 
 
 class FromImages(nn.Module):
@@ -53,7 +47,8 @@ def to_onnx(network: nn.Module, path: Path, about: dict[str, str]) -> None:
         verbose=False,
     )
     onnx.checker.check_model(program.model_proto, full_check=True)
-    _save(program.model_proto, path, about | INTERFACE)
+    model = program.model_proto
+    _save(model, path, about | INTERFACE, [weight.name for weight in model.graph.initializer])
 
 
 def to_int8(source: Path, path: Path, images: Tensor) -> None:
@@ -93,12 +88,30 @@ def to_int8(source: Path, path: Path, images: Tensor) -> None:
     _save(model, path, about | {"arithmetic": "convolutions on uint8 activations and uint8 weights around 128"})
 
 
-def _save(model: onnx.ModelProto, path: Path, about: dict[str, str]) -> None:
+def _save(model: onnx.ModelProto, path: Path, about: dict[str, str], weights: Iterable[str] = ()) -> None:
+    """Write the file without what running it does not need; of the names only those of `weights` are kept."""
+    graph = model.graph
     onnx.helper.set_model_props(model, about)
-    for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
-        part.ClearField("metadata_props")  # stack traces of the export
-        part.ClearField("doc_string")
     model.doc_string = about["description"]
+    del graph.value_info[:]  # shapes, which follow from the nodes
+    del model.opset_import[:]  # onnxruntime adds eight that no node is of
+    model.opset_import.add(version=OPSET)
+    names = {name: name for name in (*weights, *(value.name for value in (*graph.input, *graph.output)))}
+    constants = {}  # names by content: equal ones are stored once
+    for constant in list(graph.initializer):
+        if constant.name not in names:
+            before, constant.name = constant.name, ""
+            content = constant.SerializeToString()
+            if content in constants:
+                graph.initializer.remove(constant)
+            names[before] = constant.name = constants.setdefault(content, f"c{len(constants)}")
+    for node in graph.node:
+        for field in ("name", "doc_string", "metadata_props"):  # these have stack traces of the export
+            node.ClearField(field)
+        for values in (node.input, node.output):
+            values[:] = [names.setdefault(value, f"v{len(names)}") if value else "" for value in values]
+    for constant in graph.initializer:
+        constant.ClearField("metadata_props")
     path.write_bytes(model.SerializeToString())
 
 

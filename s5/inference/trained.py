@@ -9,8 +9,16 @@ from torch import nn
 from helpers import build
 from s5.analysis.inspection import count_parameters
 from s5.experiments.claims import CLAIMS, KNOWN
+from s5.training.augmentation import MEAN, STD
 from s5.training.checkpoint import CheckpointError, load_weights
 from s5.training.files import TRAINED
+
+# What an exported file takes and returns; its metadata and its card say so.
+IMAGES = (
+    "uint8 (batch, 28, 28): 28×28 pixels, row by row, 0 for the black background to 255 for white ink, as in MNIST; "
+    f"the network itself computes (pixel / 255 - {MEAN}) / {STD}"
+)
+LOGITS = "float32 (batch, 10), one per digit 0 to 9; the largest is the prediction, softmax gives probabilities"
 
 
 def trained_networks() -> list[str]:

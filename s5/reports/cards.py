@@ -16,10 +16,9 @@ from s5.analysis.statistics import interval_text, wilson_interval
 from s5.experiments.claims import CLAIMS
 from s5.experiments.trial import Trial
 from s5.inference import robustness
-from s5.inference.trained import load_trained, trained_networks, weights_file
+from s5.inference.trained import IMAGES, LOGITS, load_trained, trained_networks, weights_file
 from s5.reports.goals import parameters_text
 from s5.reports.speed_tables import read_measurements
-from s5.training.augmentation import MEAN, STD
 from s5.training.files import RESULTS, TRAINED, atomic_path
 from s5.training.mnist import load_data
 from s5.training.provenance import provenance
@@ -120,8 +119,9 @@ standard deviation {statistics.stdev(accuracies):.2f}, 95% interval {interval_te
 last epoch |
 
 **Use.** `python -m s5 predict --network {name} photo.jpg` also [prepares](../../s5/inference/preprocessing.py)
-photos as MNIST was made. The network's input, `images` in the ONNX file, is float32 (N, 1, 28, 28), NCHW: a white digit
-on black, (pixel / 255 − {MEAN}) / {STD}. Its output, `logits`, is float32 (N, 10): softmax gives probabilities.
+photos as MNIST was made. In PyTorch the network takes them normalised, float32 (N, 1, 28, 28). In the ONNX files,
+`images` is {IMAGES};
+`logits` is {LOGITS}.
 
 **Confidence.** Expected calibration error {record["calibration_error"]:.2f} points (mean confidence \
 {record["confidence"]:.2f}%). If the 1% of the test

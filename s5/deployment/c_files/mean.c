@@ -7,7 +7,7 @@ static void add_row(const uint8_t *row, int number)
     (void)number; /* all rows count alike */
     for (int x = 0; x < $width; x++)
         for (int channel = 0; channel < $channels; channel++)
-            sums[channel] += row[x * $channels + channel] - $zero;
+            sums[channel] += *row++ - $zero;
 }
 
 static void finish_sums(int16_t *values)
