@@ -18,7 +18,7 @@ from s5.deployment.quantization import quantize
 from s5.experiments.ledger import read_ledger
 from s5.inference.trained import load_trained
 from s5.training.files import TRAINED
-from s5.training.mnist import FILES, load_mnist
+from s5.training.mnist import FILES, load_data
 from tests.utils import ROOT
 
 MNIST = Path(os.environ.get("MNIST_ROOT") or ROOT / "data") / "MNIST" / "raw"
@@ -84,7 +84,7 @@ def test_int8_predictions_do_not_depend_on_the_kernels(name, sample, tmp_path):
 @pytest.mark.parametrize("name", ["below_5k", "below_500"])
 def test_c_agrees_with_int8_onnx_on_all_test_images(name, tmp_path):
     """A second opinion: onnxruntime quantises and computes in its own way. Seven networks differ by 0 to 6 answers."""
-    data, model = load_mnist(), load_trained("below_500")
+    data, model = load_data(), load_trained("below_500")
     to_onnx(model, tmp_path / "net.onnx", {"description": "below_500"})
     to_int8(tmp_path / "net.onnx", tmp_path / "int8.onnx", data.train_images[:1000])
     write_c(quantize(model, data.train_images[:1000]), "net", tmp_path, data.eval_images[:3])

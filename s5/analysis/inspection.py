@@ -35,7 +35,7 @@ def summary(model: nn.Module) -> torchinfo.ModelStatistics:
             model,
             input_data=black_images(model),  # torchinfo's own input would change the random state
             mode="eval",
-            col_names=("input_size", "output_size", "num_params", "kernel_size", "mult_adds"),
+            col_names=("output_size", "num_params", "mult_adds"),
             col_width=16,
             row_settings=("var_names",),
             verbose=0,

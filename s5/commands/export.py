@@ -15,8 +15,8 @@ Makefile, an Arduino sketch, drawing.c, which makes an image of a drawing, and a
 are compared bit by bit with a reference in Python if there is a C compiler ($CC or cc).
 
 The table gives accuracy on the evaluation images, bytes (of the file; C: of the weights, multipliers and biases), the
-memory of the C code besides the image, and microseconds for one image on one thread of this CPU; cycles on a chip are
-not measured. Exit code: 1 if the logits of a file differ from what they should be, or if --check finds an old page.
+memory of the C code besides the image, and microseconds for one image on one thread of this CPU; instructions and bytes
+of flash are those on an emulated Cortex-M4, if gcc-arm-none-eabi and qemu-system-arm are installed. Exit code: 1 if the logits of a file differ from what they should be, or if --check finds an old page.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def write_files(options: argparse.Namespace) -> int:
         rows = export(names, formats, data, options.output, options.weights, repeats=3 if options.smoke else 300)
     table = pd.DataFrame(rows).convert_dtypes().astype(object)
     print(table.where(table.notna(), "–").to_string(index=False))
-    print(f"{data}. Files are in {options.output}. Cycles on a chip are not measured.")
+    print(f"{data}. Files are in {options.output}.")
     if data.source != "mnist":
         print("The sample's images are of the training set: these accuracies are not those of new images.")
     if options.record:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from s5.analysis.inspection import count_parameters
 from s5.analysis.statistics import mean_text
+from s5.deployment import emulator
 from s5.deployment.c_code import COMPILER, CompiledNetwork, activation_bytes, write_c
 from s5.deployment.quantization import CALIBRATION_IMAGES, quantize
 from s5.experiments.claims import CLAIMS
@@ -44,6 +45,7 @@ class Exported:
     logits: Tensor  # of the evaluation images
     bytes: int
     memory: int | None = None  # C
+    chip: emulator.Run | None = None  # C on an emulated Cortex-M4, optimised for size
 
 
 class ExportError(RuntimeError):
@@ -138,7 +140,8 @@ def export_c(name: str, model: nn.Module, data: MnistData, output: Path, descrip
         if (compiled(data.eval_images) != logits).any():
             raise ExportError(f"the logits of {name}.c differ from the reference: it is not written")
     write(folder=output / name)
-    return Exported(compiled, logits, network.weight_bytes(), activation_bytes(network))
+    chip = emulator.emulate(network, data.eval_images[:20], emulator.M4, "-Os") if emulator.is_available() else None
+    return Exported(compiled, logits, network.weight_bytes(), activation_bytes(network), chip)
 
 
 @torch.inference_mode()
@@ -163,6 +166,8 @@ def measure(networks: dict[str, Exported], data: MnistData, repeats: int) -> lis
         correct, count = int((network.logits.argmax(1) == data.eval_labels).sum()), len(data.eval_labels)
         row = {"format": kind, "correct": correct, "images": count, "accuracy": round(100 * correct / count, 2)}
         row |= {"bytes": network.bytes, "memory": network.memory}
+        if network.chip:
+            row |= {"flash": network.chip.flash, "instructions": network.chip.instructions}
         if kind in times:
             microseconds = [1e6 * seconds for seconds in times[kind][repeats:]]
             row["microseconds"] = round(statistics.median(microseconds), 1)

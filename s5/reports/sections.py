@@ -11,7 +11,7 @@ from IPython.display import Markdown, display
 from helpers import build, fit
 from s5.analysis import inspection, plots
 from s5.analysis.drawing import plot_network
-from s5.analysis.notebook import Folded, LiveFigure, Table, epoch_table
+from s5.analysis.notebook import Code, Folded, LiveFigure, Table, epoch_table
 from s5.analysis.statistics import mean_text
 from s5.analysis.style import Picture
 from s5.experiments.ledger import minutes_on_a_cpu, select
@@ -64,7 +64,8 @@ class Sections:
         model = build(variant.build, self.seed)
         cost = f"{inspection.count_parameters(model):,} parameters, {inspection.count_macs(model):,} multiply-adds"
         display(plot_network(model, f"{variant.network_name}: {cost}"))
-        display(Folded("Network, layers and recipe", code(name), str(inspection.summary(model)), recipe_change(name)))
+        layers = str(inspection.summary(model))
+        display(Folded("Network, layers and recipe", Code(code(name)), layers, recipe_change(name)))
 
     def train(self, name: str) -> None:
         """Train it, or take the recorded run of the seed, and draw the curves beside the parent's and other seeds'."""

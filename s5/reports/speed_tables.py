@@ -132,7 +132,7 @@ def describe_machines(records: dict[str, dict]) -> str:
 
 
 def export_table(record: dict) -> pd.DataFrame:
-    """Each exported network in each format: accuracy on the test set, size, memory, and time for one image."""
+    """Each exported network in each format: accuracy on the test set, size, memory, time for one image, and on a chip."""
     rows = []
     for each in record["rows"]:
         row = {"Network": f"`{each['network']}`", "Format": each["format"]}
@@ -140,5 +140,7 @@ def export_table(record: dict) -> pd.DataFrame:
         row |= {"Bytes": f"{each['bytes']:,}", "Memory": "–" if each["memory"] is None else f"{each['memory']:,}"}
         if "microseconds" in each:
             row["One image"] = "{:.0f} µs ({:.0f}–{:.0f})".format(each["microseconds"], *each["range"])
+        if "instructions" in each:
+            row["Cortex-M4"] = f"{each['instructions'] / 1e6:.2f} M instructions, {each['flash']:,} bytes of flash"
         rows.append(row)
     return pd.DataFrame(rows).fillna("–")
