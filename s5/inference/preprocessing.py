@@ -32,6 +32,7 @@ from s5.inference.sheet import find_sheet, straighten
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # others are not opened: EPS, for example, runs a program
 BOX = 20  # pixels: side of the box that the digit is scaled to, in the result of SIDE
 WORKING_SIDE = 256  # pixels: images are reduced to this before the ink is searched for
+MIN_WORKING_SIDE = 112  # pixels: smaller images are enlarged to at least this
 MIN_CONTRAST = 31  # between ink and paper, on a scale from 0 to 255
 MAX_INK = 0.5  # share of the image that is ink; more is not writing
 MAX_TEXTURE = 0.1  # share of the ink mask that a median filter changes; more is texture, not strokes
@@ -102,6 +103,8 @@ def to_grey(image: Image.Image, side: int = WORKING_SIDE) -> np.ndarray:
     if max(image.size) > side:
         image = image.copy()
         image.thumbnail((side, side), Image.Resampling.BOX, reducing_gap=None)
+    elif (factor := -(-MIN_WORKING_SIDE // max(image.size))) > 1:
+        image = image.resize((factor * image.width, factor * image.height), Image.Resampling.BILINEAR)
     if image.mode == "RGBA":
         grey, opacity = image.convert("RGB").convert("L"), image.getchannel("A")
         visible = np.average(grey, weights=np.asarray(opacity) + 1e-9)

@@ -9,10 +9,12 @@ from s5.inference.ruled_paper import border
 
 MIN_SIDE = 56  # pixels; smaller images are no photos of a sheet
 STEP = 4  # of brightness, from 0 to 255, between the thresholds that are tried
+MIN_CONTRAST = 0.13
 MIN_TABLE = 0.25  # share of the photo's border that is darker than the sheet: about one side
 MIN_SHEET = 0.08  # share of the photo
+MAX_BRIGHT = 0.3  # share of what is around the sheet that is brighter than the threshold
 MIN_INK, MAX_INK = 0.001, 0.4  # share of the sheet that is enclosed in it and as dark as the table
-MIN_FIT, MAX_FIT = 0.9, 1.05  # area of the quadrilateral relative to that of the sheet
+MAX_MISFIT = 0.1  # pixels that are only in one of sheet and quadrilateral, as a share of the sheet
 RIM = 0.02  # share of the sheet that is cut off at each side
 
 
@@ -24,29 +26,41 @@ def find_sheet(grey: np.ndarray) -> np.ndarray | None:
     """
     if min(grey.shape) < MIN_SIDE:
         return None
-    found, least, last = None, 0.1, 0
-    for threshold in range(int(grey.min()), int(grey.max()), STEP):
-        area, corners = _quadrilateral(grey > threshold)
-        if area and last and abs(area - last) / area < least:
-            found, least = corners, abs(area - last) / area
-        last = area
+    found, most = None, MIN_CONTRAST
+    for lit in (grey, _evenly_lit(grey)):
+        for threshold in range(int(lit.min()), int(lit.max()), STEP):
+            corners = _quadrilateral(lit > threshold)
+            if corners is not None and (contrast := _least_contrast(grey, corners)) > most:
+                found, most = corners, contrast
     if found is None:
         return None
     first = np.argmax([found[number - 3][0] - found[number][0] for number in range(4)])
     return np.roll(found, -first, 0)
 
 
-def _quadrilateral(bright: np.ndarray) -> tuple[int, np.ndarray | None]:
+def _evenly_lit(grey: np.ndarray) -> np.ndarray:
+    """The photo as if the light did not change from side to side: divided by a plane fitted to its border."""
+    y, x = np.indices(grey.shape)
+    planes = np.stack([np.ones(grey.shape), y, x], -1)
+    edge = np.concatenate([planes[0], planes[-1], planes[:, 0], planes[:, -1]])
+    light = planes @ np.linalg.lstsq(edge, border(grey).astype(float), rcond=None)[0]
+    lit = grey / np.maximum(light, 1)
+    return (255 * lit / lit.max()).astype(np.uint8)
+
+
+def _quadrilateral(bright: np.ndarray) -> np.ndarray | None:
     """The pixels in and the corners of the largest region of a mask (H, W) if it is a sheet with ink; else 0."""
     if border(bright).mean() > 1 - MIN_TABLE:
-        return 0, None
+        return None
     labels, _ = ndimage.label(bright)
     sheet = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
     others, _ = ndimage.label(~sheet)
     filled = ~np.isin(others, np.setdiff1d(border(others), 0))
     area = int(filled.sum())
+    if (bright & ~filled).sum() > MAX_BRIGHT * (filled.size - area):
+        return None
     if area < MIN_SHEET * filled.size or not MIN_INK * area < area - sheet.sum() < MAX_INK * area:
-        return 0, None
+        return None
     rows = np.flatnonzero(filled.any(1))
     left, right = filled[rows].argmax(1), filled.shape[1] - 1 - filled[rows, ::-1].argmax(1)
     points = np.concatenate([np.stack([left, rows], 1), np.stack([right, rows], 1)]).astype(float)
@@ -56,10 +70,29 @@ def _quadrilateral(bright: np.ndarray) -> tuple[int, np.ndarray | None]:
     for number in (1, 3, 0, 2, 1, 3, 0, 2, 1, 3):  # the point that is farthest from the line through its neighbours
         (x, y), (dx, dy) = corners[number - 1], corners[number - 3] - corners[number - 1]
         corners[number] = points[np.argmin(dx * (points[:, 1] - y) - dy * (points[:, 0] - x))]
-    corners = np.array(corners)
-    (x, y), (dx, dy) = corners.T, (np.roll(corners, -1, 0) - corners).T
-    inside = abs((x * dy - y * dx).sum()) / 2 + np.maximum(abs(dx), abs(dy)).sum() / 2 + 1  # pixels, by Pick's theorem
-    return (area, corners) if MIN_FIT * area < inside < MAX_FIT * area else (0, None)
+    y, x = np.indices(filled.shape)
+    ends = zip(corners, corners[1:] + corners[:1], strict=True)
+    inside = np.all([(x1 - x0) * (y - y0) >= (y1 - y0) * (x - x0) for (x0, y0), (x1, y1) in ends], 0)
+    return np.array(corners) if (inside != filled).sum() < MAX_MISFIT * area else None
+
+
+def _least_contrast(grey: np.ndarray, corners: np.ndarray) -> float:
+    """The least contrast at a side of the quadrilateral, relative to its brightness there; without those at the edge."""
+    contrasts = []
+    centre = corners.mean(0)
+    for start, end in zip(corners, np.roll(corners, -1, 0), strict=True):
+        places = start + np.linspace(0.1, 0.9, 33)[:, None] * (end - start)
+        normal = np.array([end[1] - start[1], start[0] - end[0]]) / np.hypot(*(end - start))
+        offset = normal * max(grey.shape) * 0.015
+        columns, rows = np.floor(places + offset + 0.5).astype(int).T
+        valid = (0 <= rows) & (rows < grey.shape[0]) & (0 <= columns) & (columns < grey.shape[1])
+        if valid.sum() < 17:
+            continue
+        outside = grey[rows[valid], columns[valid]].mean()
+        columns, rows = np.floor(places - offset + 0.5).astype(int).T
+        inside = grey[rows.clip(0, grey.shape[0] - 1), columns.clip(0, grey.shape[1] - 1)][valid].mean()
+        contrasts.append((inside - outside) / inside)
+    return min(contrasts, default=0)
 
 
 def straighten(grey: np.ndarray, corners: np.ndarray) -> np.ndarray:
