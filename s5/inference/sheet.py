@@ -9,7 +9,8 @@ from s5.inference.ruled_paper import border
 
 MIN_SIDE = 56  # pixels; smaller images are no photos of a sheet
 STEP = 4  # of brightness, from 0 to 255, between the thresholds that are tried
-MIN_CONTRAST = 0.13
+MIN_CONTRAST = 0.18  # of the table with the sheet at each side of it, relative to the sheet
+DISTANCES = -0.015, 0.03, 0.05  # from a side, inwards and outwards, relative to the photo's longer side
 MIN_TABLE = 0.25  # share of the photo's border that is darker than the sheet: about one side
 MIN_SHEET = 0.08  # share of the photo
 MAX_BRIGHT = 0.3  # share of what is around the sheet that is brighter than the threshold
@@ -26,11 +27,11 @@ def find_sheet(grey: np.ndarray) -> np.ndarray | None:
     """
     if min(grey.shape) < MIN_SIDE:
         return None
-    found, most = None, MIN_CONTRAST
+    found, most = None, 0.0
     for lit in (grey, _evenly_lit(grey)):
         for threshold in range(int(lit.min()), int(lit.max()), STEP):
             corners = _quadrilateral(lit > threshold)
-            if corners is not None and (contrast := _least_contrast(grey, corners)) > most:
+            if corners is not None and (contrast := _contrast(grey, corners)) > most:
                 found, most = corners, contrast
     if found is None:
         return None
@@ -54,8 +55,10 @@ def _quadrilateral(bright: np.ndarray) -> np.ndarray | None:
         return None
     labels, _ = ndimage.label(bright)
     sheet = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
-    others, _ = ndimage.label(~sheet)
-    filled = ~np.isin(others, np.setdiff1d(border(others), 0))
+    others, count = ndimage.label(~sheet)
+    is_hole = np.ones(count + 1, bool)  # and, as number 0, the sheet
+    is_hole[np.setdiff1d(border(others), 0)] = False
+    filled = is_hole[others]
     area = int(filled.sum())
     if (bright & ~filled).sum() > MAX_BRIGHT * (filled.size - area):
         return None
@@ -76,23 +79,23 @@ def _quadrilateral(bright: np.ndarray) -> np.ndarray | None:
     return np.array(corners) if (inside != filled).sum() < MAX_MISFIT * area else None
 
 
-def _least_contrast(grey: np.ndarray, corners: np.ndarray) -> float:
-    """The least contrast at a side of the quadrilateral, relative to its brightness there; without those at the edge."""
-    contrasts = []
-    centre = corners.mean(0)
+def _contrast(grey: np.ndarray, corners: np.ndarray) -> float:
+    """By how much brightness falls at the sides of the quadrilateral, relative to it, added; 0 if at one it hardly does.
+
+    A fold or a rule is no side of a sheet, as the paper goes on behind it. Sides at the photo's edge add nothing.
+    """
+    limits, falls = np.array(grey.shape[::-1]) - 1, []
     for start, end in zip(corners, np.roll(corners, -1, 0), strict=True):
         places = start + np.linspace(0.1, 0.9, 33)[:, None] * (end - start)
-        normal = np.array([end[1] - start[1], start[0] - end[0]]) / np.hypot(*(end - start))
-        offset = normal * max(grey.shape) * 0.015
-        columns, rows = np.floor(places + offset + 0.5).astype(int).T
-        valid = (0 <= rows) & (rows < grey.shape[0]) & (0 <= columns) & (columns < grey.shape[1])
-        if valid.sum() < 17:
-            continue
-        outside = grey[rows[valid], columns[valid]].mean()
-        columns, rows = np.floor(places - offset + 0.5).astype(int).T
-        inside = grey[rows.clip(0, grey.shape[0] - 1), columns.clip(0, grey.shape[1] - 1)][valid].mean()
-        contrasts.append((inside - outside) / inside)
-    return min(contrasts, default=0)
+        outwards = np.array([end[1] - start[1], start[0] - end[0]]) / np.hypot(*(end - start)) * max(grey.shape)
+        levels = []
+        for distance in DISTANCES:
+            beside = np.floor(places + distance * outwards + 0.5).astype(int)
+            columns, rows = beside[((beside >= 0) & (beside <= limits)).all(1)].T
+            levels += [np.median(grey[rows, columns])] if len(rows) > 16 else []
+        if len(levels) > 1:
+            falls.append(1 - max(levels[1:]) / levels[0])
+    return sum(falls) if min(falls, default=0) > MIN_CONTRAST else 0
 
 
 def straighten(grey: np.ndarray, corners: np.ndarray) -> np.ndarray:
