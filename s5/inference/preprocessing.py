@@ -34,7 +34,7 @@ BOX = 20  # pixels: side of the box that the digit is scaled to, in the result o
 WORKING_SIDE = 256  # pixels: images are reduced to this before the ink is searched for
 MIN_WORKING_SIDE = 112  # pixels: smaller images are enlarged to at least this
 MIN_CONTRAST = 31  # between ink and paper, on a scale from 0 to 255
-MAX_INK = 0.5  # share of the image that is ink; more is not writing
+MAX_INK = 0.7  # share of the image that is ink; more is not writing
 MAX_TEXTURE = 0.1  # share of the ink mask that a median filter changes; more is texture, not strokes
 MIN_SHARE = 0.2  # height of a digit in a photo with dark corners, relative to the photo
 MIN_STROKE = 1.6  # pixels of the box; thinner strokes are widened, as a pen is thinner than MNIST's pencils
@@ -191,7 +191,7 @@ def _without_edge(contrast: np.ndarray, mask: np.ndarray, is_ruled: bool) -> np.
     if is_ruled and at_edge.sum() > inside.sum():
         raise DigitError("lines of ruled paper cannot be separated from the digit: use blank paper or a darker pen")
     rows = np.flatnonzero(inside.any(1))
-    if not at_edge.any() or not rows.size or np.ptp(rows) < MIN_SHARE * len(mask):
+    if 2 * inside.sum() < at_edge.sum() or not at_edge.any() or np.ptp(rows) < MIN_SHARE * len(mask):
         return contrast
     return np.where(ndimage.binary_dilation(at_edge, iterations=3), 0, contrast)
 
