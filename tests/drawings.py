@@ -165,6 +165,21 @@ def photographed(
 TABLES = ((70, 50, 35), (120, 85, 55), (60, 62, 66), (150, 120, 90), (35, 60, 45), (165, 160, 155))  # woods, cloths
 
 
+def samples() -> dict[str, Image.Image]:
+    """The images of figures/digits, by file name: small enough to ship, of every kind that `predict` reads."""
+    def digit(number: int, style: int = 0, pen: float = 12, paper=(250, 250, 246), ink=(20, 20, 25)) -> Image.Image:
+        return write(Image.new("RGB", (240, 240), paper), pen_mask(strokes(number, style), 240, 0.6, pen), ink)
+
+    squared = ruled(240, 30, 2, squares=True)
+    return {
+        "drawn-3.png": digit(3),
+        "chalk-5.png": digit(5, 1, 9, (35, 60, 45), (240, 240, 225)),
+        "squared-2.png": write(squared, pen_mask(strokes(2), 240, 0.6, 8), (35, 55, 155)),
+        "cropped-8.png": digit(8, 0, 20).crop((72, 44, 168, 196)),
+        "photo-7.jpg": on_table(digit(7, 0, 8), (400, 300), 0.7, 8, 20, TABLES[1]),
+    }
+
+
 def on_table(
     sheet: Image.Image, size=(1200, 900), share=0.7, turn=0.0, tilt=0.0, table=TABLES[0], light=0.3, seed=0
 ) -> Image.Image:
