@@ -37,7 +37,8 @@ def find_images(names: Iterable[str]) -> tuple[list[str], list[dict]]:
         found = [str(file) for file in files if file.suffix.lower() in SUFFIXES]
         for file in files:
             if file.suffix.lower() in OTHERS:
-                skipped.append({"image": str(file), "error": f"{file.suffix} is not read: save it as JPEG or PNG first"})
+                reason = f"{file.suffix} is not read: save it as JPEG or PNG first"
+                skipped.append({"image": str(file), "error": reason})
             elif str(file) not in found and not file.name.startswith("."):
                 skipped.append({"image": str(file), "skipped": "not an image, skipped"})
         if os.path.isdir(name) and not found and not any("error" in result for result in skipped):
