@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
         hidden = () if options.show else ("prepared",)
         print(json.dumps([{key: row[key] for key in row if key not in hidden} for row in results], indent=1))
     elif options.csv:
-        print(csv_table(results))
+        print(csv_table(results), end="")
     else:
         for result in results if options.show else ():
             if "prepared" in result:
