@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 from s5.inference.ruled_paper import border
@@ -94,21 +95,12 @@ def _contrast(grey: np.ndarray, corners: np.ndarray) -> float:
 
 
 def straighten(grey: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """The quadrilateral with these corners as a rectangle, without its rim: brightness, uint8 (H, W)."""
+    """The quadrilateral with these corners as a rectangle, without its rim: brightness, uint8 (H, W).
+
+    Lines parallel to its sides stay straight; that they move closer together at the far end is left as it is.
+    """
     sides = np.hypot(*(np.roll(corners, -1, 0) - corners).T)
-    width, height = (int((sides[number] + sides[number + 2]) / 2 * (1 - 2 * RIM)) for number in (0, 1))
-    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = corners
-    dx1, dx2, dy1, dy2 = x1 - x2, x3 - x2, y1 - y2, y3 - y2
-    dx, dy = x0 - x1 + x2 - x3, y0 - y1 + y2 - y3
-    g, h = np.array([dx * dy2 - dx2 * dy, dx1 * dy - dx * dy1]) / (dx1 * dy2 - dx2 * dy1)
-    u, v = (RIM + (1 - 2 * RIM) * (np.arange(side) + 0.5) / side for side in (width, height))
-    v = v[:, None]
-    x = ((x1 - x0 + g * x1) * u + (x3 - x0 + h * x3) * v + x0) / (g * u + h * v + 1)
-    y = ((y1 - y0 + g * y1) * u + (y3 - y0 + h * y3) * v + y0) / (g * u + h * v + 1)
-    left = np.clip(np.floor(x), 0, grey.shape[1] - 2).astype(int)
-    top = np.clip(np.floor(y), 0, grey.shape[0] - 2).astype(int)
-    right, below = x - left, y - top
-    grey = grey.astype(float)
-    upper = grey[top, left] * (1 - right) + grey[top, left + 1] * right
-    lower = grey[top + 1, left] * (1 - right) + grey[top + 1, left + 1] * right
-    return (upper * (1 - below) + lower * below + 0.5).astype(np.uint8)
+    size = [max(1, int((sides[number] + sides[number + 2]) / 2)) for number in (0, 1)]
+    inner = corners + 2 * RIM * (corners.mean(0) - corners) + 0.5  # Pillow's places are those of the pixels' edges
+    quad = inner[[0, 3, 2, 1]].ravel().tolist()
+    return np.asarray(Image.fromarray(grey).transform(size, Image.Transform.QUAD, quad, Image.Resampling.BILINEAR))
