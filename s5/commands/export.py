@@ -16,7 +16,8 @@ are compared bit by bit with a reference in Python if there is a C compiler ($CC
 
 The table gives accuracy on the evaluation images, bytes (of the file; C: of the weights, multipliers and biases), the
 memory of the C code besides the image, and microseconds for one image on one thread of this CPU; instructions and bytes
-of flash are those on an emulated Cortex-M4, if gcc-arm-none-eabi and qemu-system-arm are installed. Exit code: 1 if the logits of a file differ from what they should be, or if --check finds an old page.
+of flash are those on an emulated Cortex-M4, if gcc-arm-none-eabi and qemu-system-arm are installed. Exit code: 1 if the
+logits of a file differ from what they should be, or if --check finds an old page.
 """
 
 import argparse

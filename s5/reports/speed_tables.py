@@ -132,7 +132,7 @@ def describe_machines(records: dict[str, dict]) -> str:
 
 
 def export_table(record: dict) -> pd.DataFrame:
-    """Each exported network in each format: accuracy on the test set, size, memory, time for one image, and on a chip."""
+    """Each exported network in each format: accuracy on the test set, size, memory, and time for one image."""
     rows = []
     for each in record["rows"]:
         row = {"Network": f"`{each['network']}`", "Format": each["format"]}
