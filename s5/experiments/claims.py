@@ -33,6 +33,7 @@ class Claim(Variant):
     precision: str = "bfloat16"  # or "float32"
     seeds: tuple[int, ...]
     frozen: str  # the date on which network, recipe and seeds were fixed: YYYY-MM-DD
+    data: str = "mnist"
 
     def trials(self, trials: Iterable[Trial]) -> list[Trial]:
         """Those of `trials` that count, in the order of the seeds; those that are missing are left out."""
@@ -40,7 +41,7 @@ class Claim(Variant):
             trial.seed: trial
             for trial in trials
             if (trial.variant, trial.network, trial.recipe) == (self.name, self.network, self.recipe)
-            and (trial.split, trial.data, trial.precision) == ("test", "mnist", self.precision)
+            and (trial.split, trial.data, trial.precision) == ("test", self.data, self.precision)
         }
         return [found[seed] for seed in self.seeds if seed in found]
 
@@ -96,6 +97,12 @@ CLAIMS = {
 
 # The recipe that this project started from, on the test set: what `s5` is compared with there.
 BASELINE = Claim("original", "Net", ORIGINAL, precision="float32", seeds=tuple(range(5)), frozen="2026-11-23")
+
+# The same networks and recipes on Fashion-MNIST, with nothing tuned for it.
+FASHION_CLAIMS = {
+    name: replace(CLAIMS[name], data="fashion", seeds=(200, 201, 202), frozen="2026-11-30")
+    for name in ("s5", "below_20k")
+}
 
 OTHERS = {
     variant.name: variant
