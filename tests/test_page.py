@@ -56,7 +56,7 @@ def test_page_is_up_to_date(capsys):
 def test_page_is_small_and_may_load_nothing():
     text = page.PAGE.read_text(encoding="utf-8")
     assert len(text.encode()) < 200_000
-    assert "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:" in text
+    assert "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; worker-src blob:" in text
     assert re.findall(r"https?://[^\s\"'<>]+", NETWORKS.sub("", text)) == [f"https://github.com/{SLUG}"]
 
 

@@ -22,7 +22,7 @@ from s5.deployment.layer_graph import Step, steps_of
 from s5.experiments.claims import CLAIMS
 from s5.experiments.ledger import read_ledger
 from s5.experiments.trial import Trial
-from s5.inference import digit_parts, preprocessing
+from s5.inference import digit_parts, predict, preprocessing
 from s5.inference.trained import load_trained, trained_networks
 from s5.networks import layers
 from s5.reports.goals import GOALS
@@ -32,8 +32,8 @@ from s5.training.files import ROOT
 
 PAGE = ROOT / "docs" / "index.html"  # where GitHub Pages looks for it
 FILES = Path(__file__).parent / "page_files"
-SCRIPTS = ("drawing.js", "images.js", "preprocessing.js", "network.js", "app.js")
-SHARED = (preprocessing, digit_parts, layers, augmentation)  # modules whose numbers the scripts use too
+SCRIPTS = ("drawing.js", "images.js", "preprocessing.js", "network.js", "reader.js", "app.js")
+SHARED = (preprocessing, digit_parts, predict, layers, augmentation)  # modules whose numbers the scripts use too
 LARGEST = 2**15 - 1  # of int16
 
 
