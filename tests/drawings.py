@@ -158,3 +158,72 @@ def photographed(
     light = 1 - shade * (np.linspace(0, 1, rows)[:, None] + np.linspace(0, 1, columns)) / 2
     values = values * light[..., None] + np.random.default_rng(seed).normal(0, noise, values.shape)
     return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+
+
+# --- Phone photos -----------------------------------------------------------------------------------------------------
+
+TABLES = ((70, 50, 35), (120, 85, 55), (60, 62, 66), (150, 120, 90), (35, 60, 45), (165, 160, 155))  # woods, cloths
+
+
+def samples() -> dict[str, Image.Image]:
+    """The images of figures/digits, by file name: small enough to ship, of every kind that `predict` reads."""
+    def digit(number: int, style: int = 0, pen: float = 12, paper=(250, 250, 246), ink=(20, 20, 25)) -> Image.Image:
+        return write(Image.new("RGB", (240, 240), paper), pen_mask(strokes(number, style), 240, 0.6, pen), ink)
+
+    squared = ruled(240, 30, 2, squares=True)
+    return {
+        "drawn-3.png": digit(3),
+        "chalk-5.png": digit(5, 1, 9, (35, 60, 45), (240, 240, 225)),
+        "squared-2.png": write(squared, pen_mask(strokes(2), 240, 0.6, 8), (35, 55, 155)),
+        "cropped-8.png": digit(8, 0, 20).crop((72, 44, 168, 196)),
+        "photo-7.jpg": on_table(digit(7, 0, 8), (400, 300), 0.7, 8, 20, TABLES[1]),
+    }
+
+
+def on_table(
+    sheet: Image.Image, size=(1200, 900), share=0.7, turn=0.0, tilt=0.0, table=TABLES[0], light=0.3, seed=0
+) -> Image.Image:
+    """A phone photo of a sheet on a table with a grain, (width, height) `size`, the sheet's longer side `share` of it.
+
+    The sheet is turned on the table by `turn` degrees and the camera tilted by `tilt` degrees in a random direction.
+    Light falls off to one side and to the corners by up to the share `light`; paper and camera have noise.
+    """
+    random = np.random.default_rng(seed)
+    width, height = size
+    angle, direction, tilted = np.deg2rad(turn), random.uniform(0, 2 * np.pi), np.deg2rad(tilt)
+    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * np.array(sheet.size) / max(sheet.size)
+    corners = corners @ np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])
+    axis = np.array([np.cos(direction), np.sin(direction)])
+    along = corners @ axis
+    seen = corners + np.outer(along * (np.cos(tilted) - 1), axis)
+    seen /= 1 + along[:, None] * np.sin(tilted) / 4  # the camera is two sheets away
+    low, high = seen.min(0), seen.max(0)
+    scale = share * min(width, height) / max(high - low)
+    free = np.array(size) - scale * (high - low)
+    seen = (seen - low) * scale + free * random.uniform(0.1, 0.9, 2)
+    rows, values = [], []
+    ends = np.array([(0, 0), (1, 0), (1, 1), (0, 1)]) * sheet.size
+    for (x, y), (u, v) in zip(seen, ends, strict=True):  # the homography from the photo to the sheet
+        rows += [(x, y, 1, 0, 0, 0, -u * x, -u * y), (0, 0, 0, x, y, 1, -v * x, -v * y)]
+        values += [u, v]
+    homography = np.linalg.solve(np.array(rows), np.array(values))
+    warp = {"method": Image.Transform.PERSPECTIVE, "data": homography, "resample": Image.Resampling.BICUBIC}
+    shrunk = max(sheet.size) / (scale * 2)
+    soft = sheet.convert("RGB").filter(ImageFilter.GaussianBlur(max(0.0, float(shrunk) / 2 - 0.3)))
+    paper = np.asarray(soft.transform(size, **warp), dtype=np.float32)
+    opacity = np.asarray(Image.new("L", sheet.size, 255).transform(size, **warp), dtype=np.float32)[..., None] / 255
+    grain = random.normal(0, 1, (height // 40 + 2, 6)).astype(np.float32)
+    grain = np.asarray(Image.fromarray(grain).resize(size, Image.Resampling.BICUBIC))[..., None]
+    shadow = np.asarray(Image.fromarray(np.uint8(opacity[..., 0] * 255)).filter(ImageFilter.GaussianBlur(width / 100)))
+    shadow = np.roll(shadow, (width // 200, width // 200), (0, 1))[..., None] / 255
+    wood = np.array(table, dtype=np.float32) * (1 + 0.1 * grain) * (1 - 0.35 * shadow)
+    texture = random.normal(0, 1, (height // 3 + 1, width // 3 + 1)).astype(np.float32)
+    paper = paper * (1 + 0.01 * np.asarray(Image.fromarray(texture).resize(size, Image.Resampling.BICUBIC))[..., None])
+    image = paper * opacity + wood * (1 - opacity)
+    x, y = np.linspace(-1, 1, width), np.linspace(-1, 1, height)[:, None]
+    fall = random.uniform(0, 2 * np.pi)
+    brightness = 1 - light * (0.5 + 0.35 * (np.cos(fall) * x + np.sin(fall) * y)) - 0.15 * light * (x * x + y * y)
+    blurred = Image.fromarray(np.uint8(np.clip(image * brightness[..., None], 0, 255)))
+    blurred = np.asarray(blurred.filter(ImageFilter.GaussianBlur(width / 1500)), dtype=np.float32)
+    noise = random.normal(0, random.uniform(1, 4), (height, width, 1))
+    return Image.fromarray(np.uint8(np.clip(blurred + noise, 0, 255)))

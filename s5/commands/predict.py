@@ -1,12 +1,13 @@
 """Read digits from image files: photos, scans or drawings, one digit each.
 
-python -m s5 predict digit.png photos/      a table: image, digit, probability
+python -m s5 predict digit.png photos/      a table: image, digit, probability, and "unsure" below 80%
 python -m s5 predict --show digit.png       also print the network's input, 28×28 pixels
-python -m s5 predict --json photos/         all results as JSON
+python -m s5 predict --json photos/         all results as JSON; --csv as CSV
+python -m s5 predict labelled/              in subfolders 0 … 9: also how many are right, and the confusions
 cat digit.png | python -m s5 predict -      read from standard input
 
 PNG, JPEG, WebP, BMP, GIF and TIFF; any size, colour or grey, dark on light or light on dark, transparent background,
-blank or ruled paper. Exit code: 0 if every image was read, 1 if some were not (each is reported with the reason), 2 for
+blank or ruled paper, also photographed on a table. Exit code: 0 if every image was read, 1 if some were not (each is reported with the reason), 2 for
 a wrong command line.
 """
 
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 
 from s5.training.command_line import Parser
+from s5.training.files import TRAINED
 
 SHADES = " ░▒▓█"
 
@@ -24,25 +26,28 @@ def main(arguments: list[str]) -> int:
     parser = Parser("predict", __doc__, usage="python -m s5 predict [options] IMAGE [IMAGE ...]")
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or - for standard input")
-    add("--network", default="s5", metavar="NAME", help="a file of results/weights without its suffix (default: s5)")
-    add("--weights", type=Path, metavar="FILE", help="other weights of the network, safetensors")
+    names = ", ".join(sorted(file.stem for file in TRAINED.glob("*.safetensors")))
+    add("--network", metavar="NAME", help=f"one of {names} (default: that of the weights, or s5)")
+    add("--weights", type=Path, metavar="FILE", help="other weights, safetensors")
     add("--json", action="store_true", help="print JSON instead of a table")
+    add("--csv", action="store_true", help="print CSV instead of a table")
     add("--show", action="store_true", help="also print the network's input, 28×28 pixels")
     add("--prepared", type=Path, metavar="FOLDER", help="write the network's inputs to this folder, as PNG files")
     options = parser.parse_args(arguments)
 
-    from s5.inference.predict import find_images, read_digits, table
-    from s5.inference.trained import load_trained
+    from s5.inference.predict import csv_table, find_images, read_digits, score, table
+    from s5.inference.trained import load_trained, network_of
     from s5.training.checkpoint import CheckpointError
 
     try:
-        sources, model = find_images(options.images), load_trained(options.network, options.weights)
+        sources, skipped = find_images(options.images)
+        model = load_trained(options.network or network_of(options.weights), options.weights)
     except CheckpointError as error:
         print(f"predict: {error}", file=sys.stderr)
         return 1
     except ValueError as error:
         parser.error(str(error))
-    results = read_digits(model, sources)
+    results = read_digits(model, sources) + skipped
     if options.prepared:
         try:
             write_prepared(results, options.prepared)
@@ -52,15 +57,18 @@ def main(arguments: list[str]) -> int:
     if options.json:
         hidden = () if options.show else ("prepared",)
         print(json.dumps([{key: row[key] for key in row if key not in hidden} for row in results], indent=1))
+    elif options.csv:
+        print(csv_table(results))
     else:
         for result in results if options.show else ():
             if "prepared" in result:
                 print(to_text(result["prepared"]))
         print(table(results))
-    failed = [result for result in results if "error" in result]
-    for result in failed:
-        print(f"predict: {result['image']}: {result['error']}", file=sys.stderr)
-    return 1 if failed else 0
+        print(score(results), end="\n" * bool(score(results)))
+    for result in results:
+        if reason := result.get("error") or result.get("skipped"):
+            print(f"predict: {result['image']}: {reason}", file=sys.stderr)
+    return int(any("error" in result for result in results))
 
 
 def to_text(image: list[list[int]]) -> str:

@@ -27,16 +27,16 @@ from s5.inference.digit_parts import (
     without_specks,
 )
 from s5.inference.ruled_paper import border, without_rules
+from s5.inference.sheet import find_sheet, straighten
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # others are not opened: EPS, for example, runs a program
 BOX = 20  # pixels: side of the box that the digit is scaled to, in the result of SIDE
 WORKING_SIDE = 256  # pixels: images are reduced to this before the ink is searched for
+MIN_WORKING_SIDE = 112  # pixels: smaller images are enlarged to at least this
 MIN_CONTRAST = 31  # between ink and paper, on a scale from 0 to 255
-MAX_INK = 0.5  # share of the image that is ink; more is not writing
+MAX_INK = 0.7  # share of the image that is ink; more is not writing
 MAX_TEXTURE = 0.1  # share of the ink mask that a median filter changes; more is texture, not strokes
 MIN_SHARE = 0.2  # height of a digit in a photo with dark corners, relative to the photo
-MIN_SHEET = 0.4  # share of a photo that a sheet of paper must fill to be cut out
-MAX_TABLE_BRIGHTNESS = 0.6  # relative to the sheet on the table; a shadow is brighter
 MIN_STROKE = 1.6  # pixels of the box; thinner strokes are widened, as a pen is thinner than MNIST's pencils
 
 
@@ -75,7 +75,7 @@ def prepare(image: Image.Image) -> Tensor:
     The image may have any size, be in colour or grey, dark on light or light on dark, and transparent. Raises
     DigitError if it shows no ink, ink nearly everywhere, or more than one digit.
     """
-    ink = find_ink(cut_out_sheet(to_grey(image)))
+    ink = find_ink(cut_out_sheet(image))
     ink = ink[bounding_box(ink > 0)]
     scale = BOX / max(ink.shape)
     new_size = [max(1, int(side * scale + 0.5)) for side in reversed(ink.shape)]
@@ -87,8 +87,8 @@ def prepare(image: Image.Image) -> Tensor:
     return torch.from_numpy((canvas[SIDE : 2 * SIDE, SIDE : 2 * SIDE] * 255 + 0.5).astype(np.uint8))
 
 
-def to_grey(image: Image.Image) -> np.ndarray:
-    """Brightness, uint8 (H, W), the longer side at most WORKING_SIDE pixels.
+def to_grey(image: Image.Image, side: int = WORKING_SIDE) -> np.ndarray:
+    """Brightness, uint8 (H, W), the longer side at most `side` pixels.
 
     A transparent background becomes white or black, whichever contrasts more with the visible pixels.
     """
@@ -100,7 +100,11 @@ def to_grey(image: Image.Image) -> np.ndarray:
         image = image.convert("L")
     elif image.mode != "L" or "transparency" in image.info:
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    image.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX, reducing_gap=None)
+    if max(image.size) > side:
+        image = image.copy()
+        image.thumbnail((side, side), Image.Resampling.BOX, reducing_gap=None)
+    elif (factor := -(-MIN_WORKING_SIDE // max(image.size))) > 1:
+        image = image.resize((factor * image.width, factor * image.height), Image.Resampling.BILINEAR)
     if image.mode == "RGBA":
         grey, opacity = image.convert("RGB").convert("L"), image.getchannel("A")
         visible = np.average(grey, weights=np.asarray(opacity) + 1e-9)
@@ -127,23 +131,16 @@ def _highest_contrast(image: Image.Image) -> Image.Image:
     return images[best] if contrasts[best] > 2 * contrasts[0] else images[0]
 
 
-def cut_out_sheet(grey: np.ndarray) -> np.ndarray:
-    """Crop a photo, brightness (H, W), to the sheet of paper on a darker table; return it unchanged if there is none.
-
-    The sheet is nearly a rectangle. The table, darker than a shadow, fills at least one whole side of the photo.
-    """
-    threshold = otsu(grey)
-    darkest_side = min(side.max() for side in (grey[0], grey[-1], grey[:, 0], grey[:, -1]))
-    if min(grey.shape) < 2 * SIDE or darkest_side > threshold:
-        return grey  # too small for a photo of a sheet, or no side is all table
-    labels, _ = ndimage.label(grey > threshold)
-    sheet = labels == np.bincount(labels[labels > 0]).argmax()
-    box = bounding_box(sheet)
-    is_sheet = sheet.sum() > max(0.8 * sheet[box].size, MIN_SHEET * grey.size)
-    if not is_sheet or np.median(grey[grey <= threshold]) > MAX_TABLE_BRIGHTNESS * np.median(grey[sheet]):
+def cut_out_sheet(image: Image.Image) -> np.ndarray:
+    """Brightness, uint8 (H, W), of a photo's sheet of paper on a darker table, seen from above; else of all of it."""
+    grey = to_grey(image)
+    corners = find_sheet(grey)
+    if corners is None:
         return grey
-    rim = 1 + max(grey.shape) // 50
-    return grey[box][rim:-rim, rim:-rim]
+    longest = np.hypot(*(corners - np.roll(corners, 1, 0)).T).max()
+    larger = to_grey(image, round(WORKING_SIDE * max(grey.shape) / longest))
+    scale = (np.array(larger.shape) / grey.shape)[::-1]
+    return straighten(larger, (corners + 0.5) * scale - 0.5)
 
 
 def find_ink(grey: np.ndarray) -> np.ndarray:
@@ -194,7 +191,7 @@ def _without_edge(contrast: np.ndarray, mask: np.ndarray, is_ruled: bool) -> np.
     if is_ruled and at_edge.sum() > inside.sum():
         raise DigitError("lines of ruled paper cannot be separated from the digit: use blank paper or a darker pen")
     rows = np.flatnonzero(inside.any(1))
-    if not at_edge.any() or not rows.size or np.ptp(rows) < MIN_SHARE * len(mask):
+    if 2 * inside.sum() < at_edge.sum() or not at_edge.any() or np.ptp(rows) < MIN_SHARE * len(mask):
         return contrast
     return np.where(ndimage.binary_dilation(at_edge, iterations=3), 0, contrast)
 

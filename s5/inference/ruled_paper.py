@@ -22,6 +22,7 @@ MIN_RULE, MIN_SHARE = 8, 0.08  # contrast of a rule with the paper, from 0 to 25
 INK = 0.4  # contrast of ink relative to the largest outside the rules
 EDGE = 0.04  # share of the image's side: a line there may be a stroke of a digit that fills the image
 MIN_DIGIT = 0.3  # size of a digit on a single rule, as a share of the image's longer side
+BARE = 0.6  # share of a rule with paper on both sides
 DARKER = 1.3  # contrast of ink relative to a rule: more can be told apart by brightness alone
 
 Rules = tuple[float, list[slice]]  # parallel lines, nearly horizontal: their slope, and their rows after `shear` by it
@@ -81,8 +82,17 @@ def find_rules(contrast: np.ndarray, level: float) -> Rules:
     is_found = _profile(shear(wider, slope), COVERED, thick) > level
     is_line = _profile(shear(contrast, slope), 35, thick) > level / 3
     labels, _ = ndimage.label(ndimage.binary_propagation(is_found & is_line, mask=is_line))
+    sheared = np.nan_to_num(shear(contrast, slope))
     bands = [band for (band,) in ndimage.find_objects(labels) if band.stop - band.start <= thick]
-    return slope, bands
+    return slope, [band for band in bands if _is_bare(sheared, band)]
+
+
+def _is_bare(sheared: np.ndarray, band: slice) -> bool:
+    """True if there is paper on both sides of most of a line; a part of a thick or curved stroke has ink there."""
+    line = sheared[band].max(0)
+    reach = 2 + (band.stop - band.start) // 2
+    beside = np.maximum(sheared[max(0, band.start - reach)], sheared[min(len(sheared), band.stop + reach) - 1])
+    return bool((beside < line / 2)[line > 0].mean() > BARE)
 
 
 def _profile(rows: np.ndarray, percent: float, thick: int) -> np.ndarray:

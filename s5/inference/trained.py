@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from helpers import build
@@ -22,6 +24,17 @@ def trained_networks() -> list[str]:
 def weights_file(name: str) -> Path:
     """Where the weights of a network are, safetensors."""
     return TRAINED / f"{name}.safetensors"
+
+
+def network_of(weights: str | Path | None) -> str:
+    """The name of the network that a weights file says it is of; "s5" if it names none of them."""
+    try:
+        with safe_open(weights, "pt") as file:
+            training = json.loads((file.metadata() or {}).get("training", "{}"))
+    except (TypeError, OSError, SafetensorError):  # without a file, or for a damaged one: `load_trained` reports it
+        return "s5"
+    name = training.get("variant")
+    return name if name in CLAIMS else "s5"
 
 
 def load_trained(name: str = "s5", weights: str | Path | None = None) -> nn.Module:
