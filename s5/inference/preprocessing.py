@@ -33,6 +33,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # others are not opened
 BOX = 20  # pixels: side of the box that the digit is scaled to, in the result of SIDE
 WORKING_SIDE = 256  # pixels: images are reduced to this before the ink is searched for
 MIN_WORKING_SIDE = 112  # pixels: smaller images are enlarged to at least this
+MIN_PHOTO = 200  # pixels: the shorter side of a photo in which a sheet is searched for
 MIN_CONTRAST = 31  # between ink and paper, on a scale from 0 to 255
 MAX_INK = 0.7  # share of the image that is ink; more is not writing
 MAX_TEXTURE = 0.1  # share of the ink mask that a median filter changes; more is texture, not strokes
@@ -134,7 +135,7 @@ def _highest_contrast(image: Image.Image) -> Image.Image:
 def cut_out_sheet(image: Image.Image) -> np.ndarray:
     """Brightness, uint8 (H, W), of a photo's sheet of paper on a darker table, seen from above; else of all of it."""
     grey = to_grey(image)
-    corners = find_sheet(grey)
+    corners = find_sheet(grey) if min(image.size) >= MIN_PHOTO else None
     if corners is None:
         return grey
     longest = np.hypot(*(corners - np.roll(corners, 1, 0)).T).max()

@@ -7,8 +7,7 @@ from scipy import ndimage
 
 from s5.inference.ruled_paper import border
 
-MIN_SIDE = 56  # pixels; smaller images are no photos of a sheet
-STEP = 4  # of brightness, from 0 to 255, between the thresholds that are tried
+STEP = 5  # of brightness, from 0 to 255, between the thresholds that are tried
 MIN_CONTRAST = 0.18  # of the table with the sheet at each side of it, relative to the sheet
 DISTANCES = -0.015, 0.03, 0.05  # from a side, inwards and outwards, relative to the photo's longer side
 MIN_TABLE = 0.25  # share of the photo's border that is darker than the sheet: about one side
@@ -25,8 +24,6 @@ def find_sheet(grey: np.ndarray) -> np.ndarray | None:
     Clockwise, from the one that is at the top left if the sheet is turned by less than 45 degrees. No threshold between
     sheet and table suits all photos: many are tried, and the sheet is the region that changes least with it.
     """
-    if min(grey.shape) < MIN_SIDE:
-        return None
     found, most = None, 0.0
     for lit in (grey, _evenly_lit(grey)):
         for threshold in range(int(lit.min()), int(lit.max()), STEP):

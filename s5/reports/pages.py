@@ -17,7 +17,7 @@ from s5.experiments.trial import IMAGES, Trial
 from s5.experiments.variants import VARIANTS
 from s5.inference.trained import load_trained
 from s5.reports import speed_tables, tables
-from s5.reports.cards import cards
+from s5.reports.cards import cards, other_digits_table
 from s5.reports.goals import claims_table, goals_table
 from s5.reports.plots import plot_frontier, plot_training_time
 from s5.training.files import EXPORT, PEERS, README, RESULTS_PAGE, ROOT, atomic_path
@@ -69,6 +69,7 @@ def sections(trials: list[Trial]) -> dict[str, str]:
         "validation-table": tables.summary_table(validated),
         "comparison": tables.comparison_table(validated),
         "tried": tables.tried_table(trials),
+        "other-digits": other_digits_table(),
         "precision": tables.precision_table(trials),
         "speed": speed_tables.speed_table(speed),
         "gpu": speed_tables.gpu_table(speed),
