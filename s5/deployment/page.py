@@ -22,7 +22,7 @@ from s5.deployment.layer_graph import Step, steps_of
 from s5.experiments.claims import CLAIMS
 from s5.experiments.ledger import read_ledger
 from s5.experiments.trial import Trial
-from s5.inference import digit_parts, predict, preprocessing
+from s5.inference import digit_parts, predict, preprocessing, ruled_paper, sheet
 from s5.inference.trained import load_trained, trained_networks
 from s5.networks import layers
 from s5.reports.goals import GOALS
@@ -32,7 +32,7 @@ from s5.training.files import ROOT
 
 PAGE = ROOT / "docs" / "index.html"  # where GitHub Pages looks for it
 FILES = Path(__file__).parent / "page_files"
-SCRIPTS = ("drawing.js", "images.js", "preprocessing.js", "network.js", "reader.js", "app.js")
+SCRIPTS = ("drawing.js", "images.js", "preprocessing.js", "ruled_paper.js", "photo.js", "network.js", "reader.js", "app.js")
 SHARED = (preprocessing, digit_parts, predict, layers, augmentation)  # modules whose numbers the scripts use too
 LARGEST = 2**15 - 1  # of int16
 
@@ -102,6 +102,9 @@ def constants(scripts: list[str]) -> str:
     """A script with the numbers that the others share with Python: all in capitals that they name."""
     named = set(re.findall(r"\b[A-Z][A-Z_]+\b", "\n".join(scripts)))
     values = {name: value for module in SHARED for name, value in vars(module).items() if name in named}
+    for module in (ruled_paper, sheet):  # their names are not unique: RULED_PAPER.INK
+        own = {name: np.asarray(value).tolist() for name, value in vars(module).items() if name.isupper()}
+        values[module.__name__.split(".")[-1].upper()] = own
     return "".join(f"const {name} = {json.dumps(value)};\n" for name, value in sorted(values.items()))
 
 

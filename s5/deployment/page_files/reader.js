@@ -1,13 +1,14 @@
 "use strict";
-// Reads what is drawn: run in a worker, so that the pen never waits for an answer.
+// Reads what is drawn or photographed: run in a worker, so that the pen never waits for an answer.
 
-/** Answers questions {number, ink}: the ink is left out if it is that of the last question. */
+/** Answers questions {number, ink, photo}: of a network, and a new drawing's pixels or a photo, if it is a new one. */
 function answerQuestions(networks) {
   const loaded = networks.map((data) => new Network(data));
   let image;
-  onmessage = ({ data: { number, ink } }) => {
+  onmessage = ({ data: { number, ink, photo } }) => {
     try {
-      if (ink) image = prepare(ink);
+      if (photo) image = prepare(cutOutSheet(photo));
+      else if (ink) image = prepare({ width: WORKING_SIDE, height: WORKING_SIDE, values: ink.map((value) => 255 - value) });
       const outputs = loaded[number].run(image);
       const maps = networks[number].maps.map((step) => outputs[step].values);
       postMessage({ image, maps, probabilities: softmax(outputs.at(-1).values) });
