@@ -1,5 +1,6 @@
 """The command that reads digits from image files."""
 
+import csv
 import io
 import json
 import sys
@@ -10,9 +11,12 @@ from PIL import Image
 from safetensors.torch import load_file, save
 
 from s5.commands import predict
-from s5.inference.predict import read
+from s5.inference.predict import UNSURE, read, table
 from s5.inference.trained import trained_networks, weights_file
-from tests.utils import draw_digit, to_bytes
+from tests.drawings import samples
+from tests.utils import ROOT, draw_digit, to_bytes
+
+SAMPLES = ROOT / "figures" / "digits"
 
 
 @pytest.fixture
@@ -62,11 +66,64 @@ def test_unreadable_images_are_reported_in_one_line_each_and_the_others_are_read
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 3
     lines = {Path(line.split(": ")[1]).name: line for line in captured.err.splitlines()}
-    assert lines.keys() == contents.keys()
+    assert lines.keys() == contents.keys() | {"notes.txt"}
     for name, (_, reason) in contents.items():
         assert reason in lines[name]
     assert predict.main(["--json", str(folder / "empty.png")]) == 1
     assert "no ink" in json.loads(capsys.readouterr().out)[0]["error"]
+
+
+def test_labelled_folders_are_scored(folder, capsys):
+    for label, digit in (("7", 7), ("4", 4), ("1", 7)):
+        (folder / label).mkdir()
+        draw_digit(digit).save(folder / label / "a.png")
+    Image.new("L", (50, 50), 255).save(folder / label / "empty.png")
+    assert predict.main([str(folder)]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "2 of 4 right (50.0%), 1 wrong, 1 not read; 1 → 7: 1"
+
+
+def test_csv_has_a_row_per_image(folder, capsys):
+    Image.new("L", (50, 50), 255).save(folder / "empty.png")
+    assert predict.main(["--csv", str(folder)]) == 1
+    rows = {Path(row["image"]).name: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    assert {name: row["digit"] for name, row in rows.items() if row["digit"]} == {"seven.png": "7", "four.JPG": "4"}
+    assert rows["seven.png"]["unsure"] == "False"
+    assert "no ink" in rows["empty.png"]["error"]
+    assert "skipped" in rows["notes.txt"]["error"]
+
+
+def test_files_of_other_formats_are_named(folder, capsys):
+    (folder / "photo.HEIC").write_bytes(b"")
+    (folder / ".hidden").write_bytes(b"")
+    assert predict.main([str(folder)]) == 1
+    lines = {Path(line.split(": ")[1]).name: line for line in capsys.readouterr().err.splitlines()}
+    assert lines.keys() == {"photo.HEIC", "notes.txt"}
+    assert "save it as JPEG" in lines["photo.HEIC"]
+
+
+def test_an_answer_of_low_probability_is_unsure_and_none_is_certain():
+    chances = {"sure": [0.9999999, 1e-7], "half": [0.55, 0.45]}
+    results = [
+        {"image": name, "digit": 0, "probabilities": [*two, *8 * [0.0]], "unsure": two[0] < UNSURE}
+        for name, two in chances.items()
+    ]
+    sure, half = table(results).splitlines()[1:]
+    assert sure.split() == ["sure", "0", "99.99%", "1", "0.01%"]
+    assert half.endswith("unsure: 0 or 1")
+
+
+def test_samples_are_drawn_by_code_and_read(capsys):
+    assert {path.name for path in SAMPLES.iterdir()} == set(samples())
+    assert predict.main(["--json", str(SAMPLES)]) == 0
+    for result in json.loads(capsys.readouterr().out):
+        assert Path(result["image"]).stem.endswith(f"-{result['digit']}")
+        assert result["unsure"] is False
+
+
+def test_weights_say_of_which_network_they_are(folder, capsys):
+    for name in ("below_500", "s5"):
+        assert predict.main(["--weights", str(weights_file(name)), str(folder / "seven.png")]) == 0
+        assert capsys.readouterr().out.splitlines()[1].split()[1] == "7"
 
 
 def test_network_input_is_shown_and_written(folder, tmp_path, capsys):

@@ -108,9 +108,9 @@ def csv_table(results: list[dict]) -> str:
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for result in results:
-        more = {}
+        more = {"error": result.get("error") or result.get("skipped")}
         if "digit" in result:
-            more = {"probability": max(result["probabilities"]), "next": _two_best(result)[1]}
+            more |= {"probability": max(result["probabilities"]), "next": _two_best(result)[1]}
         writer.writerow(result | more)
     return text.getvalue().rstrip("\n")
 

@@ -34,6 +34,7 @@ BOX = 20  # pixels: side of the box that the digit is scaled to, in the result o
 WORKING_SIDE = 256  # pixels: images are reduced to this before the ink is searched for
 MIN_WORKING_SIDE = 112  # pixels: smaller images are enlarged to at least this
 MIN_PHOTO = 200  # pixels: the shorter side of a photo in which a sheet is searched for
+MAX_TURN = 0.6  # tangent of the angle by which a sheet may be turned on the table
 MIN_CONTRAST = 31  # between ink and paper, on a scale from 0 to 255
 MAX_INK = 0.7  # share of the image that is ink; more is not writing
 MAX_TEXTURE = 0.1  # share of the ink mask that a median filter changes; more is texture, not strokes
@@ -133,11 +134,17 @@ def _highest_contrast(image: Image.Image) -> Image.Image:
 
 
 def cut_out_sheet(image: Image.Image) -> np.ndarray:
-    """Brightness, uint8 (H, W), of a photo's sheet of paper on a darker table, seen from above; else of all of it."""
+    """Brightness, uint8 (H, W), of a photo's sheet of paper on a darker table, seen from above; else of all of it.
+
+    Raises DigitError if the sheet is turned so far that no side of it is the upper one.
+    """
     grey = to_grey(image)
     corners = find_sheet(grey) if min(image.size) >= MIN_PHOTO else None
     if corners is None:
         return grey
+    along, down = corners[1] - corners[0]
+    if abs(down) > MAX_TURN * along:
+        raise DigitError("the sheet of paper is turned too far: take the photo, or turn it, so that the digit is upright")
     longest = np.hypot(*(corners - np.roll(corners, 1, 0)).T).max()
     larger = to_grey(image, round(WORKING_SIDE * max(grey.shape) / longest))
     scale = (np.array(larger.shape) / grey.shape)[::-1]
