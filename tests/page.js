@@ -17,9 +17,9 @@ function split(text, size) {
   return Array.from({ length: bytes.length / size }, (_, number) => bytes.subarray(number * size, (number + 1) * size));
 }
 
-function prepareOrRefuse(grey) {
+function prepareOrRefuse(greyOf) {
   try {
-    return { image: Array.from(prepare(grey)) };
+    return { image: Array.from(prepare(greyOf())) };
   } catch (error) {
     if (!(error instanceof DigitError)) throw error;
     return { refusal: error.message };
@@ -30,8 +30,8 @@ const network = request.network && new Network(request.network);
 const response = {
   logits: split(request.images, 784).map((image) => Array.from(network.run(image).at(-1).values)),
   prepared: split(request.drawings, WORKING_SIDE ** 2).map((ink) => (
-    prepareOrRefuse({ width: WORKING_SIDE, height: WORKING_SIDE, values: ink.map((value) => 255 - value) }))),
+    prepareOrRefuse(() => ({ width: WORKING_SIDE, height: WORKING_SIDE, values: ink.map((value) => 255 - value) })))),
   photos: (request.photos ?? []).map((photo) => (
-    prepareOrRefuse(cutOutSheet({ ...photo, data: Buffer.from(photo.data, "base64") })))),
+    prepareOrRefuse(() => cutOutSheet({ ...photo, data: Buffer.from(photo.data, "base64") })))),
 };
 fs.writeFileSync(1, JSON.stringify(response));

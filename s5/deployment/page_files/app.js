@@ -6,10 +6,11 @@ const networks = JSON.parse(find("networks").textContent);
 const canvas = find("canvas");
 const HINT = find("hint").innerText.replace(/\s+/g, " ");
 const ANNOUNCEMENT_DELAY = 700; // milliseconds: screen readers are told what was drawn, not every step of it
+const MAX_PHOTO = 2048; // pixels of the longer side; larger photos are reduced by the browser
 const INPUT_COLOUR = [255, 255, 255];
 const MAP_COLOUR = [255, 236, 150];
 
-let content = { strokes: [] }; // what is on the canvas: lists of points {x, y}, in pixels of the drawing
+let content = { strokes: [] }; // on the canvas: lists of points {x, y}, in pixels of the drawing; or {photo, problem}
 const past = []; // earlier contents, for undo
 let drawing = new Drawing();
 let unfinished = null; // the stroke that is being drawn
@@ -56,7 +57,7 @@ function restore(next) {
   showSoon();
 }
 
-const isEmpty = () => !content.strokes.length;
+const isEmpty = () => !content.strokes.length && !content.photo;
 const undo = () => past.length && restore(past.pop());
 const clear = () => isEmpty() || change({ strokes: [] });
 onPress(find("undo"), undo);
@@ -90,6 +91,36 @@ function makeSample(strokes, digit) {
   return button;
 }
 
+// --- Photos ----------------------------------------------------------------------------------------------------------
+
+/** Puts a photo on the canvas, an image file, or says why not. */
+async function openPhoto(file) {
+  if (!file) return;
+  try {
+    const bitmap = await createImageBitmap(file);
+    const scale = Math.min(1, MAX_PHOTO / Math.max(bitmap.width, bitmap.height));
+    const [width, height] = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.round(scale * side)));
+    const context = make("canvas", { width, height }).getContext("2d");
+    context.imageSmoothingQuality = "high";
+    context.drawImage(bitmap, 0, 0, width, height);
+    change({ strokes: [], photo: context.getImageData(0, 0, width, height) });
+    showAnswer({ refusal: "Reading the photo …" });
+  } catch {
+    showAnswer({ refusal: `${file.name || "This"} is no image that this browser can open.` });
+  }
+}
+
+document.querySelectorAll("input[type=file]").forEach((input) => input.addEventListener("change", () => {
+  openPhoto(input.files[0]);
+  input.value = ""; // so that the same file can be chosen again
+}));
+document.addEventListener("paste", (event) => openPhoto(event.clipboardData.files[0]));
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  openPhoto(event.dataTransfer.files[0]);
+});
+
 // --- Showing ---------------------------------------------------------------------------------------------------------
 
 let frame = 0;
@@ -108,6 +139,9 @@ function show() {
   frame = 0;
   find("ink").setAttribute("d", pathOf(content.strokes));
   find("hint").hidden = !isEmpty();
+  const { width = 1, height = 1 } = content.photo ?? {};
+  Object.assign(find("photo"), { width, height, hidden: !content.photo });
+  if (content.photo) find("photo").getContext("2d").putImageData(content.photo, 0, 0);
   if (isEmpty()) answers = networks.map(() => ({ refusal: HINT }));
   showAnswers();
   ask();
@@ -123,14 +157,14 @@ function ask() {
   const number = [selected, ...networks.keys()].find((number) => !answers[number]);
   if (asked || isEmpty() || number === undefined) return;
   asked = { number, version };
-  worker.postMessage({ number, ink: sent === version ? null : drawing.pixels });
+  worker.postMessage({ number, ...(sent === version ? {} : { ink: drawing.pixels, photo: content.photo }) });
   sent = version;
 }
 
 function receive({ data }) {
   const answer = data.refusal ? { refusal: `No digit read: ${reasonOf(data.refusal)}.` } : data;
   if (asked.version !== version) {
-    if (asked.number === selected && !isEmpty()) showAnswer(answer); // of a moment ago, while a stroke is drawn
+    if (asked.number === selected && unfinished) showAnswer(answer); // of a moment ago, while a stroke is drawn
   } else if (data.refusal) {
     answers = networks.map(() => answer);
   } else {
@@ -141,15 +175,15 @@ function receive({ data }) {
   ask();
 }
 
-/** Of "several digits found: crop the image …" the first half: a drawing is not cropped. */
-const reasonOf = (message) => message.split(": ")[0];
+/** Of "several digits found: crop the image …" the first half for a drawing, which cannot be cropped. */
+const reasonOf = (message) => (content.photo ? message : message.split(": ")[0]);
 
 function showAnswers() {
   if (answers[selected]) showAnswer(answers[selected]);
-  find("choices").querySelectorAll("output").forEach((output, number) => {
+  Array.from(find("all").children).forEach((item, number) => {
     const answer = answers[number];
-    output.className = answer ? "" : "old";
-    if (answer) output.textContent = answer.refusal ? "–" : briefly(answer.probabilities);
+    item.className = `${number === selected ? "best" : ""} ${answer ? "" : "old"}`;
+    if (answer) item.querySelector("b").textContent = answer.refusal ? "–" : briefly(answer.probabilities);
   });
 }
 
@@ -214,17 +248,19 @@ function chooseNetwork(number) {
   selected = number;
   layers = makeLayers(networks[number].maps, new Network(networks[number]).run(new Uint8Array(SIDE * SIDE)));
   find("choices").querySelectorAll("input")[number].checked = true;
-  find("size").textContent = networks[number].parameters.toLocaleString("en");
+  find("size").textContent = sizeOf(networks[number]);
   showAnswers();
   ask();
 }
 
+const sizeOf = (data) => data.parameters.toLocaleString("en");
+
 function makeChoice(data, number) {
   const input = make("input", { type: "radio", name: "network" });
   input.addEventListener("change", () => chooseNetwork(number));
-  const size = make("b", {}, `${data.parameters.toLocaleString("en")} parameters`);
+  const size = make("b", {}, `${sizeOf(data)} parameters`);
   const accuracy = make("small", {}, `test accuracy ${data.accuracy}`);
-  return make("label", { title: data.line }, input, make("output"), size, accuracy, make("small", {}, data.title));
+  return make("label", { title: data.line }, input, size, accuracy, make("small", {}, data.title));
 }
 
 /** Headings and pictures for the maps of the shown steps, as large as these outputs; returns a list of lists. */
@@ -256,6 +292,7 @@ worker.onmessage = receive;
 find("ink").style.strokeWidth = PEN;
 for (let digit = 0; digit < 10; digit++) find("bars").append(make("li", {}, make("b", {}, digit), make("i"), make("span")));
 find("samples").append(...SAMPLES.map(makeSample));
+find("all").append(...networks.map((data) => make("li", {}, make("b"), make("small", {}, sizeOf(data)))));
 find("choices").append(...networks.map(makeChoice));
 chooseNetwork(Math.max(0, networks.findIndex((data) => data.name === "s5")));
 showSoon();

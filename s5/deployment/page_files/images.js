@@ -99,8 +99,11 @@ function slideRows({ width, height, values }, length, before, choose, beyond) {
 
 /** An image whose pixels are `value(x, y)`. */
 function makeImage(width, height, value) {
-  return { width, height, values: Float64Array.from({ length: width * height }, (_, place) => (
-    value(place % width, Math.floor(place / width)))) };
+  const values = new Float64Array(width * height);
+  for (let y = 0, place = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) values[place++] = value(x, y);
+  }
+  return { width, height, values };
 }
 
 /** The places of the outermost pixels, the corners twice. */
@@ -113,6 +116,10 @@ function borderPlaces({ width, height }) {
 
 function maximum(values) {
   return values.reduce((a, b) => (a > b ? a : b), 0);
+}
+
+function minimum(values) {
+  return values.reduce((a, b) => (a < b ? a : b));
 }
 
 function sum(values) {

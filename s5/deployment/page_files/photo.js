@@ -7,6 +7,9 @@ function cutOutSheet(photo) {
   const grey = toGrey(photo, WORKING_SIDE);
   const corners = Math.min(photo.width, photo.height) >= MIN_PHOTO && findSheet(grey);
   if (!corners) return grey;
+  if (Math.abs(corners[1].y - corners[0].y) > MAX_TURN * (corners[1].x - corners[0].x)) {
+    throw new DigitError("the sheet of paper is turned too far: take the photo, or turn it, so that the digit is upright");
+  }
   const longest = Math.max(...sidesOf(corners));
   const larger = toGrey(photo, roundToEven((WORKING_SIDE * Math.max(grey.width, grey.height)) / longest));
   const [across, down] = [larger.width / grey.width, larger.height / grey.height];
@@ -20,13 +23,14 @@ function sidesOf(corners) {
 
 /** Brightness in bytes, the longer side at most `side` pixels; small images are enlarged. */
 function toGrey({ width, height, data }, side) {
-  const [red, green, blue, opacity] = [0, 1, 2, 3].map((band) => new Uint8Array(width * height).map((_, i) => data[4 * i + band]));
+  const bandOf = (number) => new Uint8Array(width * height).map((_, i) => data[4 * i + number]);
+  const [red, green, blue, opacity] = [0, 1, 2, 3].map(bandOf);
   const toSize = (values) => fitInto({ width, height, values }, side);
   const brightness = (r, g, b) => r.map((_, i) => (19595 * r[i] + 38470 * g[i] + 7471 * b[i] + 32768) >> 16);
   if (opacity.some((value) => value < 255)) {
     const grey = brightness(red, green, blue);
-    const visible = sum(Float64Array.from(grey, (value, i) => value * (opacity[i] + 1e-9)));
-    const paper = visible > 127 * sum(Float64Array.from(opacity, (value) => value + 1e-9)) ? 0 : 255;
+    const visible = grey.reduce((total, value, i) => total + (value - 127) * (opacity[i] + 1e-9), 0);
+    const paper = visible > 0 ? 0 : 255;
     return toSize(grey.map((value, i) => (value * opacity[i] + paper * (255 - opacity[i])) / 255 + 0.5));
   }
   const bands = [red, green, blue].map(toSize);
@@ -54,8 +58,8 @@ function fitInto(image, side) {
 function findSheet(grey) {
   let [found, most] = [null, 0];
   for (const lit of [grey, evenlyLit(grey)]) {
-    const lowest = lit.values.reduce((a, b) => Math.min(a, b));
-    for (let threshold = lowest; threshold < maximum(lit.values); threshold += SHEET.STEP) {
+    const highest = maximum(lit.values);
+    for (let threshold = minimum(lit.values); threshold < highest; threshold += SHEET.STEP) {
       const corners = quadrilateral(map(lit, (value) => value > threshold));
       const contrast = corners ? contrastOf(grey, corners) : 0;
       if (contrast > most) [found, most] = [corners, contrast];
@@ -75,9 +79,10 @@ function evenlyLit(grey) {
   const slope = (coordinate) => (
     sum(places.map((place) => coordinate(place) * values[place])) / sum(places.map((place) => coordinate(place) ** 2)));
   const [across, down, mean] = [slope(x), slope(y), sum(places.map((place) => values[place])) / places.length];
-  const lit = Float64Array.from(values, (value, place) => value / Math.max(1, mean + across * x(place) + down * y(place)));
+  const light = (place) => Math.max(1, mean + across * x(place) + down * y(place));
+  const lit = new Float64Array(values).map((value, place) => value / light(place));
   const brightest = maximum(lit);
-  return { width, height, values: Uint8Array.from(lit, (value) => (255 * value) / brightest + 0.5) };
+  return { width, height, values: new Uint8Array(lit.map((value) => (255 * value) / brightest + 0.5)) };
 }
 
 /** The corners of the largest region of a mask if it is a sheet with ink; else null. */
@@ -87,9 +92,10 @@ function quadrilateral(bright) {
   const places = borderPlaces(bright);
   if (sum(places.map((place) => values[place])) > (1 - MIN_TABLE) * places.length) return null;
   const sheet = connectedParts(bright, false).reduce((a, b) => (b.length > a.length ? b : a));
+  if (sheet.length < (1 - MAX_INK) * MIN_SHEET * values.length) return null; // as will be found below
   const filled = withoutHoles(withParts(bright, [sheet])).values;
   const area = sum(filled);
-  const others = sum(values) - sum(values.map((value, place) => value * filled[place]));
+  const others = values.reduce((total, value, place) => total + (value && !filled[place]), 0);
   if (others > MAX_BRIGHT * (filled.length - area) || area < MIN_SHEET * filled.length) return null;
   if (!(MIN_INK * area < area - sheet.length && area - sheet.length < MAX_INK * area)) return null;
   const [lefts, rights] = [[], []];
@@ -110,7 +116,8 @@ function quadrilateral(bright) {
   }
   const isInside = (place) => corners.every((corner, number) => (
     side(corner, corners.at(number - 3), { x: place % width, y: Math.floor(place / width) }) >= 0));
-  return sum(filled.map((value, place) => value !== Number(isInside(place)))) < MAX_MISFIT * area ? corners : null;
+  const misfit = filled.reduce((total, value, place) => total + (value !== Number(isInside(place))), 0);
+  return misfit < MAX_MISFIT * area ? corners : null;
 }
 
 /** Positive for a point on the right of the line between two others, as seen on the screen. */

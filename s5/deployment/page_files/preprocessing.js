@@ -14,8 +14,10 @@ function prepare(grey) {
 function findInk(grey) {
   const { width, height, values } = grey;
   const edge = median(Float64Array.from(borderPlaces(grey), (place) => values[place]));
-  const isDarkInk = 2 * edge > values.reduce((a, b) => Math.min(a, b)) + maximum(values);
-  const darkness = { width, height, values: Float64Array.from(values, (value) => (isDarkInk ? 255 - value : value)) };
+  const isDarkInk = 2 * edge > minimum(values) + maximum(values);
+  const dark = new Float64Array(values).map((value) => (isDarkInk ? 255 - value : value));
+  const isClear = borderPlaces(grey).every((place) => !dark[place]); // as in a drawing: only the digit is looked at
+  const darkness = isClear ? crop({ width, height, values: dark }, 1) : { width, height, values: dark };
   const paper = open(darkness, Math.max(3, Math.floor(Math.max(width, height) / 3))).values;
   const contrast = map(darkness, (value, place) => value - paper[place]);
   const blank = withoutRules(contrast);
@@ -122,7 +124,7 @@ function insideOfFrame(mask) {
 
 /** Width and height of a list of places. */
 function extent(places, width) {
-  const side = (numbers) => maximum(numbers) - numbers.reduce((a, b) => Math.min(a, b)) + 1;
+  const side = (numbers) => maximum(numbers) - minimum(numbers) + 1;
   const [columns, rows] = [places.map((place) => place % width), places.map((place) => Math.floor(place / width))];
   return { width: side(columns), height: side(rows) };
 }
@@ -156,18 +158,22 @@ function connectedParts(mask, corners = true) {
   const steps = [-1, 1, -width, width];
   if (corners) steps.push(-width - 1, -width + 1, width - 1, width + 1);
   const parts = [];
+  const found = new Int32Array(left.length);
+  let [first, last] = [0, 0]; // of the part, in `found`
   for (let start = 0; start < left.length; start++) {
     if (!left[start]) continue;
-    const part = [start];
+    first = last;
+    found[last++] = start;
     left[start] = 0;
-    for (let next = 0; next < part.length; next++) {
-      for (const step of steps) {
-        const place = part[next] + step;
-        if (left[place]) part.push(place);
+    for (let next = first; next < last; next++) {
+      for (let number = 0; number < steps.length; number++) {
+        const place = found[next] + steps[number];
+        if (!left[place]) continue;
+        found[last++] = place;
         left[place] = 0;
       }
     }
-    parts.push(part.map((place) => place - mask.width - 1 - 2 * Math.floor(place / width)));
+    parts.push(found.slice(first, last).map((place) => place - mask.width - 1 - 2 * Math.floor(place / width)));
   }
   return parts;
 }
