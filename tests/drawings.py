@@ -167,6 +167,7 @@ TABLES = ((70, 50, 35), (120, 85, 55), (60, 62, 66), (150, 120, 90), (35, 60, 45
 
 def samples() -> dict[str, Image.Image]:
     """The images of figures/digits, by file name: small enough to ship, of every kind that `predict` reads."""
+
     def digit(number: int, style: int = 0, pen: float = 12, paper=(250, 250, 246), ink=(20, 20, 25)) -> Image.Image:
         return write(Image.new("RGB", (240, 240), paper), pen_mask(strokes(number, style), 240, 0.6, pen), ink)
 

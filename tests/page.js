@@ -9,8 +9,8 @@ const page = fs.readFileSync(process.argv[2], "utf8");
 const scripts = Array.from(page.matchAll(/<script>\n(.*?)<\/script>/gs), (match) => match[1]);
 scripts.filter((script) => !script.includes("document.")).forEach((script) => vm.runInThisContext(script));
 const request = JSON.parse(fs.readFileSync(0, "utf8"));
-const { Network, prepare, cutOutSheet, DigitError, WORKING_SIDE } = vm.runInThisContext(
-  "({ Network, prepare, cutOutSheet, DigitError, WORKING_SIDE })");
+const { Network, prepare, paperWith, cutOutSheet, DigitError, WORKING_SIDE } = vm.runInThisContext(
+  "({ Network, prepare, paperWith, cutOutSheet, DigitError, WORKING_SIDE })");
 
 function split(text, size) {
   const bytes = Buffer.from(text ?? "", "base64");
@@ -30,7 +30,7 @@ const network = request.network && new Network(request.network);
 const response = {
   logits: split(request.images, 784).map((image) => Array.from(network.run(image).at(-1).values)),
   prepared: split(request.drawings, WORKING_SIDE ** 2).map((ink) => (
-    prepareOrRefuse(() => ({ width: WORKING_SIDE, height: WORKING_SIDE, values: ink.map((value) => 255 - value) })))),
+    prepareOrRefuse(() => paperWith(ink)))),
   photos: (request.photos ?? []).map((photo) => (
     prepareOrRefuse(() => cutOutSheet({ ...photo, data: Buffer.from(photo.data, "base64") })))),
 };

@@ -188,7 +188,8 @@ def test_photos_that_cannot_be_read_are_refused_with_the_reason(open_page):
     page = open_page()
     page.evaluate(SEND_FILE, ["drop", [1, 2, 3]])
     expect(page.locator("#sentence")).to_have_text("photo.png is no image that this browser can open.")
-    two = write(ruled(300, 400), pen_mask([line + (x, 0) for x in (-0.5, 0.5) for line in strokes(1)], 300, 0.6, 10))
+    ones = [line + np.array([x, 0]) for x in (-0.5, 0.5) for line in strokes(1)]
+    two = write(ruled(300, 400), pen_mask(ones, 300, 0.6, 10))
     page.evaluate(SEND_FILE, ["drop", list(to_bytes(two, "PNG"))])
     refusal = "No digit read: several digits found: crop the image to one of them."
     expect(page.locator("#sentence")).to_have_text(refusal)

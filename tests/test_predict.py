@@ -89,7 +89,7 @@ def test_csv_has_a_row_per_image(folder, capsys):
     assert {name: row["digit"] for name, row in rows.items() if row["digit"]} == {"seven.png": "7", "four.JPG": "4"}
     assert rows["seven.png"]["unsure"] == "False"
     assert "no ink" in rows["empty.png"]["error"]
-    assert "skipped" in rows["notes.txt"]["error"]
+    assert "skipped" in rows["notes.txt"]["skipped"]
 
 
 def test_files_of_other_formats_are_named(folder, capsys):
@@ -104,11 +104,11 @@ def test_files_of_other_formats_are_named(folder, capsys):
 def test_an_answer_of_low_probability_is_unsure_and_none_is_certain():
     chances = {"sure": [0.9999999, 1e-7], "half": [0.55, 0.45]}
     results = [
-        {"image": name, "digit": 0, "probabilities": [*two, *8 * [0.0]], "unsure": two[0] < UNSURE}
+        {"image": name, "digit": 0, "next": 1, "probabilities": [*two, *8 * [0.0]], "unsure": two[0] < UNSURE}
         for name, two in chances.items()
     ]
     sure, half = table(results).splitlines()[1:]
-    assert sure.split() == ["sure", "0", "99.99%", "1", "0.01%"]
+    assert sure.split() == ["sure", "0", "99.99%", "1", "0.00%"]
     assert half.endswith("unsure: 0 or 1")
 
 

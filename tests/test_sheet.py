@@ -25,7 +25,8 @@ def quadrilateral(corners=CORNERS, table: int = 60, paper: int = 230) -> np.ndar
     image = Image.new("L", (256, 192), table)
     draw = ImageDraw.Draw(image)
     draw.polygon([tuple(map(int, corner)) for corner in corners], fill=paper)
-    draw.line([tuple(place) for place in np.array(corners).mean(0) + [(0, -20), (0, 20)]], fill=20, width=5)
+    x, y = np.array(corners).mean(0)
+    draw.line([(x, y - 20), (x, y + 20)], fill=20, width=5)
     return np.asarray(image)
 
 

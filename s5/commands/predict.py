@@ -7,8 +7,8 @@ python -m s5 predict labelled/              in subfolders 0 … 9: also how many
 cat digit.png | python -m s5 predict -      read from standard input
 
 PNG, JPEG, WebP, BMP, GIF and TIFF; any size, colour or grey, dark on light or light on dark, transparent background,
-blank or ruled paper, also photographed on a table. Exit code: 0 if every image was read, 1 if some were not (each is reported with the reason), 2 for
-a wrong command line.
+blank or ruled paper, also photographed on a table. Exit code: 0 if every image was read, 1 if some were not (each is
+reported with the reason), 2 for a wrong command line.
 """
 
 import json
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
         hidden = () if options.show else ("prepared",)
         print(json.dumps([{key: row[key] for key in row if key not in hidden} for row in results], indent=1))
     elif options.csv:
-        print(csv_table(results))
+        print(csv_table(results), end="")
     else:
         for result in results if options.show else ():
             if "prepared" in result:

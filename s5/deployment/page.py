@@ -32,16 +32,7 @@ from s5.training.files import ROOT
 
 PAGE = ROOT / "docs" / "index.html"  # where GitHub Pages looks for it
 FILES = Path(__file__).parent / "page_files"
-SCRIPTS = (
-    "drawing.js",
-    "images.js",
-    "preprocessing.js",
-    "ruled_paper.js",
-    "photo.js",
-    "network.js",
-    "reader.js",
-    "app.js",
-)
+SCRIPTS = "drawing images preprocessing ruled_paper photo network reader app".split()
 SHARED = (preprocessing, digit_parts, predict, layers, augmentation)  # modules whose numbers the scripts use too
 LARGE = 1000  # numbers in a tensor
 BASE64 = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
@@ -55,7 +46,7 @@ def build_page() -> str:
     """
     trials = read_ledger()
     networks = [describe(name, trials) | pack_network(load_trained(name)) for name in trained_networks()]
-    scripts = [_without_comments(_read(name)) for name in SCRIPTS]
+    scripts = [_without_comments(_read(f"{name}.js")) for name in SCRIPTS]
     return string.Template(_read("template.html")).substitute(
         style=_without_comments(_read("style.css")),
         icon=base64.b64encode((FILES / "icon.png").read_bytes()).decode(),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -20,6 +19,7 @@ from s5.inference.preprocessing import DigitError, prepare, read_image
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}  # of the files read from a folder
 OTHERS = {".heic", ".heif", ".avif", ".jxl", ".svg", ".pdf", ".dng"}  # images, too, but not read
 UNSURE = 0.8  # probability of an answer; below it, the answer is given together with the next best
+COLUMNS = ["image", "label", "digit", "probability", "next", "unsure", "error", "skipped"]  # of the CSV
 MANY = 100  # images; for more, progress is shown
 
 
@@ -29,21 +29,26 @@ def find_images(names: Iterable[str]) -> tuple[list[str], list[dict]]:
     Images of formats that are not read have an "error", what is no image is "skipped"; hidden files are passed over.
     Raises ValueError for an empty name and for a folder without images.
     """
-    sources, skipped = [], []
+    sources, others = [], []
     for name in names:
         if not name.strip():
             raise ValueError("the name of an image is empty")
-        files = sorted(file for file in Path(name).rglob("*") if file.is_file()) if os.path.isdir(name) else []
-        found = [str(file) for file in files if file.suffix.lower() in SUFFIXES]
-        for file in files:
-            if file.suffix.lower() in OTHERS:
-                skipped.append({"image": str(file), "error": f"{file.suffix} is not read: save it as JPEG or PNG first"})
-            elif str(file) not in found and not file.name.startswith("."):
-                skipped.append({"image": str(file), "skipped": "not an image, skipped"})
-        if os.path.isdir(name) and not found and not any("error" in result for result in skipped):
+        if not os.path.isdir(name):
+            sources.append(name)
+            continue
+        files = sorted(file for file in Path(name).rglob("[!.]*") if file.is_file())
+        images = [file for file in files if file.suffix.lower() in SUFFIXES | OTHERS]
+        if not images:
             raise ValueError(f"no image in {name}: a folder is searched for {' '.join(sorted(SUFFIXES))}")
-        sources += found if os.path.isdir(name) else [name]
-    return sources, skipped
+        for file in files:
+            if file.suffix.lower() in SUFFIXES:
+                sources.append(str(file))
+            elif file in images:
+                reason = f"{file.suffix} is not read: save it as JPEG or PNG first"
+                others.append({"image": str(file), "error": reason})
+            else:
+                others.append({"image": str(file), "skipped": "not an image, skipped"})
+    return sources, others
 
 
 def read(source: str | Path) -> Tensor:
@@ -71,19 +76,11 @@ def read_digits(model: nn.Module, sources: list[str]) -> list[dict]:
     answered = [result for result in results if "error" not in result]
     probabilities = predict(model, torch.stack(prepared)) if prepared else []
     for result, image, chances in zip(answered, prepared, probabilities, strict=True):
+        first, second = chances.argsort(descending=True)[:2].tolist()
         rounded = [round(value, 6) for value in chances.tolist()]
-        result |= {"digit": int(chances.argmax()), "probabilities": rounded, "unsure": float(chances.max()) < UNSURE}
-        result["prepared"] = image.tolist()
+        result |= {"digit": first, "probability": rounded[first], "next": second, "probabilities": rounded}
+        result |= {"unsure": float(chances[first]) < UNSURE, "prepared": image.tolist()}
     return results
-
-
-def _percent(probability: float) -> str:
-    """Two decimals; never 100 or 0, as a network is never certain."""
-    return f"{min(max(100 * probability, 0.01), 99.99):.2f}%"
-
-
-def _two_best(result: dict) -> list[int]:
-    return sorted(range(10), key=lambda digit: -result["probabilities"][digit])[:2]
 
 
 def table(results: list[dict]) -> str:
@@ -94,36 +91,24 @@ def table(results: list[dict]) -> str:
     width = max(len(result["image"]) for result in answered)
     lines = [f"{'image':<{width}}  digit  probability  next best"]
     for result in answered:
-        first, second = _two_best(result)
-        chances = [_percent(result["probabilities"][digit]) for digit in (first, second)]
+        first, second = result["digit"], result["next"]
+        # Never 100%, as a network is never certain.
+        chances = [min(result["probabilities"][digit], 0.9999) for digit in (first, second)]
         unsure = f"   unsure: {first} or {second}" if result["unsure"] else ""
-        lines.append(f"{result['image']:<{width}}  {first:>5}  {chances[0]:>11}  {second} {chances[1]}{unsure}")
+        lines.append(f"{result['image']:<{width}}  {first:>5}  {chances[0]:>11.2%}  {second} {chances[1]:.2%}{unsure}")
     return "\n".join(lines)
 
 
 def csv_table(results: list[dict]) -> str:
     """All results as CSV, with a header; what a result does not have is empty."""
-    text = io.StringIO()
-    columns = ["image", "label", "digit", "probability", "next", "unsure", "error"]
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for result in results:
-        more = {"error": result.get("error") or result.get("skipped")}
-        if "digit" in result:
-            more |= {"probability": max(result["probabilities"]), "next": _two_best(result)[1]}
-        writer.writerow(result | more)
-    return text.getvalue().rstrip("\n")
+    return pd.DataFrame(results).reindex(columns=COLUMNS).convert_dtypes().to_csv(index=False)
 
 
 def score(results: list[dict]) -> str:
     """Accuracy and confusions of the images whose folders are named by their digits; empty if there are none."""
-    labelled = [result for result in results if "label" in result]
-    if not labelled:
-        return ""
-    outcomes = Counter((result["label"], result.get("digit")) for result in labelled)
-    right = sum(count for (label, digit), count in outcomes.items() if label == digit)
-    refused = sum(count for (_, digit), count in outcomes.items() if digit is None)
-    wrong = [(pair, count) for pair, count in outcomes.most_common() if pair[1] not in (None, pair[0])]
-    text = f"{right} of {len(labelled)} right ({100 * right / len(labelled):.1f}%)"
-    text += f", {len(labelled) - right - refused} wrong, {refused} not read"
-    return text + "".join(f"; {label} → {digit}: {count}" for (label, digit), count in wrong)
+    pairs = [(result["label"], result.get("digit")) for result in results if "label" in result]
+    right, refused = sum(label == digit for label, digit in pairs), sum(digit is None for _, digit in pairs)
+    wrong = Counter(pair for pair in pairs if pair[1] not in (None, pair[0])).most_common()
+    text = f"{right} of {len(pairs)} right ({100 * right / max(1, len(pairs)):.1f}%)"
+    text += f", {len(pairs) - right - refused} wrong, {refused} not read"
+    return text + "".join(f"; {label} → {digit}: {count}" for (label, digit), count in wrong) if pairs else ""

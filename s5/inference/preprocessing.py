@@ -144,7 +144,7 @@ def cut_out_sheet(image: Image.Image) -> np.ndarray:
         return grey
     along, down = corners[1] - corners[0]
     if abs(down) > MAX_TURN * along:
-        raise DigitError("the sheet of paper is turned too far: take the photo, or turn it, so that the digit is upright")
+        raise DigitError("the sheet of paper is turned too far: turn the photo so that the digit is upright")
     longest = np.hypot(*(corners - np.roll(corners, 1, 0)).T).max()
     larger = to_grey(image, round(WORKING_SIDE * max(grey.shape) / longest))
     scale = (np.array(larger.shape) / grey.shape)[::-1]

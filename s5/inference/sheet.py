@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 from s5.inference.ruled_paper import border
@@ -22,7 +23,7 @@ def find_sheet(grey: np.ndarray) -> np.ndarray | None:
     """The corners of the sheet in brightness, uint8 (H, W), as x and y, float (4, 2); None if there is none.
 
     Clockwise, from the one that is at the top left if the sheet is turned by less than 45 degrees. No threshold between
-    sheet and table suits all photos: many are tried, and the sheet is the region that changes least with it.
+    sheet and table suits all photos: many are tried, and the sheet is the region at whose sides brightness falls most.
     """
     found, most = None, 0.0
     for lit in (grey, _evenly_lit(grey)):
@@ -43,11 +44,11 @@ def _evenly_lit(grey: np.ndarray) -> np.ndarray:
     edge = np.concatenate([planes[0], planes[-1], planes[:, 0], planes[:, -1]])
     light = planes @ np.linalg.lstsq(edge, border(grey).astype(float), rcond=None)[0]
     lit = grey / np.maximum(light, 1)
-    return (255 * lit / lit.max() + 0.5).astype(np.uint8)
+    return (255 * lit / max(lit.max(), 1e-9) + 0.5).astype(np.uint8)
 
 
 def _quadrilateral(bright: np.ndarray) -> np.ndarray | None:
-    """The pixels in and the corners of the largest region of a mask (H, W) if it is a sheet with ink; else 0."""
+    """The corners of the largest region of a mask (H, W), clockwise, if it has four and ink inside; else None."""
     if border(bright).mean() > 1 - MIN_TABLE:
         return None
     labels, _ = ndimage.label(bright)
@@ -57,15 +58,13 @@ def _quadrilateral(bright: np.ndarray) -> np.ndarray | None:
     is_hole[np.setdiff1d(border(others), 0)] = False
     filled = is_hole[others]
     area = int(filled.sum())
-    if (bright & ~filled).sum() > MAX_BRIGHT * (filled.size - area):
-        return None
-    if area < MIN_SHEET * filled.size or not MIN_INK * area < area - sheet.sum() < MAX_INK * area:
+    is_large = area > MIN_SHEET * filled.size and (bright & ~filled).sum() < MAX_BRIGHT * (filled.size - area)
+    if not is_large or not MIN_INK * area < area - sheet.sum() < MAX_INK * area:
         return None
     rows = np.flatnonzero(filled.any(1))
     left, right = filled[rows].argmax(1), filled.shape[1] - 1 - filled[rows, ::-1].argmax(1)
     points = np.concatenate([np.stack([left, rows], 1), np.stack([right, rows], 1)]).astype(float)
-    distances = ((points - points.mean(0)) ** 2).sum(1)
-    first = points[distances.argmax()]
+    first = points[((points - points.mean(0)) ** 2).sum(1).argmax()]
     corners = [first, first, points[((points - first) ** 2).sum(1).argmax()], first]
     for number in (1, 3, 0, 2, 1, 3, 0, 2, 1, 3):  # the point that is farthest from the line through its neighbours
         (x, y), (dx, dy) = corners[number - 1], corners[number - 3] - corners[number - 1]
@@ -77,17 +76,17 @@ def _quadrilateral(bright: np.ndarray) -> np.ndarray | None:
 
 
 def _contrast(grey: np.ndarray, corners: np.ndarray) -> float:
-    """By how much brightness falls at the sides of the quadrilateral, relative to it, added; 0 if at one it hardly does.
+    """By how much brightness falls at the sides of a quadrilateral, relative to it, in all; 0 if it hardly does at one.
 
     A fold or a rule is no side of a sheet, as the paper goes on behind it. Sides at the photo's edge add nothing.
     """
     limits, falls = np.array(grey.shape[::-1]) - 1, []
     for start, end in zip(corners, np.roll(corners, -1, 0), strict=True):
         places = start + np.linspace(0.1, 0.9, 33)[:, None] * (end - start)
-        outwards = np.array([end[1] - start[1], start[0] - end[0]]) / np.hypot(*(end - start)) * max(grey.shape)
+        outwards = np.array([end[1] - start[1], start[0] - end[0]]) / max(1, np.hypot(*(end - start)))
         levels = []
         for distance in DISTANCES:
-            beside = np.floor(places + distance * outwards + 0.5).astype(int)
+            beside = np.floor(places + distance * max(grey.shape) * outwards + 0.5).astype(int)
             columns, rows = beside[((beside >= 0) & (beside <= limits)).all(1)].T
             levels += [np.median(grey[rows, columns])] if len(rows) > 16 else []
         if len(levels) > 1:
@@ -96,20 +95,12 @@ def _contrast(grey: np.ndarray, corners: np.ndarray) -> float:
 
 
 def straighten(grey: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """The quadrilateral with these corners as a rectangle, without its rim: brightness, uint8 (H, W)."""
+    """The quadrilateral with these corners as a rectangle, without its rim: brightness, uint8 (H, W).
+
+    Lines parallel to its sides stay straight; that they move closer together at the far end is left as it is.
+    """
     sides = np.hypot(*(np.roll(corners, -1, 0) - corners).T)
-    width, height = (int((sides[number] + sides[number + 2]) / 2 * (1 - 2 * RIM)) for number in (0, 1))
-    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = corners
-    dx1, dx2, dy1, dy2 = x1 - x2, x3 - x2, y1 - y2, y3 - y2
-    dx, dy = x0 - x1 + x2 - x3, y0 - y1 + y2 - y3
-    g, h = np.array([dx * dy2 - dx2 * dy, dx1 * dy - dx * dy1]) / (dx1 * dy2 - dx2 * dy1)
-    u, v = (RIM + (1 - 2 * RIM) * (np.arange(side) + 0.5) / side for side in (width, height))
-    v = v[:, None]
-    x = ((x1 - x0 + g * x1) * u + (x3 - x0 + h * x3) * v + x0) / (g * u + h * v + 1)
-    y = ((y1 - y0 + g * y1) * u + (y3 - y0 + h * y3) * v + y0) / (g * u + h * v + 1)
-    left, top = (np.clip(np.floor(place), 0, side - 2).astype(int) for place, side in ((x, grey.shape[1]), (y, len(grey))))
-    right, below = x - left, y - top
-    grey = grey.astype(float)
-    upper = grey[top, left] * (1 - right) + grey[top, left + 1] * right
-    lower = grey[top + 1, left] * (1 - right) + grey[top + 1, left + 1] * right
-    return (upper * (1 - below) + lower * below + 0.5).astype(np.uint8)
+    size = [max(1, int((sides[number] + sides[number + 2]) / 2)) for number in (0, 1)]
+    inner = corners + 2 * RIM * (corners.mean(0) - corners) + 0.5  # Pillow's places are those of the pixels' edges
+    quad = inner[[0, 3, 2, 1]].ravel().tolist()
+    return np.asarray(Image.fromarray(grey).transform(size, Image.Transform.QUAD, quad, Image.Resampling.BILINEAR))

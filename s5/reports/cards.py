@@ -161,8 +161,8 @@ def other_digits_table() -> pd.DataFrame:
     for name, record in read_measurements(ROBUSTNESS).items():
         others = record["other_digits"]
         share = 100 * others["right"] / sum(others[outcome] for outcome in OUTCOMES)
-        counts = {outcome.capitalize(): f"{others[outcome]:,}" for outcome in OUTCOMES}
-        rows.append({"Network": f"`{name}`", **counts, "Right (%)": f"{share:.1f}", "Confusions": confusions_text(others)})
+        row = {"Network": f"`{name}`"} | {outcome.capitalize(): f"{others[outcome]:,}" for outcome in OUTCOMES}
+        rows.append(row | {"Right (%)": f"{share:.1f}", "Confusions": confusions_text(others)})
     return pd.DataFrame(rows)
 
 

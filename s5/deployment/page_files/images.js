@@ -50,8 +50,8 @@ function transpose({ width, height, values }) {
   return { width: height, height: width, values: turned };
 }
 
-/** Each pixel gets the largest value of a disc around it or, as `reach` says, of rows from -reach(dy) to reach(dy). */
-function dilate({ width, height, values }, radius, reach = (dy) => Math.floor(Math.sqrt(radius * radius + 0.5 - dy * dy))) {
+/** Each pixel gets the largest value of a disc around it or of another shape: `reach(dy)` is half of a row's width. */
+function dilate({ width, height, values }, radius, reach = (dy) => Math.floor(Math.sqrt(radius ** 2 + 0.5 - dy ** 2))) {
   const result = values.slice();
   for (let dy = -radius; dy <= radius; dy++) {
     for (let y = Math.max(0, -dy); y < Math.min(height, height - dy); y++) {

@@ -8,7 +8,7 @@ function cutOutSheet(photo) {
   const corners = Math.min(photo.width, photo.height) >= MIN_PHOTO && findSheet(grey);
   if (!corners) return grey;
   if (Math.abs(corners[1].y - corners[0].y) > MAX_TURN * (corners[1].x - corners[0].x)) {
-    throw new DigitError("the sheet of paper is turned too far: take the photo, or turn it, so that the digit is upright");
+    throw new DigitError("the sheet of paper is turned too far: turn the photo so that the digit is upright");
   }
   const longest = Math.max(...sidesOf(corners));
   const larger = toGrey(photo, roundToEven((WORKING_SIDE * Math.max(grey.width, grey.height)) / longest));
@@ -75,13 +75,14 @@ function findSheet(grey) {
 function evenlyLit(grey) {
   const { width, height, values } = grey;
   const places = borderPlaces(grey);
-  const [x, y] = [(place) => (place % width) - (width - 1) / 2, (place) => Math.floor(place / width) - (height - 1) / 2];
+  const x = (place) => (place % width) - (width - 1) / 2;
+  const y = (place) => Math.floor(place / width) - (height - 1) / 2;
   const slope = (coordinate) => (
     sum(places.map((place) => coordinate(place) * values[place])) / sum(places.map((place) => coordinate(place) ** 2)));
   const [across, down, mean] = [slope(x), slope(y), sum(places.map((place) => values[place])) / places.length];
   const light = (place) => Math.max(1, mean + across * x(place) + down * y(place));
   const lit = new Float64Array(values).map((value, place) => value / light(place));
-  const brightest = maximum(lit);
+  const brightest = maximum(lit) || 1;
   return { width, height, values: new Uint8Array(lit.map((value) => (255 * value) / brightest + 0.5)) };
 }
 
@@ -96,8 +97,8 @@ function quadrilateral(bright) {
   const filled = withoutHoles(withParts(bright, [sheet])).values;
   const area = sum(filled);
   const others = values.reduce((total, value, place) => total + (value && !filled[place]), 0);
-  if (others > MAX_BRIGHT * (filled.length - area) || area < MIN_SHEET * filled.length) return null;
-  if (!(MIN_INK * area < area - sheet.length && area - sheet.length < MAX_INK * area)) return null;
+  const isLarge = area > MIN_SHEET * filled.length && others < MAX_BRIGHT * (filled.length - area);
+  if (!isLarge || !(MIN_INK * area < area - sheet.length && area - sheet.length < MAX_INK * area)) return null;
   const [lefts, rights] = [[], []];
   for (let y = 0; y < bright.height; y++) {
     const row = filled.subarray(y * width, (y + 1) * width);
@@ -131,15 +132,15 @@ function contrastOf(grey, corners) {
   corners.forEach((start, number) => {
     const end = corners.at(number - 3);
     const [dx, dy] = [end.x - start.x, end.y - start.y];
-    const length = Math.hypot(dx, dy);
-    const size = Math.max(grey.width, grey.height);
+    const length = Math.max(1, Math.hypot(dx, dy));
     const levels = [];
     for (const distance of SHEET.DISTANCES) {
       const beside = [];
+      const pixels = distance * Math.max(grey.width, grey.height);
       for (let step = 0; step <= 32; step++) {
         const share = 0.1 + step * 0.025;
-        const x = Math.floor(start.x + share * dx + distance * ((dy / length) * size) + 0.5);
-        const y = Math.floor(start.y + share * dy + distance * ((-dx / length) * size) + 0.5);
+        const x = Math.floor(start.x + share * dx + pixels * (dy / length) + 0.5);
+        const y = Math.floor(start.y + share * dy + pixels * (-dx / length) + 0.5);
         if (x >= 0 && y >= 0 && x < grey.width && y < grey.height) beside.push(grey.values[y * grey.width + x]);
       }
       if (beside.length > 16) levels.push(median(Float64Array.from(beside)));
@@ -149,23 +150,22 @@ function contrastOf(grey, corners) {
   return falls.length && Math.min(...falls) > SHEET.MIN_CONTRAST ? sum(falls) : 0;
 }
 
-/** The quadrilateral with these corners as a rectangle, without its rim: brightness in bytes. */
+/** The quadrilateral with these corners as a rectangle, without its rim, by Pillow's map of a quadrilateral. */
 function straighten(grey, corners) {
-  const { RIM } = SHEET;
   const sides = sidesOf(corners);
-  const [width, height] = [0, 1].map((number) => (
-    Math.trunc(((sides[number] + sides[number + 2]) / 2) * (1 - 2 * RIM))));
-  const [a, b, c, d] = corners;
-  const [dx1, dx2, dy1, dy2] = [b.x - c.x, d.x - c.x, b.y - c.y, d.y - c.y];
-  const [dx, dy] = [a.x - b.x + c.x - d.x, a.y - b.y + c.y - d.y];
-  const [g, h] = [dx * dy2 - dx2 * dy, dx1 * dy - dx * dy1].map((value) => value / (dx1 * dy2 - dx2 * dy1));
+  const [width, height] = [0, 1].map((number) => Math.max(1, Math.trunc((sides[number] + sides[number + 2]) / 2)));
+  const coefficients = ["x", "y"].map((axis) => {
+    const mean = corners.reduce((total, corner) => total + corner[axis], 0) / 4;
+    const [a, b, c, d] = corners.map((corner) => corner[axis] + 2 * SHEET.RIM * (mean - corner[axis]) + 0.5);
+    return [a, (b - a) * (1 / width), (d - a) * (1 / height), (c - d - b + a) * (1 / width) * (1 / height)];
+  });
+  const value = (x, y) => grey.values[between(0, y, grey.height - 1) * grey.width + between(0, x, grey.width - 1)];
   return map(makeImage(width, height, (column, row) => {
-    const [u, v] = [[column, width], [row, height]].map(([place, size]) => RIM + ((1 - 2 * RIM) * (place + 0.5)) / size);
-    const [x, y] = ["x", "y"].map((axis) => (
-      ((b[axis] - a[axis] + g * b[axis]) * u + (d[axis] - a[axis] + h * d[axis]) * v + a[axis]) / (g * u + h * v + 1)));
-    const [left, top] = [between(0, Math.floor(x), grey.width - 2), between(0, Math.floor(y), grey.height - 2)];
-    const at = (place) => grey.values[place] * (1 - (x - left)) + grey.values[place + 1] * (x - left);
-    const place = top * grey.width + left;
-    return at(place) * (1 - (y - top)) + at(place + grey.width) * (y - top) + 0.5;
+    const [u, v] = [column + 0.5, row + 0.5];
+    const [x, y] = coefficients.map(([a, b, c, d]) => a + b * u + c * v + d * u * v - 0.5);
+    const [left, top] = [Math.floor(x), Math.floor(y)];
+    const [above, below] = [top, top + 1].map((line) => (
+      value(left, line) + (value(left + 1, line) - value(left, line)) * (x - left)));
+    return above + (below - above) * (y - top);
   }), Math.trunc);
 }

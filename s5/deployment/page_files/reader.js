@@ -8,7 +8,7 @@ function answerQuestions(networks) {
   onmessage = ({ data: { number, ink, photo } }) => {
     try {
       if (photo) image = prepare(cutOutSheet(photo));
-      else if (ink) image = prepare({ width: WORKING_SIDE, height: WORKING_SIDE, values: ink.map((value) => 255 - value) });
+      else if (ink) image = prepare(paperWith(ink));
       const outputs = loaded[number].run(image);
       const maps = networks[number].maps.map((step) => outputs[step].values);
       postMessage({ image, maps, probabilities: softmax(outputs.at(-1).values) });

@@ -1,5 +1,5 @@
 "use strict";
-// Removes the printed lines of ruled paper: the same as `s5/inference/ruled_paper.py`, whose numbers are in RULED_PAPER.
+// Removes the printed lines of ruled paper, as `s5/inference/ruled_paper.py` does; its numbers are in RULED_PAPER.
 
 /** The contrast of ink with the paper without the rules; `contrast` itself if there are none. */
 function withoutRules(contrast) {
@@ -33,7 +33,7 @@ function shear(image, slope) {
   });
 }
 
-/** The nearly horizontal rules whose contrast is at least `level`: their slope and, after `shear`, first and last rows. */
+/** The nearly horizontal rules whose contrast is at least `level`: their slope and, after `shear`, their rows. */
 function findRules(contrast, level) {
   const { BLOCK, SLOPES, COVERED, MAX_WIDTH } = RULED_PAPER;
   const { width, height } = contrast;
