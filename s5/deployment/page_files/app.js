@@ -236,9 +236,15 @@ function showMaps(pictures, values) {
 }
 
 /** Paints a canvas with a colour [red, green, blue], as opaque as `opacity` of a pixel's place, from 0 to 255. */
-function paint(picture, colour, opacity) {
+function paint(picture, [red, green, blue], opacity) {
   const pixels = new ImageData(picture.width, picture.height);
-  for (let place = 0; 4 * place < pixels.data.length; place++) pixels.data.set([...colour, opacity(place)], 4 * place);
+  const { data } = pixels;
+  for (let place = 0, at = 0; at < data.length; place++) {
+    data[at++] = red;
+    data[at++] = green;
+    data[at++] = blue;
+    data[at++] = opacity(place);
+  }
   picture.getContext("2d").putImageData(pixels, 0, 0);
 }
 

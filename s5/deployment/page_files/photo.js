@@ -126,7 +126,7 @@ const side = (from, to, { x, y }) => (to.x - from.x) * (y - from.y) - (to.y - fr
 
 const firstLargest = (numbers) => numbers.indexOf(Math.max(...numbers));
 
-/** By how much brightness falls at the sides of the quadrilateral, relative to it, added; 0 if at one it hardly does. */
+/** By how much brightness falls at the sides of a quadrilateral, relative to it, in all; 0 if it hardly does at one. */
 function contrastOf(grey, corners) {
   const falls = [];
   corners.forEach((start, number) => {
