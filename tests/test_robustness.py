@@ -51,6 +51,15 @@ def test_images_that_cannot_be_prepared_are_mistakes(sample, monkeypatch):
     assert table.to_dict("records") == [{"change": "none", "amount": 0, "accuracy": 100, "prepared": 50}]
 
 
+def test_other_digits_are_counted_as_right_wrong_and_refused(sample):
+    model = load_trained()
+    first, second = sample.eval_images[:2]
+    answers = helpers.predict(model, sample.eval_images[:2]).argmax(1).tolist()
+    label = (answers[1] + 1) % 10
+    counts = robustness.read_other_digits(model, [first, second, None], [answers[0], label, 3])
+    assert counts == {"right": 1, "wrong": 1, "refused": 1, "confusions": [[label, answers[1], 1]]}
+
+
 def test_calibration_error_of_known_probabilities():
     labels = torch.zeros(10, dtype=torch.long)
     probabilities = torch.zeros(10, 10)

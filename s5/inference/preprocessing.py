@@ -33,7 +33,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # others are not opened
 BOX = 20  # pixels: side of the box that the digit is scaled to, in the result of SIDE
 WORKING_SIDE = 256  # pixels: images are reduced to this before the ink is searched for
 MIN_WORKING_SIDE = 112  # pixels: smaller images are enlarged to at least this
-MIN_PHOTO = 200  # pixels: the shorter side of a photo in which a sheet is searched for
 MAX_TURN = 0.6  # tangent of the angle by which a sheet may be turned on the table
 MIN_CONTRAST = 31  # between ink and paper, on a scale from 0 to 255
 MAX_INK = 0.7  # share of the image that is ink; more is not writing
@@ -139,7 +138,7 @@ def cut_out_sheet(image: Image.Image) -> np.ndarray:
     Raises DigitError if the sheet is turned so far that no side of it is the upper one.
     """
     grey = to_grey(image)
-    corners = find_sheet(grey) if min(image.size) >= MIN_PHOTO else None
+    corners = find_sheet(grey) if min(image.size) >= WORKING_SIDE else None  # no photo is smaller
     if corners is None:
         return grey
     along, down = corners[1] - corners[0]
