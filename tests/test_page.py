@@ -197,7 +197,7 @@ def photos() -> list[Image.Image]:
             image = on_table(image, (400, 300), 0.6 + number / 40, 4 * number - 20, 2 * number, seed=number)
         images.append(photographed(image, seed=number))
     images += [images[0].crop((0, 40, 200, 170)), images[1].resize((60, 45)), images[2].resize((20, 28))]
-    images.append(on_table(Image.new("RGB", (30, 30)), (260, 210), 0.1))
+    images.append(on_table(Image.new("RGB", (30, 30)), (300, 260), 0.1))
     images.append(on_table(images[0], (400, 300), 0.8, turn=40))
     return images
 

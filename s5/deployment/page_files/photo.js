@@ -5,7 +5,7 @@
 /** Brightness of an image {width, height, data}, RGBA: of its sheet of paper, else of all of it. */
 function cutOutSheet(photo) {
   const grey = toGrey(photo, WORKING_SIDE);
-  const corners = Math.min(photo.width, photo.height) >= MIN_PHOTO && findSheet(grey);
+  const corners = Math.min(photo.width, photo.height) >= WORKING_SIDE && findSheet(grey);
   if (!corners) return grey;
   if (Math.abs(corners[1].y - corners[0].y) > MAX_TURN * (corners[1].x - corners[0].x)) {
     throw new DigitError("the sheet of paper is turned too far: turn the photo so that the digit is upright");
