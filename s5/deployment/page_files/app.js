@@ -10,7 +10,7 @@ const MAX_PHOTO = 2048; // pixels of the longer side; larger photos are reduced 
 const INPUT_COLOUR = [255, 255, 255];
 const MAP_COLOUR = [255, 236, 150];
 
-let content = { strokes: [] }; // on the canvas: lists of points {x, y}, in pixels of the drawing; or {photo, problem}
+let content = { strokes: [] }; // on the canvas: lists of points {x, y}, in pixels of the drawing; or a `photo`
 const past = []; // earlier contents, for undo
 let drawing = new Drawing();
 let unfinished = null; // the stroke that is being drawn
@@ -96,18 +96,15 @@ function makeSample(strokes, digit) {
 /** Puts a photo on the canvas, an image file, or says why not. */
 async function openPhoto(file) {
   if (!file) return;
-  try {
-    const bitmap = await createImageBitmap(file);
-    const scale = Math.min(1, MAX_PHOTO / Math.max(bitmap.width, bitmap.height));
-    const [width, height] = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.round(scale * side)));
-    const context = make("canvas", { width, height }).getContext("2d");
-    context.imageSmoothingQuality = "high";
-    context.drawImage(bitmap, 0, 0, width, height);
-    change({ strokes: [], photo: context.getImageData(0, 0, width, height) });
-    showAnswer({ refusal: "Reading the photo …" });
-  } catch {
-    showAnswer({ refusal: `${file.name || "This"} is no image that this browser can open.` });
-  }
+  const bitmap = await createImageBitmap(file).catch(() => null);
+  if (!bitmap) return showAnswer({ refusal: `${file.name} is no image that this browser can open.` });
+  const scale = Math.min(1, MAX_PHOTO / Math.max(bitmap.width, bitmap.height));
+  const [width, height] = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.round(scale * side)));
+  const context = make("canvas", { width, height }).getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(bitmap, 0, 0, width, height);
+  change({ strokes: [], photo: context.getImageData(0, 0, width, height) });
+  showAnswer({ refusal: "Reading the photo …" });
 }
 
 document.querySelectorAll("input[type=file]").forEach((input) => input.addEventListener("change", () => {
@@ -179,7 +176,7 @@ function receive({ data }) {
 const reasonOf = (message) => (content.photo ? message : message.split(": ")[0]);
 
 function showAnswers() {
-  if (answers[selected]) showAnswer(answers[selected]);
+  if (answers[selected] && answers[selected] !== shown) showAnswer(answers[selected]);
   Array.from(find("all").children).forEach((item, number) => {
     const answer = answers[number];
     item.className = `${number === selected ? "best" : ""} ${answer ? "" : "old"}`;
@@ -193,10 +190,13 @@ function briefly(probabilities) {
   return probabilities[first] < UNSURE ? `${first} or ${second}` : `${first}`;
 }
 
+let shown; // the answer
 let announcing = 0;
 
-/** Shows the answer of the chosen network: {image, maps, probabilities} or {refusal}. */
-function showAnswer({ image, maps, probabilities, refusal }) {
+/** Shows an answer of the chosen network: {image, maps, probabilities} or {refusal}. */
+function showAnswer(answer) {
+  const { image, maps, probabilities, refusal } = answer;
+  shown = answer;
   const [first] = ranked(probabilities ?? []);
   const isSure = probabilities?.[first] >= UNSURE;
   const unsure = refusal ?? `Unsure: ${briefly(probabilities)}`;
@@ -252,6 +252,7 @@ function paint(picture, [red, green, blue], opacity) {
 
 function chooseNetwork(number) {
   selected = number;
+  shown = null;
   layers = makeLayers(networks[number].maps, new Network(networks[number]).run(new Uint8Array(SIDE * SIDE)));
   find("choices").querySelectorAll("input")[number].checked = true;
   find("size").textContent = sizeOf(networks[number]);
