@@ -297,7 +297,8 @@ const worker = new Worker(URL.createObjectURL(new Blob(scripts)));
 worker.onmessage = receive;
 
 find("ink").style.strokeWidth = PEN;
-for (let digit = 0; digit < 10; digit++) find("bars").append(make("li", {}, make("b", {}, digit), make("i"), make("span")));
+const makeBar = (_, digit) => make("li", {}, make("b", {}, digit), make("i"), make("span"));
+find("bars").append(...Array.from({ length: 10 }, makeBar));
 find("samples").append(...SAMPLES.map(makeSample));
 const makeAnswer = (data) => make("li", {}, make("b"), make("small", {}, sizeOf(data)));
 find("all").append(...networks.map(makeAnswer));
