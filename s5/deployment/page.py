@@ -32,7 +32,7 @@ from s5.training.files import ROOT
 
 PAGE = ROOT / "docs" / "index.html"  # where GitHub Pages looks for it
 FILES = Path(__file__).parent / "page_files"
-SCRIPTS = "drawing images preprocessing ruled_paper photo network reader app".split()
+SCRIPTS = ("drawing", "images", "preprocessing", "ruled_paper", "photo", "network", "reader", "app")
 SHARED = (preprocessing, digit_parts, predict, layers, augmentation)  # modules whose numbers the scripts use too
 LARGE = 1000  # numbers in a tensor
 BASE64 = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"

@@ -10,7 +10,7 @@ const MAX_PHOTO = 2048; // pixels of the longer side; larger photos are reduced 
 const INPUT_COLOUR = [255, 255, 255];
 const MAP_COLOUR = [255, 236, 150];
 
-let content = { strokes: [] }; // on the canvas: lists of points {x, y}, in pixels of the drawing; or a `photo`
+let content = { strokes: [] }; // on the canvas: lists of points {x, y}, in pixels of the drawing; a photo or its problem
 const past = []; // earlier contents, for undo
 let drawing = new Drawing();
 let unfinished = null; // the stroke that is being drawn
@@ -97,7 +97,7 @@ function makeSample(strokes, digit) {
 async function openPhoto(file) {
   if (!file) return;
   const bitmap = await createImageBitmap(file).catch(() => null);
-  if (!bitmap) return showAnswer({ refusal: `${file.name} is no image that this browser can open.` });
+  if (!bitmap) return change({ strokes: [], problem: `${file.name} is no image that this browser can open.` });
   const scale = Math.min(1, MAX_PHOTO / Math.max(bitmap.width, bitmap.height));
   const [width, height] = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.round(scale * side)));
   const context = make("canvas", { width, height }).getContext("2d");
@@ -139,7 +139,7 @@ function show() {
   const { width = 1, height = 1 } = content.photo ?? {};
   Object.assign(find("photo"), { width, height, hidden: !content.photo });
   if (content.photo) find("photo").getContext("2d").putImageData(content.photo, 0, 0);
-  if (isEmpty()) answers = networks.map(() => ({ refusal: HINT }));
+  if (isEmpty()) answers = networks.map(() => ({ refusal: content.problem ?? HINT }));
   showAnswers();
   ask();
 }
