@@ -18,7 +18,7 @@ from s5.experiments.claims import CLAIMS
 from s5.inference.preprocessing import DigitError, prepare
 from s5.inference.trained import load_trained, trained_networks
 from s5.training.augmentation import normalize
-from tests.drawings import pen_mask, strokes
+from tests.drawings import on_table, pen_mask, photographed, ruled, strokes, write
 from tests.utils import ROOT, SLUG, make_trial
 
 NODE = shutil.which("node")
@@ -56,7 +56,10 @@ def test_page_is_up_to_date(capsys):
 def test_page_is_small_and_may_load_nothing():
     text = page.PAGE.read_text(encoding="utf-8")
     assert len(text.encode()) < 200_000
-    assert "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:" in text
+    assert (
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; worker-src blob:"
+        in text
+    )
     assert re.findall(r"https?://[^\s\"'<>]+", NETWORKS.sub("", text)) == [f"https://github.com/{SLUG}"]
 
 
@@ -83,8 +86,10 @@ def test_command_writes_the_page_and_finds_an_old_one(tmp_path, capsys, monkeypa
 
 
 def unpack(packed: list, shape) -> torch.Tensor:
-    unit, text = packed
-    return unit * torch.from_numpy(np.frombuffer(base64.b64decode(text), "<i2").astype(np.float32)).reshape(shape)
+    unit, digits, text = packed
+    places = np.array([page.BASE64.index(digit) for digit in text]).reshape(-1, digits)
+    whole = places @ 64 ** np.arange(digits)[::-1] - 64**digits // 2
+    return torch.from_numpy((unit * whole).astype(np.float32)).reshape(shape)
 
 
 def rounded_logits(data: dict, model, images):
@@ -106,7 +111,7 @@ def test_rounded_networks_give_the_answers_of_pytorch(name, shipped, sample):
         expected = model(normalize(images))
         rounded = rounded_logits(shipped[name], model, images)
     assert torch.equal(rounded.argmax(1), expected.argmax(1))
-    torch.testing.assert_close(rounded, expected, rtol=0, atol=0.02)
+    torch.testing.assert_close(rounded, expected, rtol=0, atol=0.05)
     logits = torch.tensor(ask_node(network=shipped[name], images=encode(images))["logits"])
     torch.testing.assert_close(logits, rounded, rtol=0, atol=1e-4)
 
@@ -159,9 +164,9 @@ def drawings() -> list[np.ndarray]:
     return [np.asarray(shape).astype(np.uint8) * inner for shape in shapes]
 
 
-def prepared_or_refused(ink: np.ndarray) -> dict:
+def prepared_or_refused(image: Image.Image) -> dict:
     try:
-        return {"image": prepare(Image.fromarray(255 - ink)).flatten().tolist()}
+        return {"image": prepare(image).flatten().tolist()}
     except DigitError as error:
         return {"refusal": str(error)}
 
@@ -169,7 +174,39 @@ def prepared_or_refused(ink: np.ndarray) -> dict:
 @requires_node
 def test_preprocessing_equals_pythons_pixel_by_pixel():
     inks = drawings()
-    expected = [prepared_or_refused(ink) for ink in inks]
+    expected = [prepared_or_refused(Image.fromarray(255 - ink)) for ink in inks]
     assert len({each["refusal"] for each in expected if "refusal" in each}) == 7
     for number, result in enumerate(ask_node(drawings=encode(np.stack(inks)))["prepared"]):
         assert result == expected[number], f"drawing {number}"
+
+
+def photos() -> list[Image.Image]:
+    """Scans and phone photos of digits on paper of three kinds, of several sizes, and an empty table."""
+    images = []
+    for number in range(12):
+        size = (220, 300, 500)[number % 3]
+        degrees, pitch = number % 5 - 2, size / (7 + number % 4)
+        papers = (
+            Image.new("RGB", (size, size), (250, 250 - 9 * number, 230)),
+            ruled(size, pitch, size / 220, degrees=degrees, margin=0.1),
+            ruled(size, pitch, size / 220, degrees=degrees, squares=True),
+        )
+        mask = pen_mask(strokes(number % 10), size, 0.4 + number % 3 / 10, size / 30)
+        image = write(papers[number // 2 % 3], mask, ink=(number, 20, 90))
+        if number % 2:
+            image = on_table(image, (400, 300), 0.6 + number / 40, 4 * number - 20, 2 * number, seed=number)
+        images.append(photographed(image, seed=number))
+    images += [images[0].crop((0, 40, 200, 170)), images[1].resize((60, 45)), images[2].resize((20, 28))]
+    images.append(on_table(Image.new("RGB", (30, 30)), (300, 260), 0.1))
+    images.append(on_table(images[0], (400, 300), 0.8, turn=40))
+    return images
+
+
+@requires_node
+def test_photos_are_prepared_as_in_python():
+    images = photos()
+    expected = [prepared_or_refused(image) for image in images]
+    assert len({each.get("refusal") for each in expected}) >= 3
+    asked = [{"width": image.width, "height": image.height, "data": encode(image.convert("RGBA"))} for image in images]
+    for number, result in enumerate(ask_node(photos=asked)["photos"]):
+        assert result == expected[number], f"photo {number}"

@@ -1,5 +1,6 @@
 """The page in docs/ in a real browser: digits drawn by mouse and touch, on a desktop and a phone, in light and dark."""
 
+import re
 import shutil
 
 import numpy as np
@@ -8,9 +9,11 @@ import torch
 from PIL import Image
 
 from s5.deployment import page as generator
+from s5.inference.predict import UNSURE
 from s5.inference.preprocessing import prepare
 from s5.inference.trained import trained_networks
-from tests.drawings import strokes
+from tests.drawings import on_table, pen_mask, ruled, strokes, write
+from tests.utils import to_bytes
 
 try:
     from playwright.sync_api import expect, sync_playwright
@@ -22,7 +25,12 @@ except ImportError:
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(bool(missing) or CHROMIUM is None, reason=missing or "requires Chromium")
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-SCREENS = {"desktop": (1280, 900), "phone": (390, 844)}
+SEND_FILE = """([kind, bytes]) => {
+    const files = [new File([Uint8Array.from(bytes)], "photo.png", { type: "image/png" })];
+    const data = { clipboardData: { files }, dataTransfer: { files } };
+    document.dispatchEvent(Object.assign(new Event(kind, { cancelable: true }), data));
+}"""
+SCREENS = {"desktop": (1280, 900), "phone": (390, 844), "turned": (667, 375)}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +60,7 @@ def open_page(browser):
     yield open_page
     for context in contexts:
         context.close()
-    assert {url for url in requested if not url.startswith("data:")} == {generator.PAGE.as_uri()}
+    assert {url for url in requested if not url.startswith(("data:", "blob:"))} == {generator.PAGE.as_uri()}
     assert not errors
 
 
@@ -89,9 +97,14 @@ def touch(page, digit: int) -> None:
         send("touchEnd")
 
 
-@pytest.mark.parametrize(("screen", "write"), [("desktop", draw), ("phone", touch)])
+def wait_for_answers(page) -> None:
+    while not page.evaluate("!frame && !asked && networks.every((_, number) => answers[number])"):
+        page.wait_for_timeout(20)
+
+
+@pytest.mark.parametrize(("screen", "write"), [("desktop", draw), ("phone", touch), ("turned", touch)])
 def test_ten_digits_one_after_another(open_page, screen, write):
-    is_phone = screen == "phone"
+    is_phone = write is touch
     page = open_page(screen, has_touch=is_phone, is_mobile=is_phone)
     clear = page.get_by_role("button", name="Clear")
     for digit in range(10):
@@ -100,30 +113,97 @@ def test_ten_digits_one_after_another(open_page, screen, write):
         expect(page.locator("#sentence")).to_contain_text("with a probability of")
         clear.tap() if is_phone else clear.click()
         expect(page.locator("#digit")).to_have_text("?")
-    assert not is_phone or page.evaluate("scrollY") == 0  # strokes do not scroll the page
+    assert screen != "phone" or page.evaluate("scrollY") == 0  # strokes do not scroll the page
+    assert page.locator("#canvas").bounding_box()["height"] < 0.7 * SCREENS[screen][1]  # beside it one can scroll
 
 
 def test_input_is_what_python_prepares(open_page):
     page = open_page()
     draw(page, 5)
-    expect(page.locator("#digit")).to_have_text("5")
     ink = np.array(page.evaluate("Array.from(drawing.pixels)"), dtype=np.uint8).reshape(256, 256)
-    shown = page.evaluate("Array.from(find('input').getContext('2d').getImageData(0, 0, 28, 28).data)")
-    expected = prepare(Image.fromarray(255 - ink))
-    assert torch.equal(torch.tensor(shown, dtype=torch.uint8).reshape(28, 28, 4)[..., 3], expected)
+    assert torch.equal(shown_input(page), prepare(Image.fromarray(255 - ink)))
 
 
 def test_every_network_reads_the_drawing(open_page):
     page = open_page()
     draw(page, 7)
     choices = page.get_by_role("radio")
-    assert choices.count() == len(trained_networks())
+    expect(page.locator("#all b")).to_have_text(["7"] * len(trained_networks()))
     for number in range(choices.count()):
         choices.nth(number).check()
         expect(page.locator("#digit")).to_have_text("7")
         parameters = page.locator("#choices b").nth(number).inner_text().split()[0]
         expect(page.locator("#size")).to_have_text(parameters)
         assert page.locator(".maps canvas").count() > 5
+
+
+def test_ink_does_not_wait_for_answers(open_page):
+    page = open_page()
+    page.evaluate("worker.postMessage = () => {}")
+    draw(page, 1)
+    expect(page.locator("#ink")).to_have_attribute("d", re.compile(r"M.+L"))
+
+
+def test_samples_can_be_read_by_keyboard_and_undone(open_page):
+    page = open_page()
+    samples = page.locator("#samples button")
+    for digit in range(10):
+        samples.nth(digit).press("Enter")
+        expect(page.locator("#all b")).to_have_text([str(digit)] * len(trained_networks()))
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator("#digit")).to_have_text("?")
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#digit")).to_have_text("9")
+
+
+def shown_input(page) -> torch.Tensor:
+    """The network's input as the page shows it, uint8 (28, 28)."""
+    wait_for_answers(page)
+    shown = page.evaluate("Array.from(find('input').getContext('2d').getImageData(0, 0, 28, 28).data)")
+    return torch.tensor(shown, dtype=torch.uint8).reshape(28, 28, 4)[..., 3]
+
+
+def test_photos_are_chosen_dropped_and_pasted(open_page):
+    page = open_page()
+    for digit, event in ((3, None), (5, "drop"), (7, "paste")):
+        sheet = write(ruled(300, 40), pen_mask(strokes(digit), 300, 0.5, 10))
+        photo = on_table(sheet, (400, 300), 0.8, turn=8, tilt=15, seed=digit)
+        content = to_bytes(photo, "PNG")
+        if event is None:
+            file = {"name": "photo.png", "mimeType": "image/png", "buffer": content}
+            page.locator("input[type=file]").first.set_input_files(file)
+        else:
+            page.evaluate(SEND_FILE, [event, list(content)])
+        expect(page.locator("#all b")).to_have_text([str(digit)] * len(trained_networks()))
+        assert torch.equal(shown_input(page), prepare(photo))
+    page.get_by_role("radio").first.check()
+    expect(page.locator("#digit")).to_have_text("7")
+    draw(page, 1)
+    expect(page.locator("#digit")).to_have_text("1")
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#digit")).to_have_text("7")
+
+
+def test_photos_that_cannot_be_read_are_refused_with_the_reason(open_page):
+    page = open_page()
+    page.evaluate(SEND_FILE, ["drop", [1, 2, 3]])
+    expect(page.locator("#sentence")).to_have_text("photo.png is no image that this browser can open.")
+    ones = [line + np.array([x, 0]) for x in (-0.5, 0.5) for line in strokes(1)]
+    two = write(ruled(300, 400), pen_mask(ones, 300, 0.6, 10))
+    page.evaluate(SEND_FILE, ["drop", list(to_bytes(two, "PNG"))])
+    refusal = "No digit read: several digits found: crop the image to one of them."
+    expect(page.locator("#sentence")).to_have_text(refusal)
+
+
+def test_an_answer_of_low_probability_is_called_unsure(open_page):
+    page = open_page()
+    page.get_by_role("button", name="Sample: 5").click()
+    wait_for_answers(page)
+    chances = [0, 0, 0, UNSURE - 0.2, 0, UNSURE - 0.01, 0, 0, 0, 0]
+    page.evaluate("chances => { answers[selected] = { ...shown, probabilities: chances }; showAnswers(); }", chances)
+    expect(page.locator("#digit")).to_have_text("5?")
+    expect(page.locator("#sentence")).to_have_text("Unsure: 5 or 3")
+    expect(page.locator("#all .best b")).to_have_text("5 or 3")
 
 
 def test_strokes_after_a_stroke_that_was_cleared_are_kept(open_page):
@@ -146,7 +226,7 @@ def test_keyboard(open_page):
     expect(page.locator("#canvas")).to_be_focused()
     for key, count in (("z", 1), ("z", 0), ("z", 0)):
         page.keyboard.press(key)
-        assert page.evaluate("strokes.length") == count
+        assert page.evaluate("content.strokes.length") == count
     count = len(trained_networks())
     for key, number in (("1", 0), ("ArrowRight", 1 % count), ("ArrowLeft", 0), ("ArrowLeft", count - 1)):
         page.keyboard.press(key)
@@ -156,7 +236,7 @@ def test_keyboard(open_page):
         page.keyboard.press("Tab")
         expect(page.get_by_role("button", name=name)).to_be_focused()
         page.keyboard.press(key)
-        assert page.evaluate("strokes.length") == left
+        assert page.evaluate("content.strokes.length") == left
 
 
 def test_refusals_are_said_in_words(open_page):

@@ -44,7 +44,7 @@ def _evenly_lit(grey: np.ndarray) -> np.ndarray:
     edge = np.concatenate([planes[0], planes[-1], planes[:, 0], planes[:, -1]])
     light = planes @ np.linalg.lstsq(edge, border(grey).astype(float), rcond=None)[0]
     lit = grey / np.maximum(light, 1)
-    return (255 * lit / max(lit.max(), 1e-9)).astype(np.uint8)
+    return (255 * lit / max(lit.max(), 1e-9) + 0.5).astype(np.uint8)
 
 
 def _quadrilateral(bright: np.ndarray) -> np.ndarray | None:

@@ -1,7 +1,7 @@
 "use strict";
 // Images and numbers for preprocessing.js: what NumPy, SciPy and Pillow are for `s5/inference/preprocessing.py`.
 //
-// An image is {width, height, values}, row by row; beyond its edges there is nothing, 0.
+// An image is {width, height, values}, row by row, the values in a typed array; beyond its edges there is nothing, 0.
 
 // --- Images ----------------------------------------------------------------------------------------------------------
 
@@ -11,7 +11,7 @@ function map(image, convert) {
 
 /** The part of an image from column `left` and row `top`; it may reach beyond the edges. */
 function cut(image, left, top, width, height) {
-  const values = new Float64Array(width * height);
+  const values = new image.values.constructor(width * height);
   const [first, last] = [Math.max(0, left), Math.min(image.width, left + width)];
   for (let y = Math.max(0, top); y < Math.min(image.height, top + height); y++) {
     const row = image.values.subarray(y * image.width + first, y * image.width + last);
@@ -43,23 +43,22 @@ function usedColumns({ width, values }) {
 }
 
 function transpose({ width, height, values }) {
-  const turned = new Float64Array(values.length);
+  const turned = new values.constructor(values.length);
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < width; x++) turned[x * height + y] = values[y * width + x];
   }
   return { width: height, height: width, values: turned };
 }
 
-/** Each pixel gets the largest value of a disc around it. */
-function dilate({ width, height, values }, radius) {
+/** Each pixel gets the largest value of a disc around it or of another shape: `reach(dy)` is half of a row's width. */
+function dilate({ width, height, values }, radius, reach = (dy) => Math.floor(Math.sqrt(radius ** 2 + 0.5 - dy ** 2))) {
   const result = values.slice();
   for (let dy = -radius; dy <= radius; dy++) {
-    const reach = Math.floor(Math.sqrt(radius * radius + 0.5 - dy * dy));
     for (let y = Math.max(0, -dy); y < Math.min(height, height - dy); y++) {
       for (let x = 0; x < width; x++) {
         const value = values[y * width + x];
         if (!value) continue;
-        const [first, last] = [Math.max(0, x - reach), Math.min(width - 1, x + reach)];
+        const [first, last] = [Math.max(0, x - reach(dy)), Math.min(width - 1, x + reach(dy))];
         for (let to = (y + dy) * width + first; to <= (y + dy) * width + last; to++) {
           if (value > result[to]) result[to] = value;
         }
@@ -69,18 +68,24 @@ function dilate({ width, height, values }, radius) {
   return { width, height, values: result };
 }
 
-/** The smallest or largest (`choose`) value of each square of `width` × `width` pixels; `width` is odd. */
-function slide(image, width, choose) {
-  const alongRows = slideRows(image, width, choose);
-  return transpose(slideRows(transpose(alongRows), width, choose));
+/** A morphological opening with squares of `side` × `side` pixels: removes all bright that is narrower. */
+function open(image, side) {
+  const both = (image, ...how) => transpose(slideRows(transpose(slideRows(image, side, ...how)), side, ...how));
+  const eroded = both(image, side >> 1, Math.min, Infinity);
+  return maximum(eroded.values) ? both(eroded, (side - 1) >> 1, Math.max, -Infinity) : eroded;
 }
 
-function slideRows({ width, height, values }, length, choose) {
-  const reach = (length - 1) / 2;
+/** The opening of each row by itself. */
+function openRows(image, side) {
+  return slideRows(slideRows(image, side, side >> 1, Math.min, Infinity), side, (side - 1) >> 1, Math.max, -Infinity);
+}
+
+/** The smallest or largest (`choose`) of `length` values, from `before` on the left of each on; outside is `beyond`. */
+function slideRows({ width, height, values }, length, before, choose, beyond) {
   const result = values.slice();
   for (let row = 0; row < height; row++) {
-    const line = new Float64Array(width + 2 * reach); // with nothing on both sides
-    line.set(values.subarray(row * width, (row + 1) * width), reach);
+    const line = new Float64Array(width + length - 1).fill(beyond);
+    line.set(values.subarray(row * width, (row + 1) * width), before);
     let covered = 1; // line[x] is the choice of `covered` values from x on
     while (covered < length) {
       const step = Math.min(covered, length - covered);
@@ -92,12 +97,49 @@ function slideRows({ width, height, values }, length, choose) {
   return { width, height, values: result };
 }
 
+/** An image whose pixels are `value(x, y)`. */
+function makeImage(width, height, value) {
+  const values = new Float64Array(width * height);
+  for (let y = 0, place = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) values[place++] = value(x, y);
+  }
+  return { width, height, values };
+}
+
+/** The places of the outermost pixels, the corners twice. */
+function borderPlaces({ width, height }) {
+  const across = Array.from({ length: width }, (_, x) => [x, (height - 1) * width + x]);
+  return [...across, ...Array.from({ length: height }, (_, y) => [y * width, y * width + width - 1])].flat();
+}
+
 // --- Numbers ---------------------------------------------------------------------------------------------------------
 
 function maximum(values) {
   return values.reduce((a, b) => (a > b ? a : b), 0);
 }
 
+function minimum(values) {
+  return values.reduce((a, b) => (a < b ? a : b));
+}
+
 function sum(values) {
   return values.reduce((a, b) => a + b, 0);
+}
+
+/** Value at `percent` of the sorted numbers, interpolated. */
+function percentile(values, percent) {
+  const sorted = values.slice().sort();
+  const place = (percent / 100) * (sorted.length - 1);
+  const low = Math.floor(place);
+  const [below, above] = [sorted[low], sorted[Math.min(low + 1, sorted.length - 1)]];
+  const share = place - low;
+  return share < 0.5 ? below + (above - below) * share : above - (above - below) * (1 - share);
+}
+
+const median = (values) => percentile(values, 50);
+
+/** Rounded to the nearest whole number; halves to an even one. */
+function roundToEven(number) {
+  const rounded = Math.round(number);
+  return rounded - number === 0.5 && rounded % 2 ? rounded - 1 : rounded;
 }

@@ -3,10 +3,15 @@
 //
 // Maps are {channels, height, width, values}, one channel after another, row by row.
 
-/** Numbers from what `pack` in page.py writes: int16 in base64, times their unit. */
-function unpack([unit, text]) {
-  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-  return Float32Array.from(new Int16Array(bytes.buffer), (value) => value * unit);
+const BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+/** Numbers from what `pack` in page.py writes: whole numbers of a unit, each as two or three digits of base 64. */
+function unpack([unit, digits, text]) {
+  const middle = 64 ** digits / 2;
+  return new Float32Array(text.length / digits).map((_, number) => {
+    const places = Array.from(text.substr(number * digits, digits), (digit) => BASE64.indexOf(digit));
+    return unit * (places.reduce((total, place) => 64 * total + place, 0) - middle);
+  });
 }
 
 class Network {

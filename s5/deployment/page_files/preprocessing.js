@@ -1,43 +1,63 @@
 "use strict";
-// Converts a drawing to an image like those of MNIST. Step by step the same as `s5/inference/preprocessing.py` with
-// `digit_parts.py`, pixel by pixel equal to it for ink on clean paper.
+// Converts an image to one like those of MNIST. Step by step the same as `s5/inference/preprocessing.py` with
+// `digit_parts.py`, pixel by pixel equal to it.
 
 /** No single digit was found; the message says why. */
 class DigitError extends Error {}
 
-/** The image that a network receives, 28 × 28 bytes, of a drawing of WORKING_SIDE × WORKING_SIDE bytes of ink. */
-function prepare(ink) {
-  return centre(fitIntoBox(crop(findInk(ink))));
+/** The image that a network receives, 28 × 28 bytes, of an image of brightness in bytes. */
+function prepare(grey) {
+  return centre(fitIntoBox(crop(findInk(grey))));
 }
 
 /** The amount of ink per pixel, from 0 to 1. Thin strokes are widened. */
-function findInk(ink) {
-  const drawing = crop({ width: WORKING_SIDE, height: WORKING_SIDE, values: Float64Array.from(ink) }, 1);
-  const contrast = withoutPaper(drawing);
-  if (maximum(contrast.values) < MIN_CONTRAST) {
+function findInk(grey) {
+  const { width, height, values } = grey;
+  const edge = median(Float64Array.from(borderPlaces(grey), (place) => values[place]));
+  const isDarkInk = 2 * edge > minimum(values) + maximum(values);
+  const dark = new Float64Array(values).map((value) => (isDarkInk ? 255 - value : value));
+  const isClear = borderPlaces(grey).every((place) => !dark[place]); // as in a drawing: only the digit is looked at
+  const darkness = isClear ? crop({ width, height, values: dark }, 1) : { width, height, values: dark };
+  const paper = open(darkness, Math.max(3, Math.floor(Math.max(width, height) / 3))).values;
+  const contrast = map(darkness, (value, place) => value - paper[place]);
+  const blank = withoutRules(contrast);
+  if (maximum(blank.values) < MIN_CONTRAST) {
     throw new DigitError("no ink found: the image is empty, of a single colour or too pale");
   }
-  const threshold = otsu(contrast.values, ink.length);
-  let mask = map(contrast, (value) => value > threshold);
-  if (sum(mask.values) / ink.length > MAX_INK || texture(mask) / ink.length > MAX_TEXTURE) {
+  const level = otsu(blank.values, values.length);
+  const inked = map(blank, (value) => value > level);
+  if (sum(inked.values) > MAX_INK * values.length || texture(inked) > MAX_TEXTURE * values.length) {
     throw new DigitError("ink nearly everywhere: the digit cannot be separated from its background");
   }
-  mask = withoutSpecks(insideOfFrame(mask));
+  return inkOf(crop(withoutEdge(blank, inked, blank !== contrast), 1), values.length);
+}
+
+/** As `findInk`, of contrast with the paper in an image of `count` pixels; those left out are 0. */
+function inkOf(contrast, count) {
+  const threshold = otsu(contrast.values, count);
+  const mask = withoutSpecks(insideOfFrame(map(contrast, (value) => value > threshold)));
   checkSingleDigit(mask);
   const inks = contrast.values.filter((_, place) => mask.values[place]).sort();
   const full = inks[Math.floor((inks.length - 1) * 0.75)];
   const near = dilate(mask, 2).values;
-  const soft = (value) => Math.min(Math.max((value - threshold / 2) / (full - threshold / 2), 0), 1);
+  const soft = (value) => between(0, (value - threshold / 2) / (full - threshold / 2), 1);
   return widen(map(contrast, (value, place) => (near[place] ? soft(value) : 0)), mask);
 }
 
-/** Darkness minus that of the paper: a morphological opening, which removes all that is narrower than a third. */
-function withoutPaper(darkness) {
-  const width = Math.floor(WORKING_SIDE / 3);
-  const eroded = slide(darkness, width, Math.min);
-  if (maximum(eroded.values) === 0) return darkness; // no blot: the usual case
-  const paper = slide(eroded, width, Math.max).values;
-  return map(darkness, (value, place) => value - paper[place]);
+/** The contrast without the ink that touches the edge: dark corners of a photo, or remains of rules. */
+function withoutEdge(contrast, mask, isRuled) {
+  const { width, height, values } = mask;
+  const isEdge = (place) => (
+    place % width === 0 || place % width === width - 1 || place < width || place >= values.length - width);
+  const outer = withParts(mask, connectedParts(mask).filter((part) => part.some(isEdge)));
+  const inner = map(mask, (value, place) => value - outer.values[place]);
+  const [outerSize, innerSize] = [sum(outer.values), sum(inner.values)];
+  if (isRuled && outerSize > innerSize) {
+    throw new DigitError("lines of ruled paper cannot be separated from the digit: use blank paper or a darker pen");
+  }
+  if (!outerSize || 2 * innerSize < outerSize || boundingBox(inner).height - 1 < MIN_SHARE * height) return contrast;
+  const near = dilate(outer, 3, (dy) => 3 - Math.abs(dy)).values;
+  return map(contrast, (value, place) => (near[place] ? 0 : value));
 }
 
 /**
@@ -61,10 +81,13 @@ function otsu(values, count) {
 }
 
 /** The number of pixels that a median filter of 3 × 3 pixels changes. */
-function texture({ width, values }) {
-  const rows = values.map((value, place) => values[place - 1] + value + values[place + 1]);
-  const isChanged = (value, place) => value !== Number(rows[place - width] + rows[place] + rows[place + width] > 4);
-  return sum(values.map(isChanged));
+function texture(mask) {
+  const inside = (length) => (place) => between(0, place, length - 1);
+  const [column, row] = [inside(mask.width), inside(mask.height)];
+  const at = (x, y) => mask.values[row(y) * mask.width + column(x)];
+  const rows = makeImage(mask.width, mask.height, (x, y) => at(x - 1, y) + at(x, y) + at(x + 1, y));
+  const whole = (x, y) => [y - 1, y, y + 1].reduce((total, line) => total + rows.values[row(line) * mask.width + x], 0);
+  return sum(makeImage(mask.width, mask.height, (x, y) => at(x, y) !== Number(whole(x, y) > 4)).values);
 }
 
 /**
@@ -77,21 +100,20 @@ function insideOfFrame(mask) {
   const areas = parts.map((part) => part.width * part.height);
   const frame = parts[areas.indexOf(Math.max(...areas))];
   const { width, height } = frame;
-  const [outside] = connectedParts(map(withParts(mask, [frame.places]), (value) => 1 - value), false);
-  const filled = mask.values.length - outside.length;
+  const enclosed = withoutHoles(withParts(mask, [frame.places])).values;
+  const filled = sum(enclosed);
   const isBox = filled > MIN_BOX * height * width && Math.min(height, width) > 0.5 * Math.max(height, width);
   const isThinBox = isBox && frame.places.length < MAX_LINES * height * width;
   const least = isThinBox ? MIN_INSIDE_BOX : MIN_INSIDE;
-  const around = withParts(mask, [outside]).values;
   const others = parts.filter((part) => part !== frame);
   const digits = others.filter((part) => (
-    !around[part.places[0]] && part.height >= least * height && part.places.length >= MIN_PART * frame.places.length));
+    enclosed[part.places[0]] && part.height >= least * height && part.places.length >= MIN_PART * frame.places.length));
   if (digits.length && (isBox || (0.8 * height < width && width < 1.25 * height))) {
     const highest = Math.max(...digits.map((part) => part.height));
-    if (others.some((part) => around[part.places[0]] && part.height > 0.6 * highest)) {
+    if (others.some((part) => !enclosed[part.places[0]] && part.height > 0.6 * highest)) {
       throw new DigitError("several digits found: crop the image to one of them");
     }
-    const inside = others.filter((part) => !around[part.places[0]]).map((part) => part.places);
+    const inside = others.filter((part) => enclosed[part.places[0]]).map((part) => part.places);
     return insideOfFrame(withParts(mask, inside));
   }
   if (isThinBox) {
@@ -102,7 +124,7 @@ function insideOfFrame(mask) {
 
 /** Width and height of a list of places. */
 function extent(places, width) {
-  const side = (numbers) => maximum(numbers) - numbers.reduce((a, b) => Math.min(a, b)) + 1;
+  const side = (numbers) => maximum(numbers) - minimum(numbers) + 1;
   const [columns, rows] = [places.map((place) => place % width), places.map((place) => Math.floor(place / width))];
   return { width: side(columns), height: side(rows) };
 }
@@ -121,24 +143,37 @@ function withParts(mask, parts) {
   return { ...mask, values };
 }
 
+/** The mask and what it encloses. */
+function withoutHoles(mask) {
+  const around = map(cut(mask, -1, -1, mask.width + 2, mask.height + 2), (value) => 1 - value);
+  const [outside] = connectedParts(around, false);
+  const filled = map(withParts(around, [outside]), (value) => 1 - value);
+  return cut(filled, 1, 1, mask.width, mask.height);
+}
+
 /** Lists of the places of pixels that are not 0 and touch each other: at the sides or, with `corners`, there too. */
-function connectedParts({ width, values }, corners = true) {
-  const left = values.slice();
+function connectedParts(mask, corners = true) {
+  const width = mask.width + 2; // with nothing all around
+  const left = cut(mask, -1, -1, width, mask.height + 2).values;
   const steps = [-1, 1, -width, width];
   if (corners) steps.push(-width - 1, -width + 1, width - 1, width + 1);
   const parts = [];
+  const found = new Int32Array(left.length);
+  let [first, last] = [0, 0]; // of the part, in `found`
   for (let start = 0; start < left.length; start++) {
     if (!left[start]) continue;
-    const part = [start];
+    first = last;
+    found[last++] = start;
     left[start] = 0;
-    for (let next = 0; next < part.length; next++) {
-      for (const step of steps) {
-        const place = part[next] + step;
-        if (left[place]) part.push(place);
+    for (let next = first; next < last; next++) {
+      for (let number = 0; number < steps.length; number++) {
+        const place = found[next] + steps[number];
+        if (!left[place]) continue;
+        found[last++] = place;
         left[place] = 0;
       }
     }
-    parts.push(part);
+    parts.push(found.slice(first, last).map((place) => place - mask.width - 1 - 2 * Math.floor(place / width)));
   }
   return parts;
 }
@@ -200,19 +235,26 @@ function strokeWidth({ width, values }) {
   return (2 * sum(values)) / ((Math.PI / 4) * sum(values.map(isEdge)));
 }
 
-/** Scales an image to fit BOX × BOX pixels, as Pillow does: mean of the pixels, or bilinear if it is enlarged. */
+/** Scales an image to fit BOX × BOX pixels. */
 function fitIntoBox(image) {
   const scale = BOX / Math.max(image.width, image.height);
   const size = (side) => Math.max(1, Math.floor(side * scale + 0.5));
-  const [kernel, support] = scale < 1 ? [box, 0.5] : [triangle, 1];
-  const narrow = resizeWidth(map(image, Math.fround), size(image.width), kernel, support);
-  return transpose(resizeWidth(transpose(narrow), size(image.height), kernel, support));
+  return resize({ ...image, values: Float32Array.from(image.values) }, size(image.width), size(image.height));
+}
+
+/** As Pillow does, with numbers of the same type: mean of the pixels, or bilinear if the image is enlarged. */
+function resize(image, width, height) {
+  const filter = Math.max(width, height) < Math.max(image.width, image.height) ? [box, 0.5] : [triangle, 1];
+  return transpose(resizeWidth(transpose(resizeWidth(image, width, ...filter)), height, ...filter));
 }
 
 function resizeWidth({ width, height, values }, newWidth, kernel, support) {
   const scale = width / newWidth;
   const stretch = Math.max(scale, 1);
-  const result = new Float32Array(newWidth * height);
+  const isBytes = values instanceof Uint8Array;
+  const unit = isBytes ? 2 ** 22 : 1; // Pillow computes bytes in whole numbers
+  const rounded = isBytes ? (value) => Math.floor(value + 0.5) : (value) => value;
+  const result = new values.constructor(newWidth * height);
   for (let x = 0; x < newWidth; x++) {
     const middle = (x + 0.5) * scale;
     const first = Math.max(0, Math.trunc(middle - support * stretch + 0.5));
@@ -220,9 +262,10 @@ function resizeWidth({ width, height, values }, newWidth, kernel, support) {
     const weights = [];
     for (let from = first; from < last; from++) weights.push(kernel((from - middle + 0.5) * (1 / stretch)));
     const total = weights.reduce((sum, weight) => sum + weight, 0);
+    const shares = weights.map((weight) => rounded((weight / total) * unit));
     for (let y = 0; y < height; y++) {
-      result[y * newWidth + x] = weights.reduce(
-        (sum, weight, number) => sum + values[y * width + first + number] * (weight / total), 0);
+      const add = (sum, weight, number) => sum + values[y * width + first + number] * weight;
+      result[y * newWidth + x] = rounded(shares.reduce(add, 0) / unit);
     }
   }
   return { width: newWidth, height, values: result };
