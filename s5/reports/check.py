@@ -19,7 +19,7 @@ from PIL import Image
 from helpers import mistakes, predict
 from s5.analysis.notebook import Table
 from s5.analysis.statistics import describe_seeds
-from s5.experiments.claims import BASELINE, CLAIMS, Claim
+from s5.experiments.claims import BASELINE, CLAIMS, FASHION_CLAIMS, Claim
 from s5.experiments.ledger import parse_line, select
 from s5.experiments.trial import IMAGES, Trial
 from s5.experiments.variants import VARIANTS
@@ -124,9 +124,9 @@ def history_faults(trials: list[Trial]) -> Iterator[str]:
     if lost := sum(int(change.split()[1]) for change in changes):
         yield f"{lost} lines of {ledger} were changed or removed since {REWRITTEN[:7]}, but it may only grow"
     lines = [parse_line(line) for line in LEDGER.read_bytes().splitlines() if line.strip()]
-    for claim in (*CLAIMS.values(), BASELINE):
+    for claim in (*CLAIMS.values(), BASELINE, *FASHION_CLAIMS.values()):
         for fault in claim_faults(claim, lines):
-            yield f"{NOTE if claim.frozen < STRICT_FROM else ''}claim {claim.name}: {fault}"
+            yield f"{NOTE if claim.frozen < STRICT_FROM else ''}claim {claim.name}, {claim.data}: {fault}"
 
 
 def claim_faults(claim: Claim, lines: list[Trial]) -> Iterator[str]:
@@ -140,7 +140,7 @@ def claim_faults(claim: Claim, lines: list[Trial]) -> Iterator[str]:
     times = Counter(line.key for line in lines)
     if repeated := {trial.seed for trial in own if times[trial.key] > 1}:
         yield f"trained more than once from seed {_listed(repeated)}"
-    tried = select(lines, network=claim.network, recipe=claim.recipe, split="validation", data="mnist")
+    tried = select(lines, network=claim.network, recipe=claim.recipe, split="validation", data=claim.data)
     if not any(trial.time[:10] <= claim.frozen for trial in tried):
         yield "its recipe was not tried on the validation split before it was frozen"
 

@@ -20,6 +20,13 @@ from s5.reports import speed_tables, tables
 from s5.reports.cards import cards, other_digits_table
 from s5.reports.goals import claims_table, goals_table
 from s5.reports.plots import plot_frontier, plot_training_time
+from s5.reports.transfer import (
+    describe_order,
+    plot_transfer,
+    transfer_changes,
+    transfer_claims_table,
+    transfer_table,
+)
 from s5.training.files import EXPORT, PEERS, README, RESULTS_PAGE, ROOT, atomic_path
 from s5.training.mnist import load_data
 
@@ -70,6 +77,8 @@ def sections(trials: list[Trial]) -> dict[str, str]:
         "comparison": tables.comparison_table(validated),
         "tried": tables.tried_table(trials),
         "other-digits": other_digits_table(),
+        "transfer": transfer_table(trials),
+        "transfer-claims": transfer_claims_table(trials),
         "precision": tables.precision_table(trials),
         "speed": speed_tables.speed_table(speed),
         "gpu": speed_tables.gpu_table(speed),
@@ -89,6 +98,7 @@ def sections(trials: list[Trial]) -> dict[str, str]:
         f"{low:.2f}–{high:.2f}%), {shown.seconds / 60:.1f} minutes ({shown.device}).",
         "summary": f"```\n{inspection.summary(Net())}\n```",
         "noise": tables.describe_noise(validated).replace("\n", " "),
+        "transfer-order": describe_order(trials),
         "variants": "\n".join(
             f"- **{variant.name}**: {variant.change} Expected: {variant.target}" for variant in VARIANTS.values()
         ),
@@ -131,6 +141,7 @@ def pictures(trials: list[Trial]) -> dict[str, Picture]:
         "curves": plots.plot_curves(shown.curve, title=title),
         "frontier": plot_frontier(points, pd.read_csv(PEERS)),
         "training_time": plot_training_time(points[points["name"] != BASELINE.name]),
+        "transfer": plot_transfer(transfer_changes(trials)),
     }
 
 

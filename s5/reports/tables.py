@@ -23,17 +23,17 @@ COLLAPSED = 50.0  # percent; training that ends below it has collapsed: it learn
 UNKNOWN = dict.fromkeys(("low", "high", "p"), math.nan)
 
 
-def current_trials(split: str, trials: list[Trial] | None = None) -> list[Trial]:
-    """The trials of a split that the tables show, on the full MNIST.
+def current_trials(split: str, trials: list[Trial] | None = None, data: str = "mnist") -> list[Trial]:
+    """The trials of a split that the tables show, on all of a data set.
 
-    On the test set they are those of the claims and of the recipe that `s5` is compared with; on the validation split
-    those of the networks and recipes that `variants.py` has now, in VARIANTS_PRECISION.
+    On MNIST's test set they are those of the claims and of the recipe that `s5` is compared with; on the validation
+    split those of the networks and recipes that `variants.py` has now, in VARIANTS_PRECISION.
     """
     trials = read_ledger() if trials is None else trials
     if split == "test":
         return [trial for claim in (BASELINE, *CLAIMS.values()) for trial in claim.trials(trials)]
     current = {(variant.name, variant.network_name, variant.recipe) for variant in VARIANTS.values()}
-    found = select(trials, split=split, data="mnist", precision=VARIANTS_PRECISION)
+    found = select(trials, split=split, data=data, precision=VARIANTS_PRECISION)
     return [trial for trial in found if (trial.variant, trial.network, trial.recipe) in current]
 
 
