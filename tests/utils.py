@@ -14,6 +14,7 @@ from s5.experiments.claims import KNOWN
 from s5.experiments.ledger import LedgerWarning, read_ledger
 from s5.experiments.local_runner import record
 from s5.experiments.trial import Trial
+from s5.training.mnist import DATA_SETS
 from s5.training.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -70,9 +71,9 @@ def without_seconds(history: list[dict]) -> list[dict]:
 def make_trial(
     seed: int = 0, accuracy: float = 99.4, loss: float = 1.0, recipe: dict | None = None, **changes
 ) -> Trial:
-    """A trial of 1,000 images (MNIST: 10,000), of the same `accuracy` and `loss` in every epoch, but for `changes`."""
+    """A trial of 1,000 images (a known data set: 10,000), of one `accuracy` and `loss` in all epochs, but for `changes`."""
     recipe, variant = Recipe(**recipe or {}), changes.get("variant", "s5")
-    images = 10_000 if changes.get("data") == "mnist" else 1_000
+    images = 10_000 if changes.get("data") in DATA_SETS else 1_000
     correct = round(accuracy * images / 100)
     epoch = {"learning_rate": 0.01, "train_loss": 1.0, "train_accuracy": 98.0, "eval_loss": loss}
     epoch |= {"eval_accuracy": 100 * correct / images, "eval_correct": correct, "seconds": 1.0}

@@ -124,7 +124,8 @@ def plot_transfer(changes: pd.DataFrame) -> Picture:
     axes.set_ylabel("the same on Fashion-MNIST")
     beyond = (changes["beyond_noise_mnist"] == "yes").sum()
     carried = (changes["finding"] == "yes").sum()
-    axes.set_title(f"Of {beyond} changes beyond seed noise on MNIST, {carried} carry over to Fashion-MNIST")
+    verb = "carries" if carried == 1 else "carry"
+    axes.set_title(f"Of {beyond} changes beyond seed noise on MNIST, {carried} {verb} over to Fashion-MNIST")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
