@@ -71,7 +71,7 @@ def without_seconds(history: list[dict]) -> list[dict]:
 def make_trial(
     seed: int = 0, accuracy: float = 99.4, loss: float = 1.0, recipe: dict | None = None, **changes
 ) -> Trial:
-    """A trial of 1,000 images (a known data set: 10,000), of one `accuracy` and `loss` in all epochs, but for `changes`."""
+    """A trial of 1,000 images, or 10,000 of a known data set, of one `accuracy` and `loss` but for `changes`."""
     recipe, variant = Recipe(**recipe or {}), changes.get("variant", "s5")
     images = 10_000 if changes.get("data") in DATA_SETS else 1_000
     correct = round(accuracy * images / 100)
