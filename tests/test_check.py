@@ -27,7 +27,7 @@ def test_what_another_ledger_gives_is_stale(trials, tmp_path, monkeypatch):
     fewer = [trial for trial in trials if trial.key != CLAIMS["s5"].trials(trials)[9].key]
     monkeypatch.setattr(check, "FIGURES", tmp_path)
     stale = [text.partition(" is not ")[0] for text in check.stale_files(fewer)]
-    figures = [f"figures/{name}.png" for name in ("curves", "frontier", "training_time", "mistakes")]
+    figures = [f"figures/{name}.png" for name in ("curves", "frontier", "training_time", "transfer", "mistakes")]
     assert stale == ["README.md", "RESULTS.md", "results/weights/s5.md", *figures]
     (stale,) = check.stale_outputs(fewer)
     assert "the seeds of s5" in stale
@@ -104,7 +104,7 @@ def test_what_a_claim_misses(project):
 def test_new_claims_must_keep_the_rules_and_old_ones_are_listed(project, monkeypatch):
     for frozen, is_note in (("2026-11-30", True), ("2026-12-01", False)):
         monkeypatch.setattr(check, "CLAIMS", {"s5": replace(CLAIMS["s5"], frozen=frozen)})
-        (found,) = (text for text in check.history_faults([]) if "claim s5: no trial of seed 0" in text)
+        (found,) = (text for text in check.history_faults([]) if "claim s5, mnist: no trial of seed 0" in text)
         assert found.startswith(check.NOTE) == is_note
 
 
