@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 
 from s5.commands import sweep as command
 from s5.experiments import ray_runner
@@ -89,7 +90,7 @@ def test_a_trial_on_a_cluster_has_the_result_of_the_same_trial_here(nodes, tmp_p
     assert ray_runner.run_on_ray(trials, small, path, run_in_copy, nodes.address, install=False) == 0
     done = {trial.seed: trial for trial in read_strictly(path)}
     for trial in trials:
-        expected, found = run_trial(**trial, data=small), done[trial["seed"]]
+        expected, found = run_trial(**trial, loaded=small), done[trial["seed"]]
         assert (found.key, found.mistakes, found.commit) == (expected.key, expected.mistakes, expected.commit)
 
 
@@ -121,6 +122,8 @@ def test_an_interrupted_sweep_leaves_no_trial_running(nodes, tmp_path, interrupt
     whole = [sys.executable, "-c", SCRIPT, *options, nodes.address]
     process = subprocess.Popen(whole, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for(lambda: busy_workers() and path.exists() and path.read_bytes(), 240)
+    with FileLock(path.with_suffix(".lock")):  # until the line is on the disk: Ctrl-C before that takes it back
+        pass
     os.killpg(process.pid, signal.SIGINT)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 130, error
