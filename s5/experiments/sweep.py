@@ -106,7 +106,8 @@ def run_missing(
     if split not in SPLITS:
         raise ValueError(f"split must be {' or '.join(SPLITS)}, not {split!r}")
     pick_precision(precision, pick_device(device))
-    source = data if data in NAMES else load_data(data).source
+    images = None if data in NAMES else load_data(data)  # a folder is named by its content
+    source = images.source if images else data
     keys = [_key(trial, source) for trial in requested]
     done = {trial.key for trial in of_precision(recorded, precision)}
     todo = {key: trial for key, trial in zip(keys, requested, strict=True) if key not in done}
@@ -122,9 +123,8 @@ def run_missing(
     if todo and not dry_run:
         if folder is not None:
             check_folder(folder)
-        images = load_data(
-            data, allow_sample=False
-        )  # downloads it once, or fails with one error, before several trials need it
+        # Downloads it once, or fails with one error, before several trials need it.
+        images = images or load_data(data, allow_sample=False)
         if ray is None:
             failed = run_locally(list(todo.values()), ledger, run_trial, at_once)
         else:

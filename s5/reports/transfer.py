@@ -16,6 +16,7 @@ from s5.experiments.claims import CLAIMS, FASHION_CLAIMS
 from s5.experiments.ledger import by_variant
 from s5.experiments.trial import Trial
 from s5.reports.tables import compared_variants, current_trials, trained
+from s5.reports.variant_map import place_change
 from s5.training.mnist import DATA_SETS
 
 PAIR = ("mnist", "fashion")
@@ -95,18 +96,18 @@ def plot_transfer(changes: pd.DataFrame) -> Picture:
     """
     figure = Picture(figsize=(WIDTH, 5), layout="constrained")
     axes = figure.subplots()
-    shown = _place(changes[[f"errors_{part}_{data}" for part in ("low", "high") for data in PAIR]].to_numpy())
+    shown = place_change(changes[[f"errors_{part}_{data}" for part in ("low", "high") for data in PAIR]].to_numpy())
     limits = shown.min() - 0.1, shown.max() + 0.1
     axes.plot(limits, limits, "-", color=FAINT, linewidth=1, zorder=1)
     axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
     axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
     for row in changes.itertuples():
         x, y = ([getattr(row, f"errors_{part}_{data}") for part in ("low", "mean", "high")] for data in PAIR)
-        (left, middle, right), (low, centre, high) = _place(x), _place(y)
+        (left, middle, right), (low, centre, high) = place_change(x), place_change(y)
         axes.plot([left, right], [centre, centre], "-", color=row.colour, linewidth=1.2)
         axes.plot([middle, middle], [low, high], "-", color=row.colour, linewidth=1.2)
         axes.plot(middle, centre, "o", color=row.colour, markersize=5)
-    points = np.stack([_place(changes[f"errors_mean_{data}"]) for data in PAIR], 1)
+    points = np.stack([place_change(changes[f"errors_mean_{data}"]) for data in PAIR], 1)
     heights = spread((points[:, 1] - limits[0]) / (limits[1] - limits[0]), figure)
     for name, point, height, colour in zip(changes["variant"], points, heights, changes["colour"], strict=True):
         leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "relpos": (0, 0.5)}
@@ -115,8 +116,8 @@ def plot_transfer(changes: pd.DataFrame) -> Picture:
     for finding, part in changes.groupby("finding", sort=False):
         axes.plot([], [], "o", color=part["colour"].iloc[0], label=f"{finding}: {len(part)}")
     labels = [f"{tick:+}%" if tick else "0" for tick in TICKS]
-    axes.set_xticks(_place(TICKS), labels)
-    axes.set_yticks(_place(TICKS), labels)
+    axes.set_xticks(place_change(TICKS), labels)
+    axes.set_yticks(place_change(TICKS), labels)
     axes.set(xlim=limits, ylim=limits)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_locator(NullLocator())
@@ -128,8 +129,3 @@ def plot_transfer(changes: pd.DataFrame) -> Picture:
     axes.set_title(f"Of {beyond} changes beyond seed noise on MNIST, {carried} {verb} over to Fashion-MNIST")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
-
-
-def _place(change) -> np.ndarray:
-    """Where changes in percent are on an axis: the logarithm of the errors' ratio."""
-    return np.log1p(np.asarray(change) / 100)

@@ -72,9 +72,9 @@ def plot_map(table: pd.DataFrame) -> Picture:
             _draw_change(changes, place, row)
     tree.set(xlim=(0, 1), ylim=(len(table) - 0.4, -0.6))
     tree.set_axis_off()
-    shown = _place([*CHANGE_LIMITS, *table[["errors_mean", "errors_low", "errors_high"]].to_numpy().ravel()])
+    shown = place_change([*CHANGE_LIMITS, *table[["errors_mean", "errors_low", "errors_high"]].to_numpy().ravel()])
     left, right = np.nanmin(shown), np.nanmax(shown)
-    changes.set_xticks(_place(CHANGE_TICKS), [f"{tick:+,}%" if tick else "0" for tick in CHANGE_TICKS])
+    changes.set_xticks(place_change(CHANGE_TICKS), [f"{tick:+,}%" if tick else "0" for tick in CHANGE_TICKS])
     changes.set_xlim(left, right)
     changes.xaxis.set_minor_locator(NullLocator())
     changes.tick_params(left=False, labelleft=False)
@@ -95,7 +95,7 @@ def plot_map(table: pd.DataFrame) -> Picture:
     return figure
 
 
-def _place(change):
+def place_change(change):
     """Where a change in percent is on the axis: the logarithm of the errors' ratio, at least that of -99.9%."""
     return np.log(np.maximum(1 + np.asarray(change) / 100, 0.001))
 
@@ -116,7 +116,7 @@ def _draw_branch(axes, place: int, start: int | None, row) -> None:
 def _draw_change(axes, place: int, row) -> None:
     """The interval of the change, if it is known, and its value."""
     colour, marker, _ = VERDICTS[row.verdict]
-    low, high, middle = _place([row.errors_low, row.errors_high, row.errors_mean])
+    low, high, middle = place_change([row.errors_low, row.errors_high, row.errors_mean])
     axes.plot([low, high], [place, place], "-", color=colour, linewidth=2)
     axes.plot(middle, place, linestyle="none", marker=marker, color=colour, markersize=6)
     interval = "" if math.isnan(low) else f" ({row.errors_low:+,.0f} to {row.errors_high:+,.0f})"
