@@ -34,6 +34,6 @@ def test_a_variant_builds_is_described_and_within_its_budget(variant):
 
 
 def test_recipe_change_as_text():
-    assert recipe_change("dropout") == "Recipe against sgd: the same recipe"
-    assert recipe_change("no_augmentation").startswith("Recipe against sgd: rotation 10.0 → 0.0, ")
+    assert recipe_change("dropout") == "Recipe against augmentation: the same recipe"
+    assert recipe_change("rotation") == "Recipe against five_convolutions: rotation 0.0 → 10.0"
     assert recipe_change("fully_connected").startswith("Recipe(epochs=20, ")

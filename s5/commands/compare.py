@@ -2,7 +2,7 @@
 
 python -m s5 compare "conv 8 16 / 24 32 / 32 gap"       a line of s5/networks/grammar.py, against s5
 python -m s5 compare mine.py:MyNet s5 --seeds 100-104   a class or function of your own
-python -m s5 compare separable sgd                      two variants
+python -m s5 compare separable dropout                  two variants
 
 Trials in the ledger and in results/ledger.jsonl are not trained again.
 """

@@ -40,7 +40,7 @@ class Claim(Variant):
         found = {
             trial.seed: trial
             for trial in trials
-            if (trial.variant, trial.network, trial.recipe) == (self.name, self.network, self.recipe)
+            if (trial.network, trial.recipe) == (self.network, self.recipe)
             and (trial.split, trial.data, trial.precision) == ("test", self.data, self.precision)
         }
         return [found[seed] for seed in self.seeds if seed in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -117,7 +118,7 @@ def run_missing(
         print("\n".join(f"  {trial_name(trial)}" for trial in todo.values()))
     at_once = workers if ray is not None else min(workers or default_workers(device), max(1, len(todo)))
     if todo:
-        work = [(find_variant(trial["variant"]), key[2].epochs) for key, trial in todo.items()]  # of a recipe
+        work = [(find_variant(trial["variant"]), key[1].epochs) for key, trial in todo.items()]  # of a recipe
         print(estimate(work, recorded, source, device, precision, at_once))
     failed = 0
     if todo and not dry_run:
@@ -131,7 +132,8 @@ def run_missing(
             failed = run_on_ray(list(todo.values()), images, ledger, run_trial, ray, workers, gpus_per_trial, retries)
         recorded = [*recorded, *read_ledger(ledger)]
     found = {trial.key: trial for trial in of_precision(recorded, precision)}
-    return failed, [found[key] for key in keys if key in found]
+    names = [find_variant(trial["variant"]).name for trial in requested]
+    return failed, [replace(found[key], variant=name) for key, name in zip(keys, names, strict=True) if key in found]
 
 
 def _key(trial: dict, source: str) -> tuple:
@@ -141,7 +143,7 @@ def _key(trial: dict, source: str) -> tuple:
     recipe = variant.recipe.changed(**trial["changes"] or {})
     if recipe.teacher and recipe.teacher not in KNOWN:
         raise ValueError(f"teacher must be a variant, {', '.join(KNOWN)}, not {recipe.teacher!r}")
-    return trial_key(variant.name, variant.network_name, recipe, trial["seed"], trial["split"], source)
+    return trial_key(variant.network_name, recipe, trial["seed"], trial["split"], source)
 
 
 def estimate(

@@ -95,12 +95,12 @@ class Trial:
     @property
     def key(self) -> tuple:
         """What the trial is of; two with the same key and precision are one trial, trained twice."""
-        return trial_key(self.variant, self.network, self.recipe, self.seed, self.split, self.data)
+        return trial_key(self.network, self.recipe, self.seed, self.split, self.data)
 
 
-def trial_key(variant: str, network: str, recipe: Recipe, seed: int, split: str, data: str) -> tuple:
-    """The key of a trial. The network is part of it, because a variant's may be changed later."""
-    return variant, network, recipe, seed, split, data
+def trial_key(network: str, recipe: Recipe, seed: int, split: str, data: str) -> tuple:
+    """The key of a trial. A variant's name is no part of it: the variant, or its name, may be changed later."""
+    return network, recipe, seed, split, data
 
 
 def run_trial(

@@ -1,6 +1,7 @@
 """A network as one line of text, such as `conv 4 8 / 16 32 / 40 gap`: `parse` reads it, `str` writes it.
 
     conv 4 8 / 16 32 / 40 gap       3×3 convolutions with BatchNorm and ReLU; `/` is 2×2 max-pooling: 28×28, 14×14, 7×7
+    conv5 8 / 24 / 20 gap           the same with 5×5 convolutions
     separable 8 16 / 32 / 40 gap    depthwise-separable convolutions
     plain 4 8 / 16 32 / 40 gap      convolutions with a bias, no BatchNorm
     shared 12 ×1 / ×2 / ×2 gap      one convolution of 12 channels, used 1, 2 and 2 times (`x1` is read too)
@@ -10,13 +11,15 @@
 
 Heads, each ending in a linear layer: `gap` (global average pooling), `flat` (all values), `gdconv` (global depthwise
 convolution). Options follow in any order: `deskew 5` (make every digit upright and equally high, the standard deviation
-of its rows being 5 pixels), `crop 2` (cut a border of 2 pixels), `dropout 0.05` (after each pooling).
+of its rows being 5 pixels), `crop 2` (cut a border of 2 pixels), `squeeze 8` (a 1×1 convolution to 8 channels before
+each pooling), `dropout 0.05` (after each pooling).
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise, zip_longest
 
 import torch
@@ -27,6 +30,7 @@ from s5.networks import layers
 
 CONVOLUTIONS = {
     "conv": layers.conv_block,
+    "conv5": partial(layers.conv_block, kernel=5),
     "separable": layers.separable_block,
     "plain": layers.plain_conv_block,
 }
@@ -42,10 +46,12 @@ USES = (MAX_LAYERS, "number of uses (×1 to ×64)", "×")
 OPTIONS = {  # in the order of writing
     "deskew": (14.0, "standard deviation in pixels (above 0, at most 14)"),
     "crop": (13, "border in pixels (1 to 13)"),
+    "squeeze": (4096, CHANNELS[1]),
     "dropout": (0.99, "probability (above 0, at most 0.99)"),
 }
 BLOCKS = {  # what the numbers of the stages mean, and the heads and options that are allowed
     "conv": (CHANNELS, HEADS, OPTIONS),
+    "conv5": (CHANNELS, HEADS, OPTIONS),
     "separable": (CHANNELS, HEADS, OPTIONS),
     "plain": (CHANNELS, HEADS, OPTIONS),
     "shared": (USES, HEADS, ("deskew", "crop")),
@@ -69,6 +75,7 @@ class Network:
     channels: int = 0  # shared: of the one convolution
     deskew: float = 0.0
     crop: int = 0
+    squeeze: int = 0
     dropout: float = 0.0
 
     def __str__(self) -> str:
@@ -112,9 +119,12 @@ class Network:
         return nn.Sequential(layers.Deskew(self.deskew), network) if self.deskew else network
 
     def _layers(self) -> list[nn.Module]:
-        """Crop, if any; convolutions with pooling and dropout in between; the head."""
+        """Crop, if any; convolutions with squeezing, pooling and dropout in between; the head."""
         blocks, before = [nn.ZeroPad2d(-self.crop)] if self.crop else [], 1
         for number, stage in enumerate(self.stages):
+            if number and self.squeeze:
+                blocks += layers.conv_block(before, self.squeeze, kernel=1)
+                before = self.squeeze
             blocks += [nn.MaxPool2d(2)] if number else []
             blocks += [nn.Dropout(self.dropout)] if number and self.dropout else []
             for channels in stage:
@@ -160,8 +170,9 @@ def _parse(block: str = "", *words: str) -> Network:
         values[name] = _number(value, *OPTIONS[name])
     if (28 - 2 * values.get("crop", 0)) >> (len(stages) - 1) == 0:
         raise ValueError(f"the image is too small to be pooled {len(stages) - 1} times")
-    if "dropout" in values and len(stages) == 1:
-        raise ValueError("dropout follows the pooling (/), and there is none")
+    for name in values.keys() & {"squeeze", "dropout"}:
+        if len(stages) == 1:
+            raise ValueError(f"{name} stands at each pooling (/), and there is none")
     return Network(block, stages, words[end] if heads else "", channels, **values)
 
 

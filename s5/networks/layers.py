@@ -14,9 +14,10 @@ MAX_SLANT = 1.5  # pixels sideways for each pixel down that `deskew` takes away 
 MIN_SCALE, MAX_SCALE = 0.6, 1.6  # of `deskew`
 
 
-def conv_block(inputs: int, outputs: int) -> list[nn.Module]:
-    """3×3 convolution, BatchNorm, ReLU."""
-    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+def conv_block(inputs: int, outputs: int, kernel: int = 3) -> list[nn.Module]:
+    """Convolution of an odd kernel size, which keeps the size of the map; BatchNorm, ReLU."""
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+    return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 def plain_conv_block(inputs: int, outputs: int) -> list[nn.Module]:

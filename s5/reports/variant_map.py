@@ -53,7 +53,7 @@ def ancestors(name: str) -> list[str]:
 
 
 def path_to(name: str) -> str:
-    """The way to a variant, e.g. "1 fully_connected → 2 pytorch_example → **3 first_experiment**", in Markdown."""
+    """The way to a variant, e.g. "1 fully_connected → 2 pytorch_example → **3 two_convolutions**", in Markdown."""
     return " → ".join([*(f"{NUMBERS[each]} {each}" for each in ancestors(name)), f"**{NUMBERS[name]} {name}**"])
 
 
