@@ -17,7 +17,7 @@ from tests.utils import ROOT, make_trial, read_strictly, run_here
 
 def stand_in(variant, seed: int, changes: dict | None = None, precision: str = "float32", weights=None, **_) -> Trial:
     """A replacement for `run_trial` that returns at once."""
-    if variant == "sgd":
+    if variant == "dropout":
         raise RuntimeError("no luck today")
     known = find_variant(variant)
     if weights is not None:
@@ -176,9 +176,9 @@ def test_the_options_of_ray_are_passed_on(path, monkeypatch):
 
 
 def test_a_failed_trial_is_counted_and_the_others_are_summarised(path, capsys):
-    assert command.main(["--variants", "sgd,s5", "--seeds", "0-1", "--data", "sample"]) == 1
+    assert command.main(["--variants", "dropout,s5", "--seeds", "0-1", "--data", "sample"]) == 1
     output = capsys.readouterr().out
-    assert "sgd, seed 0: FAILED, RuntimeError: no luck today" in output
+    assert "dropout, seed 0: FAILED, RuntimeError: no luck today" in output
     assert "s5       2 99.400   99.400" in output
 
 

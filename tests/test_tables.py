@@ -52,18 +52,18 @@ def test_summary_table():
 
 def test_comparison_table():
     trials = [
-        *several("original", 99.20, 99.25, 99.22),
-        *several("sgd", 99.40, 99.46, 99.41),
+        *several("five_convolutions", 99.20, 99.25, 99.22),
+        *several("augmentation", 99.40, 99.46, 99.41),
         *several("dropout", 99.40, 99.30, 99.45),
         *several("separable", 99.30),
     ]
     table = tables.comparison_table(trials).set_index("Variant")
-    assert list(table.index) == ["sgd", "dropout", "separable"]  # without a parent in the ledger there is no row
-    assert list(table["Against"]) == ["original", "sgd", "sgd"]
+    assert list(table.index) == ["augmentation", "dropout", "separable"]  # a row for each that has a parent
+    assert list(table["Against"]) == ["five_convolutions", "augmentation", "augmentation"]
     assert list(table["Beyond seed noise"]) == ["yes", "no", "not tested"]  # a single seed is not tested
     own, others = ({each.seed: each.accuracy for each in part} for part in (trials[3:6], trials[:3]))
-    assert table.loc["sgd", "Points"] == "+0.200"
-    assert table.loc["sgd", "p, Holm"] == f"{2 * paired_difference(own, others)['p']:.2g}"  # two were tested
+    assert table.loc["augmentation", "Points"] == "+0.200"
+    assert table.loc["augmentation", "p, Holm"] == f"{2 * paired_difference(own, others)['p']:.2g}"  # two were tested
     untested = ["Paired 95%", "p, Holm", "Pooled 95%", "p, pooled, Holm"]
     assert list(table.loc["separable", untested]) == ["–"] * 4
 
@@ -72,22 +72,23 @@ def test_pooled_noise_decides_where_three_seeds_alone_cannot():
     def near(variant, error):  # nearly the same spread of the errors' logarithm everywhere
         return several(variant, *(100 - error * factor for factor in (0.9, 1.0, 1 / 0.9)))
 
-    trials = [*near("original", 1.8), *near("no_augmentation", 1.8), *near("sgd", 0.9)]
+    trials = [*near("five_convolutions", 1.8), *near("augmentation", 0.9), *near("original", 1.8)]
     deviation, freedom = tables.seed_noise(trials)
     assert (deviation, freedom) == (pytest.approx(-math.log(0.9), abs=2e-3), 6)
     table = tables.compared_variants(trials).set_index("variant")
     tests = {
         name: pooled_difference(math.log1p(table.loc[name, "errors_mean"] / 100), 3, deviation, freedom)
-        for name in ("sgd", "no_augmentation")
+        for name in ("augmentation", "original")
     }
-    assert table.loc["sgd", "errors_low"] == pytest.approx(100 * math.expm1(tests["sgd"]["low"]))
-    assert table.loc["sgd", "errors_p"] == pytest.approx(2 * max(test["p"] for test in tests.values()), rel=1e-3)
+    row = table.loc["augmentation"]
+    assert row["errors_low"] == pytest.approx(100 * math.expm1(tests["augmentation"]["low"]))
+    assert row["errors_p"] == pytest.approx(2 * max(test["p"] for test in tests.values()), rel=1e-3)
     assert list(table["beyond_noise"]) == ["yes", "yes"]
 
 
 def test_a_collapsed_training_is_counted_and_in_no_mean():
     own = several("no_batchnorm", 99.0, 99.1, 11.17)
-    others = several("sgd", 99.4, 99.41, 99.42)
+    others = several("augmentation", 99.4, 99.41, 99.42)
     row = tables.summary_table([*own, *others]).set_index("Variant").loc["no_batchnorm"]
     assert list(row[["Seeds", "Mean", "Minimum"]]) == ["2 of 3", "99.050", "99.00"]
     assert tables.seed_noise([*own, *others]) == tables.seed_noise([*own[:2], *others])
@@ -96,18 +97,18 @@ def test_a_collapsed_training_is_counted_and_in_no_mean():
 
 
 def test_image_table():
-    plain, dropout = trial(0, 99.9, "sgd"), trial(0, 99.7, "dropout")  # wrong are images 0–9 and 0–29
+    plain, dropout = trial(0, 99.9, "augmentation"), trial(0, 99.7, "dropout")  # wrong are images 0–9 and 0–29
     (row,) = tables.image_table([plain, dropout, trial(1, 99.4, "separable")], 0).to_dict("records")
     p = f"{mcnemar(plain.mistakes.keys(), dropout.mistakes.keys()):.2g}"
     counts = {"Only this wrong": 20, "Only parent wrong": 0, "Both wrong": 10}
-    assert row == {"Variant": "dropout", "Against": "sgd", **counts, "p": p, "p, Holm": p}
+    assert row == {"Variant": "dropout", "Against": "augmentation", **counts, "p": p, "p, Holm": p}
 
 
 def test_precision_table_pairs_by_seed_within_a_recipe():
     trials = [
         *(trial(seed, 99.3 + seed / 100, precision="float32") for seed in (0, 1, 2)),
         *(trial(seed, 99.39 + seed / 50, precision="bfloat16") for seed in (1, 2, 3)),
-        trial(1, 99.0, "sgd"),
+        trial(1, 99.0, "augmentation"),
         *(trial(seed, 90.0, recipe=replace(FINAL, epochs=1)) for seed in (0, 1)),
         *(trial(4, accuracy, precision=name) for name, accuracy in (("float32", 99.4), ("bfloat16", 11.0))),
     ]
@@ -123,7 +124,7 @@ def test_tried_table_has_what_is_not_current_by_budget_and_loss():
         trial(0, 99.4),
         trial(0, 99.2, recipe=quick),
         trial(1, 99.3, recipe=quick, loss=0.8),
-        trial(1, 99.1, recipe=quick, network="Net", variant="sgd"),  # the same seed again, under another name
+        trial(1, 99.1, recipe=quick, network="Net", variant="augmentation"),  # the same seed again, under another name
         trial(0, 99.5, "to_99_0", replace(SGD, teacher="wide"), loss=0.5),
         trial(0, 99.0, "shared 20 ×1 / ×2 gdconv", replace(MILD, epochs=15, scale=0.1), parameters=4490),
         trial(0, 99.6, "wide", MILD, parameters=141_946),

@@ -130,7 +130,7 @@ def test_the_code_of_a_users_network_goes_with_its_trial(small):
 
 
 def test_a_network_is_found_by_name_line_file_or_class():
-    assert find_variant("sgd") is VARIANTS["sgd"]
+    assert find_variant("augmentation") is VARIANTS["augmentation"]
     assert find_variant("CONV 4  gap").name == "conv 4 gap"
     assert find_variant(small_network).name.startswith("small_network@")
     for network, message in (

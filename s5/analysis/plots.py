@@ -71,10 +71,10 @@ def _draw_lines(axes, runs, threshold, shown):
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
-    _label_ends(axes, lines, "{:.2f}%" if quantity == "accuracy" else "{:.4g}", last_epoch)
+    label_ends(axes, lines, "{:.2f}%" if quantity == "accuracy" else "{:.4g}", last_epoch)
 
 
-def _label_ends(axes, lines, form, last_epoch):
+def label_ends(axes, lines, form, last_epoch):
     """Write the name and last value of each line to the right of `axes`, without overlaps."""
     to_axes = axes.transScale + axes.transLimits
     heights = spread([to_axes.transform(line.get_xydata()[-1])[1] for line in lines], axes.figure)
@@ -147,13 +147,13 @@ def plot_digits(images, labels, columns=10, title="Images and their labels", cla
 
 
 @styled()
-def plot_augmentation(images, augmented):
-    """Digits and, below them, their augmented versions, (V, N, 28, 28): one row for each of V random draws."""
+def plot_augmentation(images, augmented, names=None):
+    """Digits and, below them, their augmented versions, (V, N, 28, 28): one row for each of V random draws or names."""
     # Both are mapped to 0–1, so that uint8 and normalised floats share one scale of brightness.
     rows = [np.interp(part, (part.min(), part.max()), (0, 1)) for part in map(np.asarray, (images[None], augmented))]
     tiles = np.concatenate(rows)
     figure = tile_figure(tiles.reshape(-1, *tiles.shape[2:]), len(images), "Digits before and after augmentation")
-    for row, name in enumerate(["original", *(f"draw {draw}" for draw in range(1, len(tiles)))]):
+    for row, name in enumerate(["original", *(names or [f"draw {draw}" for draw in range(1, len(tiles))])]):
         figure.axes[0].text(-0.05, row * (1 + GAP) + 0.5 + GAP, name, ha="right", va="center")
     return figure
 
@@ -185,16 +185,20 @@ def plot_filters(conv):
 
 
 @styled()
-def plot_learning_rate(recipe, images):
-    """The learning rate of every step of a recipe, for so many training images."""
-    steps_per_epoch = recipe.steps_per_epoch(images)
-    steps = np.arange(recipe.epochs * steps_per_epoch)
-    rates = [recipe.learning_rate * recipe.learning_rate_factor(step, steps_per_epoch) for step in steps.tolist()]
+def plot_learning_rate(recipe, images, *others):
+    """The learning rate of every step of a recipe, for so many training images, and that of other recipes."""
     figure = Picture(figsize=(WIDTH, 2.4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(steps / steps_per_epoch, rates)
+    for each in (recipe, *others):
+        steps_per_epoch = each.steps_per_epoch(images)
+        steps = np.arange(each.epochs * steps_per_epoch)
+        rates = [each.learning_rate * each.learning_rate_factor(step, steps_per_epoch) for step in steps.tolist()]
+        axes.plot(steps / steps_per_epoch, rates, label=f"{each.optimizer}, {each.schedule}, {each.learning_rate:g}")
     axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, recipe.epochs), ylim=(0, None))
     axes.set_title(f"The learning rate rises for {recipe.warmup:.0%} of the steps, then falls in a line to 0")
+    if others:
+        axes.legend()
+        axes.set_title("The learning rate during training")
     return figure
 
 

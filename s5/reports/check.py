@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -22,17 +23,16 @@ from s5.analysis.statistics import describe_seeds
 from s5.experiments.claims import BASELINE, CLAIMS, FASHION_CLAIMS, Claim
 from s5.experiments.ledger import parse_line, select
 from s5.experiments.trial import IMAGES, Trial
-from s5.experiments.variants import VARIANTS
 from s5.inference.trained import load_trained, trained_networks
-from s5.reports import tables
+from s5.reports import tables, transfer
 from s5.reports.cards import trial_of_weights
 from s5.reports.pages import FIGURES, alternatives, has_text, texts
-from s5.reports.sections import result_table
 from s5.reports.variant_map import map_table, plot_map
 from s5.training.files import LEDGER, ROOT
 from s5.training.mnist import DATA_FOLDER, FILES, load_data
 
-NOTEBOOKS = (ROOT / "ERAv4_MNIST_model_S5.ipynb", ROOT / "ERAv4_MNIST_model_experiments.ipynb")
+EXPERIMENTS = ROOT / "ERAv4_MNIST_model_experiments.ipynb"
+NOTEBOOKS = (ROOT / "ERAv4_MNIST_model_S5.ipynb", EXPERIMENTS)
 SEED = 100  # of the runs that the experiments notebook compares image by image
 REWRITTEN = "803cc17a156790b5aaac4d87f2db52cd486fcc73"  # the commit of the ledger in today's form; now it only grows
 STRICT_FROM = "2026-12-01"  # what a claim that was frozen before this day misses is only noted
@@ -69,12 +69,13 @@ def stale_outputs(trials: list[Trial]) -> Iterator[str]:
     """Texts, tables and titles of figures that the ledger gives, and no notebook shows."""
     recorded, figures = tables.current_trials("validation", trials), alternatives(trials)
     shown = {
-        "all variants": tables.summary_table(recorded),
+        "the ladder": tables.ladder_table(recorded),
         "all comparisons": tables.comparison_table(recorded),
         "image by image": tables.image_table(recorded, SEED),
-        "all that was tried": tables.tried_table(trials),
-        **{f"the result of {name}": result_table(recorded, name) for name in VARIANTS},
+        "where it holds": transfer.transfer_table(trials),
     }
+    for names in sections():
+        shown[f"the result of {', '.join(names)}"] = tables.ladder_table(recorded, names)
     expected = {
         "the seeds of s5": describe_seeds([trial.mistakes.keys() for trial in CLAIMS["s5"].trials(trials)], IMAGES),
         "the noise": tables.describe_noise(recorded),
@@ -86,6 +87,13 @@ def stale_outputs(trials: list[Trial]) -> Iterator[str]:
     stored = "".join(map(_outputs, NOTEBOOKS))
     if missing := [name for name, text in expected.items() if text not in stored]:
         yield f"the notebooks do not show what the ledger gives: {', '.join(missing)}. Run them again"
+
+
+def sections() -> list[list[str]]:
+    """The names of the variants in each section of the experiments notebook."""
+    source = json.loads(EXPERIMENTS.read_text(encoding="utf-8"))["cells"]
+    calls = re.findall(r"^section\((.*)\)$", "\n".join("".join(cell["source"]) for cell in source), re.MULTILINE)
+    return [re.findall(r'"(\w+)"', call) for call in calls]
 
 
 def _outputs(notebook: Path) -> str:

@@ -6,13 +6,14 @@ All functions return a `Picture`, as those of `s5.analysis.plots` do.
 import numpy as np
 import pandas as pd
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from s5.analysis.plots import tile_figure
+from s5.analysis.plots import label_ends, tile_figure
 from s5.analysis.statistics import CLAIMED_ACCURACY
 from s5.analysis.style import COLOURS, FAINT, INK, WIDTH, Picture, accuracy_axis, draw_threshold, styled
 from s5.experiments.claims import BUDGETS
 from s5.experiments.figures import budget_axis
+from s5.reports.tables import COLLAPSED
 from s5.training.command_line import plural
 
 FRONTIER_TICKS = [96, 97, 98, 98.5, 99, 99.2, 99.4, 99.5, 99.6, 99.7, 99.8]  # percent
@@ -27,6 +28,55 @@ COLUMNS = {  # of the table below the frontier: heading, position in the axes, a
 OWN = "●"  # the mark of our networks in that table
 ROW = 0.19  # inches, a row of that table
 HARDEST = 30  # images
+CURVE_LIMITS, CURVE_TICKS = (97, 99.65), [96, 97, 98, 98.5, 99, 99.2, 99.4, 99.6]  # percent, the same in all sections
+
+
+@styled()
+def plot_variants(title, variants, parents, own):
+    """Loss and validation accuracy over the epochs: a thin line per seed, a thick one for their mean.
+
+    variants, parents: `{name: histories of its seeds}`; parents are grey. own: `{name: history}` of runs just made,
+    drawn dotted. The axis of the accuracy is the same for all variants; the inset shows all of it.
+    """
+    figure = Picture(figsize=(WIDTH, 4), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    whole = accuracy.inset_axes([0.08, 0.72, 0.3, 0.26])
+    drawn, runs = [], {**parents, **variants}
+    shades = dict.fromkeys(parents, FAINT) | dict(zip(variants, COLOURS, strict=False))
+    is_detailed = len(variants) == 1  # more lines would hide each other
+    for name, histories in runs.items():
+        colour, seeds = shades[name], [pd.DataFrame(history).astype(float).set_index("epoch") for history in histories]
+        for seed in seeds:
+            for axes in (accuracy, whole):
+                axes.plot(seed["eval_accuracy"], "-", color=colour, linewidth=0.7, alpha=0.5)
+        good = [seed for seed in seeds if seed["eval_accuracy"].iloc[-1] > COLLAPSED]
+        middle = pd.concat(good).groupby("epoch").mean()
+        drawn += accuracy.plot(middle["eval_accuracy"], "-", color=colour, linewidth=2, label=name)
+        loss.plot(middle["train_loss"], color=colour, linewidth=2, linestyle="--" if is_detailed else "-", label=name)
+        if is_detailed:
+            loss.plot(middle["eval_loss"], "-", color=colour, linewidth=2)
+    for name, history in own.items():
+        run = pd.DataFrame(history).astype(float).set_index("epoch")
+        loss.plot(run["train_loss"], color=shades[name], linestyle=":", marker="o")
+        for axes in (accuracy, whole):
+            axes.plot(run["eval_accuracy"], color=shades[name], linestyle=":", marker="o")
+    last = max(line.get_xdata().max() for line in drawn)
+    for axes in (loss, accuracy):
+        axes.set(xlabel="epoch", xlim=(0.5, last + 0.5))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    loss.set_yscale("log")
+    loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.minorticks_off()
+    loss.set_ylabel("loss (mean per image)" if is_detailed else "training loss (mean per image)")
+    loss.set_title("dashed: training, solid: validation" if is_detailed else "training loss", fontsize=10)
+    accuracy_axis(accuracy, CURVE_LIMITS, limits=CURVE_LIMITS, ticks=CURVE_TICKS)
+    accuracy.set_title("validation accuracy; thin: each seed", fontsize=10)
+    whole.set(ylim=(0, 100), xticks=[], yticks=[0, 50, 100], xlim=(0.5, last + 0.5))
+    whole.set_facecolor("#F5F5F5")
+    label_ends(accuracy, drawn, "{:.2f}%", last)
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure
 
 
 @styled()

@@ -1,35 +1,38 @@
-"""The sections of the experiments notebook: a variant's place and network, its training, and the result."""
+"""The sections of the experiments notebook: what was changed, the training, and the result."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
 from helpers import build, fit
 from s5.analysis import inspection, plots
-from s5.analysis.drawing import plot_network
+from s5.analysis.drawing import plot_networks
 from s5.analysis.notebook import Code, Folded, LiveFigure, Table, epoch_table
-from s5.analysis.statistics import mean_text
 from s5.analysis.style import Picture
-from s5.experiments.ledger import minutes_on_a_cpu, select
+from s5.experiments.ledger import select
 from s5.experiments.trial import Trial
 from s5.experiments.variants import VARIANTS, code, recipe_change
-from s5.reports.tables import comparison_table, seeds_text, trained
-from s5.reports.variant_map import path_to
+from s5.reports.plots import plot_variants
+from s5.reports.tables import ladder_table
+from s5.training.augmentation import augment
 from s5.training.mnist import MnistData
 from s5.training.progress import Epoch
 
 MODES = ("recorded", "short", "full")
 SHORT = 2  # epochs of a short run
+DIGITS = 12  # that are shown as a variant's augmentation changes them
 
 
 @dataclass
 class Sections:
-    """Shows the section of a variant. `runs`: "recorded" trains nothing and shows the recorded run of `seed`, "short"
-    trains two epochs, "full" by the whole recipe. Raises ValueError for anything else.
+    """Shows the section of one or several variants.
+
+    `runs`: "recorded" trains nothing, "short" trains two epochs, "full" by the whole recipe; the recorded runs are
+    shown in each. Raises ValueError for anything else.
     """
 
     data: MnistData
@@ -37,73 +40,87 @@ class Sections:
     runs: str = "recorded"
     seed: int = 100
     device: str | torch.device = "auto"
-    histories: dict[str, list[Epoch]] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.runs not in MODES:
             raise ValueError(f"RUNS must be one of {', '.join(MODES)}, not {self.runs!r}")
 
-    def __call__(self, name: str) -> None:
-        """Display the section of a variant.
+    def __call__(self, *names: str) -> None:
+        """Display the section of these variants. Raises ValueError if one is unknown or has no recorded run."""
+        for name in names:
+            if name not in VARIANTS or not select(self.recorded, variant=name):
+                known = [each for each in VARIANTS if select(self.recorded, variant=each)]
+                raise ValueError(f"there is no recorded variant {name!r}; there are {', '.join(known)}")
+        self.show_change(names)
+        self.train(names)
+        display(Table(ladder_table(self.recorded, names)))
 
-        Raises KeyError if there is none of this name, and ValueError if it has no recorded run, or none of the seed.
-        """
-        seeds = [trial.seed for trial in select(self.recorded, variant=VARIANTS[name].name)]
-        if not seeds or (self.runs == "recorded" and self.seed not in seeds):
-            known = ", ".join(map(str, sorted(seeds))) or "none"
-            raise ValueError(f"{name} has no recorded run of seed {self.seed}; there are {known}")
-        self.network(name)
-        self.train(name)
-        display(Table(result_table(self.recorded, name)))
+    def show_change(self, names: Iterable[str]) -> None:
+        """What was changed, in words and drawn; folded: the networks and recipes."""
+        drawn, recipes, details = {}, {}, []
+        lines = [f"- **{name}**{_parent_text(name)}: {VARIANTS[name].change}" for name in names]
+        display(Markdown("\n".join(lines)))
+        for name in names:
+            variant, parent = VARIANTS[name], VARIANTS.get(VARIANTS[name].parent)
+            model = build(variant.build, self.seed)
+            cost = f"{inspection.count_parameters(model):,} parameters, {inspection.count_macs(model):,} multiply-adds"
+            if parent is None or parent.network != variant.network:
+                drawn[f"{name}: {variant.network_name}, {cost}"] = (model, parent and build(parent.build, self.seed))
+            if parent:
+                recipes |= dict.fromkeys((parent.recipe, variant.recipe))
+            details += [name, Code(code(name)), str(inspection.summary(model)), recipe_change(name)]
+        if drawn:
+            display(plot_networks(drawn))
+        if len({(recipe.schedule, recipe.learning_rate) for recipe in recipes}) > 1:
+            first, *others = recipes
+            display(plots.plot_learning_rate(first, len(self.data.train_images), *others))
+        elif len({recipe.augments for recipe in recipes}) > 1:
+            display(self._augmented({name: VARIANTS[name].recipe for name in names}))
+        display(Folded("Networks, layers and recipes", *details))
 
-    def network(self, name: str) -> None:
-        """Its place on the map, the time of a run, its network, and what is long, folded."""
-        variant, trials = VARIANTS[name], select(self.recorded, variant=name)
-        length = f"{trials[0].epochs} epochs in {minutes_on_a_cpu(trials):.1f} minutes (median)"
-        display(Markdown(f"{path_to(name)} · recorded runs: {length}"))
-        model = build(variant.build, self.seed)
-        cost = f"{inspection.count_parameters(model):,} parameters, {inspection.count_macs(model):,} multiply-adds"
-        display(plot_network(model, f"{variant.network_name}: {cost}"))
-        layers = str(inspection.summary(model))
-        display(Folded("Network, layers and recipe", Code(code(name)), layers, recipe_change(name)))
+    def _augmented(self, recipes: dict) -> Picture:
+        """Some digits, and as each recipe changes them at random."""
+        images = self.data.train_images[:DIGITS].cpu()
+        generators = [torch.Generator().manual_seed(self.seed) for _ in recipes]
+        rows = [augment(images, recipe, each)[:, 0] for recipe, each in zip(recipes.values(), generators, strict=True)]
+        return plots.plot_augmentation(images, torch.stack(rows), list(recipes))
 
-    def train(self, name: str) -> None:
-        """Train it, or take the recorded run of the seed, and draw the curves beside the parent's and other seeds'."""
-        variant, trials = VARIANTS[name], select(self.recorded, variant=name)
-        parents = select(self.recorded, variant=variant.parent, seed=self.seed)
-        parent = {trial.variant: trial.curve for trial in parents}
-        band = [trial.curve for trial in trained(trials)]
+    def train(self, names: Iterable[str]) -> None:
+        """Draw the recorded runs beside those of the parents; but for "recorded", train them once more."""
+        curves = {name: [trial.curve for trial in select(self.recorded, variant=name)] for name in VARIANTS}
+        variants = {name: curves[name] for name in names}
+        parents = {VARIANTS[name].parent: curves[VARIANTS[name].parent] for name in names if VARIANTS[name].parent}
+        parents = {name: each for name, each in parents.items() if name not in variants}
+        own: dict[str, list[Epoch]] = {}
 
         def draw(history: list[Epoch], title: str) -> Picture:
-            run = "recorded run" if self.runs == "recorded" else "this run"
-            end = f"{run}, seed {self.seed}: {history[-1]['eval_accuracy']:.2f}% in epoch {history[-1]['epoch']}"
-            title = title or f"{name}, {end}; band: {len(band)} recorded seeds"
-            return plots.plot_curves(history, title, None, "validation", parent, band)
+            ran = {name: history} if history else {}
+            return plot_variants(title or _finding(self.recorded, names), variants, parents, own | ran)
 
         if self.runs == "recorded":
-            history = select(trials, seed=self.seed)[0].curve
-            display(draw(history, ""))
-        else:
+            display(draw([], ""))
+            return
+        for name in names:
+            variant = VARIANTS[name]
             recipe = variant.recipe.changed(epochs=SHORT) if self.runs == "short" else variant.recipe
-            live = LiveFigure(name, recipe.epochs, draw)
-            model = build(variant.build, self.seed)
-            history = fit(model, self.data, recipe, seed=self.seed, device=self.device, progress=live)
-        self.histories[name] = history
-        seconds = sum(epoch["seconds"] for epoch in history)
-        display(Folded(f"All {len(history)} epochs, {seconds / 60:.1f} minutes", epoch_table(history)))
+            model, live = build(variant.build, self.seed), LiveFigure(name, recipe.epochs, draw)
+            own[name] = fit(model, self.data, recipe, seed=self.seed, device=self.device, threads=1, progress=live)
+            minutes = sum(epoch["seconds"] for epoch in own[name]) / 60
+            title = f"This run of {name}, seed {self.seed}: {len(own[name])} epochs, {minutes:.1f} minutes"
+            display(Folded(title, epoch_table(own[name], "validation")))
 
 
-def result_table(trials: list[Trial], name: str) -> pd.DataFrame:
-    """A variant's recorded accuracy, in percent, and the change of its errors against its parent, as one row.
+def _parent_text(name: str) -> str:
+    """Where a variant comes from, in Markdown."""
+    parent = VARIANTS[name].parent
+    return f", from *{parent}*" if parent else ""
 
-    Seeds whose training collapsed are named, and in no mean.
-    """
-    group = select(trials, variant=name)
-    accuracies = [trial.accuracy for trial in trained(group)]
-    row = {"Recorded runs": name, "Seeds": seeds_text(group), "Accuracy": f"{mean_text(accuracies, 3)}%"}
-    if collapsed := [f"seed {trial.seed}: {trial.accuracy:.2f}%" for trial in group if trial not in trained(group)]:
-        row["Collapsed"] = ", ".join(collapsed)
-    compared = comparison_table(trials).rename(columns={"Pooled 95%": "95%"})
-    for change in compared[compared["Variant"] == name].to_dict("records"):
-        row |= {column: change[column] for column in ("Against", "Points", "Errors", "95%", "Beyond seed noise")}
-    return pd.DataFrame([row])
+
+def _finding(trials: list[Trial], names: Iterable[str]) -> str:
+    """The accuracies of variants, and of a single one the change of its errors, as a title."""
+    rows = ladder_table(trials, names).to_dict("records")
+    found = [f"{row['Variant']} {row['Accuracy'].split()[0]}%" for row in rows]
+    if len(rows) == 1 and rows[0]["Against"] != "–":
+        noise = {"yes": "beyond seed noise", "no": "within seed noise"}.get(rows[0]["Beyond seed noise"], "not tested")
+        found += [f"{rows[0]['Errors']} errors against {rows[0]['Against']}, {noise}"]
+    return "; ".join(found)

@@ -11,6 +11,7 @@ from statistics import mean, median
 import pandas as pd
 
 from s5.analysis import statistics
+from s5.analysis.inspection import receptive_field
 from s5.experiments.claims import BASELINE, BUDGETS, CLAIMS, MILD
 from s5.experiments.compare import network_table
 from s5.experiments.ledger import by_variant, mean_loss, minutes_on_a_cpu, read_ledger, select
@@ -135,6 +136,29 @@ def tried_table(trials: list[Trial]) -> pd.DataFrame:
         row |= network_table({f"`{network}`": group}).iloc[0].drop(["Multiply-adds", "Std"])
         rows.append((-budget, mean_loss(group), row | {"Precision": precision, "Recipe": recipe}))
     return pd.DataFrame([row for *_, row in sorted(rows, key=lambda item: item[:2])])
+
+
+def ladder_table(trials: list[Trial], names: Iterable[str] = VARIANTS) -> pd.DataFrame:
+    """One row per variant that has trials: its network's size and cost, its accuracy, its errors against its parent.
+
+    A seed whose training collapsed is in no mean, but in the number of seeds ("2 of 3").
+    """
+    compared = compared_variants(trials).set_index("variant").to_dict("index")
+    rows = []
+    for name in names:
+        group, change = select(trials, variant=name), compared.get(name)
+        if not group:
+            continue
+        row = {"Variant": name, "Parameters": group[0].parameters, "Multiply-adds": group[0].macs}
+        row |= {"Receptive field": receptive_field(VARIANTS[name].build()), "Seeds": seeds_text(group)}
+        row |= {"Accuracy": f"{statistics.mean_text([trial.accuracy for trial in trained(group)], 2)}%"}
+        row |= dict.fromkeys(("Against", "Errors", "95%", "Beyond seed noise"), "–")
+        if change:
+            row |= {"Against": change["against"], "Errors": f"{change['errors_mean']:+.0f}%"}
+            row["95%"] = _interval(change["errors_low"], change["errors_high"], "{:+.0f}%")
+            row["Beyond seed noise"] = change["beyond_noise"]
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def comparison_table(trials: list[Trial]) -> pd.DataFrame:

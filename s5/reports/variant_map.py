@@ -1,4 +1,4 @@
-"""The family tree of the variants as one figure, with what each change gained; the way to a variant as a line."""
+"""The family tree of the variants as one figure, with what each change gained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from s5.experiments.trial import Trial
 from s5.experiments.variants import VARIANTS
 from s5.reports.tables import compared_variants, seeds_text, trained
 
-NUMBERS = {name: number for number, name in enumerate(VARIANTS, 1)}  # of a variant's section in the notebook
+PLACES = {name: place for place, name in enumerate(VARIANTS)}
 VERDICTS = {  # of `compared_variants`: colour, marker and meaning; better and worse are told apart if beyond noise
     "fewer errors": (COLOURS[0], "o", "fewer errors, beyond seed noise"),
     "more errors": (COLOURS[1], "o", "more errors, beyond seed noise"),
@@ -30,13 +30,13 @@ CHANGE_TICKS = (-99.9, -99, -90, -70, -50, -30, 0, 40, 100, 900, 9900)  # percen
 def map_table(trials: list[Trial]) -> pd.DataFrame:
     """One row per variant that has trials, a parent before its children: what `plot_map` draws.
 
-    Columns: number (of the section), name, parent (or None), depth (steps from the first variant), seeds
+    Columns: name, parent (or None), depth (steps from the first variant), seeds
     (`tables.seeds_text`), mean (in percent); errors_mean, errors_low, errors_high (the change against the parent in
     percent, NaN if unknown) and verdict (a key of VERDICTS, "" without a parent).
     """
     groups, rows = by_variant(trials), []
-    for name in sorted(groups, key=lambda name: [NUMBERS[each] for each in (*ancestors(name), name)]):
-        row = {"number": NUMBERS[name], "name": name, "parent": VARIANTS[name].parent, "depth": len(ancestors(name))}
+    for name in sorted(groups, key=lambda name: [PLACES[each] for each in (*ancestors(name), name)]):
+        row = {"name": name, "parent": VARIANTS[name].parent, "depth": len(ancestors(name))}
         row |= {"seeds": seeds_text(groups[name]), "mean": mean(trial.accuracy for trial in trained(groups[name]))}
         rows.append(row)
     compared = compared_variants(trials).set_index("variant")
@@ -50,11 +50,6 @@ def ancestors(name: str) -> list[str]:
     """The variants from the first one to the parent."""
     parent = VARIANTS[name].parent
     return [*ancestors(parent), parent] if parent else []
-
-
-def path_to(name: str) -> str:
-    """The way to a variant, e.g. "1 fully_connected → 2 pytorch_example → **3 two_convolutions**", in Markdown."""
-    return " → ".join([*(f"{NUMBERS[each]} {each}" for each in ancestors(name)), f"**{NUMBERS[name]} {name}**"])
 
 
 @styled()
@@ -109,7 +104,7 @@ def _draw_branch(axes, place: int, start: int | None, row) -> None:
         axes.plot([corner, corner], [start + 0.32, place], "-", color="#BBBBBB", linewidth=1, zorder=1)
         arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.4, "shrinkA": 0}
         axes.annotate("", (x, place), (corner, place), arrowprops=arrow)
-    text = f"{row.number}  {row.name}  {row.mean:.2f}% ({row.seeds})"
+    text = f"{row.name}  {row.mean:.2f}% ({row.seeds})"
     axes.text(x + 0.012, place, text, va="center", fontsize=9, color=colour if row.verdict != "no" else INK)
 
 
