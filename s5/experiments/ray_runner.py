@@ -57,7 +57,7 @@ def run_on_ray(
     """
     check_writable(ledger)
     waiting, running, failed = deque(trials), {}, 0
-    with tqdm(total=len(trials), unit="trial") as bar, _connected(address, install) as ray:
+    with tqdm(total=len(trials), unit="trial", disable=None) as bar, _connected(address, install) as ray:
         available = ray.cluster_resources().get("GPU", 0)
         if gpus > available:
             raise ClusterError(f"a trial takes {gpus:g} GPUs, and the cluster has {available:g}")

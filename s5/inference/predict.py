@@ -66,7 +66,7 @@ def read_digits(model: nn.Module, sources: list[str]) -> list[dict]:
     the "label" if the folder of the file is named by a digit.
     """
     results, prepared = [], []
-    for source in tqdm(sources, leave=False, unit="image", disable=len(sources) <= MANY):
+    for source in tqdm(sources, leave=False, unit="image", disable=len(sources) <= MANY or None):
         folder = Path(source).parent.name
         results.append({"image": source} | ({"label": int(folder)} if folder in tuple("0123456789") else {}))
         try:
