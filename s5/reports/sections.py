@@ -104,7 +104,10 @@ class Sections:
             variant = VARIANTS[name]
             recipe = variant.recipe.changed(epochs=SHORT) if self.runs == "short" else variant.recipe
             model, live = build(variant.build, self.seed), LiveFigure(name, recipe.epochs, draw)
-            own[name] = fit(model, self.data, recipe, seed=self.seed, device=self.device, threads=1, progress=live)
+            history = fit(model, self.data, recipe, seed=self.seed, device=self.device, threads=1, progress=live)
+            if not history:  # interrupted in the first epoch
+                return
+            own[name] = history
             minutes = sum(epoch["seconds"] for epoch in own[name]) / 60
             title = f"This run of {name}, seed {self.seed}: {len(own[name])} epochs, {minutes:.1f} minutes"
             display(Folded(title, epoch_table(own[name], "validation")))
