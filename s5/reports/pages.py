@@ -98,6 +98,7 @@ def sections(trials: list[Trial]) -> dict[str, str]:
         f"{low:.2f}–{high:.2f}%), {shown.seconds / 60:.1f} minutes ({shown.device}).",
         "summary": f"```\n{inspection.summary(Net())}\n```",
         "noise": tables.describe_noise(validated).replace("\n", " "),
+        "precision-difference": tables.describe_precision(trials),
         "transfer-order": describe_order(trials),
         "variants": "\n".join(
             f"- **{variant.name}**: {variant.change} Expected: {variant.target}" for variant in VARIANTS.values()
