@@ -17,7 +17,7 @@ from s5.analysis import plots, style
 from s5.experiments.claims import BUDGETS
 from s5.experiments.ledger import read_ledger
 from s5.reports import tables
-from s5.reports.plots import COLUMNS, plot_frontier, plot_hardest, plot_training_time
+from s5.reports.plots import COLUMNS, plot_frontier, plot_hardest, plot_training_time, plot_variants
 from s5.training.augmentation import normalize
 from s5.training.files import PEERS
 from s5.training.mnist import DATA_SETS
@@ -82,36 +82,27 @@ def test_figure_has_no_side_effects_and_does_not_depend_on_the_style_of_the_call
 
 def test_curves_contain_the_data_and_show_the_last_values():
     history = make_history()
-    figure = plots.plot_curves(history, others={"parent": make_history([97.0])})
+    figure = plots.plot_curves(history)
     for axes, quantity, form in zip(figure.axes, ("loss", "accuracy"), ("{:.4g}", "{:.2f}%"), strict=True):
         for line, prefix, name in zip(axes.lines, ("train", "eval"), ("train", "test"), strict=False):
             values = [row[f"{prefix}_{quantity}"] for row in history]
             np.testing.assert_allclose(line.get_xydata(), list(enumerate(values, 1)))
             assert f"{name} {form.format(values[-1])}" in texts(axes)
-    assert any(text.startswith("parent 97.00%") for text in texts(figure.axes[1]))
     assert "99.4%" in texts(figure.axes[1])  # the threshold
 
 
 def test_curves_skip_epochs_without_evaluation():
-    figure = plots.plot_curves(make_history([98.0, None, 99.0, None], [97.0, 98.0, 98.5, 98.6]), eval_name="validation")
+    figure = plots.plot_curves(make_history([98.0, None, 99.0, None], [97.0, 98.0, 98.5, 98.6]))
     np.testing.assert_array_equal(figure.axes[1].lines[1].get_xdata(), [1, 3])
-    assert "validation 99.00% (epoch 3)" in texts(figure.axes[1])
+    assert "test 99.00% (epoch 3)" in texts(figure.axes[1])
     figure = plots.plot_curves(make_history([None], [60.0]), threshold=None)
     assert texts(figure.axes[1]) == ["train 60.00%"]
 
 
 def test_curve_labels_do_not_overlap_and_are_inside_the_figure():
-    others = {f"a rather long name {i}": make_history([50.0, 99.4 - i / 1000]) for i in range(9)}
-    figure = plots.plot_curves(make_history(), others=others)
+    variants = {f"a rather long name {i}": [make_history([50.0, 99.4 - i / 1000])] for i in range(7)}
+    figure = plot_variants("", variants, {}, {})
     assert_apart([text for text in figure.axes[1].texts if text.get_text().startswith("a rather")], figure)
-
-
-def test_band_reaches_from_the_lowest_to_the_highest_seed_inside_the_axes():
-    band = [make_history([98.0, 99.0]), make_history([10.0, 99.2]), make_history([97.5])]
-    axes = plots.plot_curves(make_history(), band=band).axes[1]
-    (path,) = axes.collections[0].get_paths()
-    assert path.get_extents().bounds == pytest.approx((1, 10.0, 1, 89.2))
-    assert axes.get_ylim()[0] < 10
 
 
 def test_digits_with_their_labels():
@@ -218,7 +209,7 @@ def test_frontier_joins_the_points_that_no_smaller_one_equals():
 def test_frontier_has_a_table_of_all_networks(recorded):
     rows = np.array(texts(recorded.axes[1])).reshape(len(COLUMNS), -1).T.tolist()
     assert ["●", "below_500", "496", "98.39%", "–", "mean of 5 seeds"] in rows
-    assert ["13", "original document (TSAI S5)", "18,214", "99.37%", "99.44%"] in [row[:5] for row in rows]
+    assert ["□", "original document (TSAI S5)", "18,214", "99.37%", "99.44%"] in [row[:5] for row in rows]
 
 
 def test_frontier_texts_do_not_overlap(recorded):

@@ -11,11 +11,22 @@ import math
 import numpy as np
 import pandas as pd
 from matplotlib.colors import CenteredNorm, Normalize
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from torch import nn
 
 from s5.analysis.inspection import run_observed
-from s5.analysis.style import COLOURS, FAINT, INK, STYLE, WIDTH, Picture, accuracy_axis, draw_threshold, styled
+from s5.analysis.style import (
+    COLOURS,
+    FAINT,
+    INK,
+    STYLE,
+    WIDTH,
+    Picture,
+    accuracy_axis,
+    draw_threshold,
+    loss_axis,
+    styled,
+)
 from s5.training.mnist import DIGITS
 
 MAX_MISTAKES = 100  # that are shown: on harder data than MNIST there are many more
@@ -23,55 +34,38 @@ GAP, CAPTION = 0.08, 0.26  # between the tiles of a grid, and for the caption ab
 
 
 @styled()
-def plot_curves(history, title=None, threshold=99.4, eval_name="test", others=None, band=None):
-    """Loss and accuracy of one run in training and evaluation, each line labelled with its last value.
+def plot_curves(history, title=None, threshold=99.4):
+    """Loss and accuracy of one run on the training and test images, each line labelled with its last value.
 
     history: a list of dicts, one per epoch: epoch (from 1), train_loss, train_accuracy, eval_loss, eval_accuracy;
     losses are means per image, accuracies in percent, eval_* is None in epochs without evaluation.
-    threshold: an accuracy in percent that is drawn as a line, or None. eval_name: the split of eval_*.
-    others: `{name: history}` of runs to compare with, drawn without their training lines, or None.
-    band: histories of other seeds of this run, drawn as a band from the lowest to the highest value, or None.
+    threshold: an accuracy in percent that is drawn as a line, or None.
     """
     figure = Picture(figsize=(WIDTH, 3.8), layout="constrained")
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        lines = {"train": (history, f"train_{quantity}"), eval_name: (history, f"eval_{quantity}")}
-        lines |= {name: (other, f"eval_{quantity}") for name, other in (others or {}).items()}
-        edges = []
-        if band:  # in the colour of the second line; before the lines, since the places of labels depend on the limits
-            epochs = pd.DataFrame(itertools.chain(*band)).astype(float).groupby("epoch")[f"eval_{quantity}"]
-            lowest, highest = epochs.min().dropna(), epochs.max().dropna()
-            axes.fill_between(lowest.index, lowest, highest, color=COLOURS[1], alpha=0.2, linewidth=0, zorder=1)
-            edges = [*lowest, *highest]
-        _draw_lines(axes, lines, threshold, edges)
+        _draw_lines(axes, history, quantity, threshold)
     epoch, accuracy = history[-1]["epoch"], history[-1]["eval_accuracy"]
-    result = "" if accuracy is None else f": {accuracy:.2f}% {eval_name} accuracy"
+    result = "" if accuracy is None else f": {accuracy:.2f}% test accuracy"
     figure.suptitle(title or f"Epoch {epoch}{result}", x=0.01, ha="left")
     return figure
 
 
-def _draw_lines(axes, runs, threshold, shown):
-    """Draw lines `{name: (history, key)}` of losses or accuracies by epoch, each labelled with its last value.
-
-    shown: other values that an axis of accuracies contains.
-    """
+def _draw_lines(axes, history, quantity, threshold):
+    """Draw the losses or accuracies of a history by epoch, each labelled with its last value."""
     values, lines = [], []
-    for name, (history, key) in runs.items():
+    for name, key in (("train", f"train_{quantity}"), ("test", f"eval_{quantity}")):
         points = pd.DataFrame(history)[["epoch", key]].astype(float).dropna().to_numpy()
         values += list(points[:, 1])
         if len(points):
             lines += axes.plot(*points.T, label=name, marker="o" if len(points) <= 30 else None)
-    quantity, last_epoch = key.split("_")[-1], max(len(history) for history, _ in runs.values())
-    axes.set(xlabel="epoch", ylabel="loss (mean per image)", xlim=(0.5, last_epoch + 0.5))
+    axes.set(xlabel="epoch", ylabel="loss (mean per image)", xlim=(0.5, len(history) + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     if quantity == "accuracy":
-        accuracy_axis(axes, [*values, *shown] if threshold is None else [*values, *shown, threshold])
+        accuracy_axis(axes, values if threshold is None else [*values, threshold])
         draw_threshold(axes, threshold)
     else:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.minorticks_off()
-    label_ends(axes, lines, "{:.2f}%" if quantity == "accuracy" else "{:.4g}", last_epoch)
+        loss_axis(axes)
+    label_ends(axes, lines, "{:.2f}%" if quantity == "accuracy" else "{:.4g}", len(history))
 
 
 def label_ends(axes, lines, form, last_epoch):

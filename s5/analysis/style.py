@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -96,6 +97,14 @@ def accuracy_axis(axes, values, axis="y", limits=(98, 99.8), ticks=ACCURACY_TICK
     getattr(axes, f"set_{axis}ticks")(ticks, [f"{tick:g}" for tick in ticks])
     getattr(axes, f"set_{axis}lim")(*unstretch([low - 0.1, high + 0.1]))
     getattr(axes, f"set_{axis}label")("accuracy (%), log scale of the error")
+
+
+def loss_axis(axes):
+    """A logarithmic scale for losses, with plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
 
 
 def draw_threshold(axes, threshold, axis="y"):

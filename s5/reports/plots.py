@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from s5.analysis.plots import label_ends, tile_figure
 from s5.analysis.statistics import CLAIMED_ACCURACY
-from s5.analysis.style import COLOURS, FAINT, INK, WIDTH, Picture, accuracy_axis, draw_threshold, styled
+from s5.analysis.style import COLOURS, FAINT, INK, WIDTH, Picture, accuracy_axis, draw_threshold, loss_axis, styled
 from s5.experiments.claims import BUDGETS
 from s5.experiments.figures import budget_axis
 from s5.reports.tables import COLLAPSED
@@ -25,7 +25,7 @@ COLUMNS = {  # of the table below the frontier: heading, position in the axes, a
     "best": ("best epoch", 0.64, "right"),
     "made": ("how it was made", 0.665, "left"),
 }
-OWN = "●"  # the mark of our networks in that table
+OWN, PEER = "●", "□"  # the marks of our networks and of others in that table
 ROW = 0.19  # inches, a row of that table
 HARDEST = 30  # images
 CURVE_LIMITS, CURVE_TICKS = (97, 99.65), [96, 97, 98, 98.5, 99, 99.2, 99.4, 99.6]  # percent, the same in all sections
@@ -64,10 +64,7 @@ def plot_variants(title, variants, parents, own):
     for axes in (loss, accuracy):
         axes.set(xlabel="epoch", xlim=(0.5, last + 0.5))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    loss.set_yscale("log")
-    loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    loss.yaxis.set_major_formatter("{x:g}")
-    loss.minorticks_off()
+    loss_axis(loss)
     loss.set_ylabel("loss (mean per image)" if is_detailed else "training loss (mean per image)")
     loss.set_title("dashed: training, solid: validation" if is_detailed else "training loss", fontsize=10)
     accuracy_axis(accuracy, CURVE_LIMITS, limits=CURVE_LIMITS, ticks=CURVE_TICKS)
@@ -81,7 +78,7 @@ def plot_variants(title, variants, parents, own):
 
 @styled()
 def plot_frontier(points, peers):
-    """Mean accuracy against the number of parameters; other people's networks are numbered. All are in a table below.
+    """Mean accuracy against the number of parameters, of ours and other people's networks. All are in a table below.
 
     A line joins the networks that are more accurate than all smaller ones. Vertical lines are the budgets.
 
@@ -91,7 +88,7 @@ def plot_frontier(points, peers):
     points = points.sort_values(["parameters", "mean"], ascending=[True, False])
     is_on_front = points["mean"] > points["mean"].cummax().shift(fill_value=-np.inf)
     peers = peers.sort_values("parameters")
-    peers = peers.assign(mark=range(1, len(peers) + 1), shown=peers["last"].fillna(peers["best"]))
+    peers = peers.assign(mark=PEER, shown=peers["last"].fillna(peers["best"]))
     rows = len(points) + len(peers) + 1.5
     figure = Picture(figsize=(WIDTH, 5.4 + ROW * rows), layout="constrained")
     axes, below = figure.subplots(2, 1, height_ratios=[5.4, ROW * rows])
@@ -134,17 +131,14 @@ def _draw_points(axes, front, rest):
 
 
 def _draw_peers(axes, peers):
-    """Other people's networks, each with its number on the side where the next one is farther away."""
+    """Other people's networks; those that are larger than the axis at its right edge."""
     edge = axes.get_xlim()[1]
-    places = [min(parameters, edge) for parameters in peers["parameters"]]
-    gaps = [np.inf, *np.diff(np.log(places)), 0]
     style = {"color": COLOURS[1], "markerfacecolor": "white", "clip_on": False, "linestyle": "none", "zorder": 4}
-    style["label"] = "others: last epoch if known, mostly one seed (numbers: see below)"
-    for row, x, left, right in zip(peers.itertuples(), places, gaps, gaps[1:], strict=False):
-        axes.plot(x, row.shown, "s" if x < edge else ">", markersize=5, **style)
-        offset, side = ((-5, 0), "right") if left > right else ((5, 0), "left")
-        _label(axes, str(row.mark), (x, row.shown), offset, COLOURS[1], ha=side, va="center")
-        style.pop("label", None)
+    label = "others: last epoch if known, mostly one seed, chosen on test"
+    is_inside = peers["parameters"] < edge
+    inside, outside = peers[is_inside], peers[~is_inside]
+    axes.plot(inside["parameters"], inside["shown"], "s", markersize=5, label=label, **style)
+    axes.plot([edge] * len(outside), outside["shown"], ">", markersize=5, **style)
     axes.set_xlabel(f"{axes.get_xlabel()}; ▷: larger than fits here")
 
 
