@@ -14,6 +14,8 @@ from tests.utils import assert_same_weights
 WEIGHTS = {
     "linear 24": -0.2925,
     "conv 8 16 / 32 / 40 gap dropout 0.05": 1.5319,
+    "conv5 8 / 25 / 20 gap": 0.9044,
+    "conv 4 8 / 20 48 / 76 gap squeeze 8": 4.6022,
     "plain 4 8 / 16 32 / 40 gap": 2.6896,
     "conv 4 8 / 16 32 / 40 flat": 1.8756,
     "separable 16 32 / 64 72 / 96 gap": 2.4778,
@@ -30,16 +32,16 @@ WEIGHTS = {
 }
 
 BAD_LINES = {
-    "": '"" is no block (conv, separable, plain, shared, shared-separable, cellular, linear)',
-    "net": '"net" is no block (conv, separable, plain, shared, shared-separable, cellular, linear)',
+    "": '"" is no block (conv, conv5, separable, plain, shared, shared-separable, cellular, linear)',
+    "net": '"net" is no block (conv, conv5, separable, plain, shared, shared-separable, cellular, linear)',
     "conv / 8 gap": "a channel count (1 to 4096) is missing",
     "conv 4 8 / 16 q gap": '"q" is no channel count (1 to 4096)',
     "conv 4 4097 gap": '"4097" is no channel count (1 to 4096)',
     "conv 4 8": "a head is missing (gap, flat, gdconv)",
     "conv 1 / 2 / 3 / 4 / 5 / 6 gap": "the image is too small to be pooled 5 times",
     "conv 4 gap crop 14": '"14" is no border in pixels (1 to 13)',
-    "conv 4 gap shift 2": '"shift" is no option of conv (deskew, crop, dropout)',
-    "conv 4 gap dropout 0.1": "dropout follows the pooling (/), and there is none",
+    "conv 4 gap shift 2": '"shift" is no option of conv (deskew, crop, squeeze, dropout)',
+    "conv 4 gap dropout 0.1": "dropout stands at each pooling (/), and there is none",
     "shared 4 4 gap": '"4" is no number of uses (×1 to ×64)',
     "shared 4 ×1 ×2 gap": "a number of uses is followed by / or a head",
     "shared 4 ×60 / ×5 gap": "more than 64 layers",
