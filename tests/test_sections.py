@@ -106,8 +106,8 @@ def test_table_and_folded_show_no_index_and_escape_text():
         assert "77" not in text
         assert "`" not in text
         assert "1,234" in text
-    assert '<td style="text-align: left">&lt;b&gt;</td>' in Table(frame)._repr_html_()
-    assert '<td style="text-align: right">1,234</td>' in Table(frame)._repr_html_()
+    assert '<td style="text-align: left; white-space: nowrap">&lt;b&gt;</td>' in Table(frame)._repr_html_()
+    assert '<td style="text-align: right; white-space: nowrap">1,234</td>' in Table(frame)._repr_html_()
     folded = re.sub("<[^<>]*>", "", Folded("a < b", "1 < 2", Code("if a < b:"), frame)._repr_html_())
     assert " ".join(folded.split()) == "a &lt; b1 &lt; 2if a &lt; b: A B &lt;b&gt; 1,234"
 
@@ -182,5 +182,5 @@ def test_ladder_counts_a_collapsed_seed_and_leaves_it_out_of_the_mean(recorded):
     table = tables.ladder_table(recorded).set_index("Variant")
     assert list(table.index) == [name for name in VARIANTS if select(recorded, variant=name)]
     assert list(table.loc["fully_connected", ["Parameters", "Receptive field", "Against"]]) == [19_090, 28, "–"]
-    row = table.loc["no_batchnorm", ["Receptive field", "Seeds", "Accuracy", "Against", "Beyond seed noise"]]
-    assert list(row) == [24, "2 of 3", "98.72 ± 0.35%", "augmentation", "yes"]
+    row = table.loc["no_batchnorm", ["Receptive field", "Seeds", "Accuracy (%)", "Against", "Beyond noise"]]
+    assert list(row) == [24, "2 of 3", "98.72 ± 0.35", "augmentation", "yes"]

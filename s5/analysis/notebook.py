@@ -18,6 +18,7 @@ from s5.analysis.style import Picture
 
 BAR = 20  # characters
 SECONDS_BETWEEN = 2  # drawings of a live figure
+SHORT = 24  # characters: columns of a table with shorter cells are not wrapped
 PRE = "white-space: pre; overflow-x: auto; font-family: monospace"
 
 
@@ -29,11 +30,17 @@ class Table:
         self.options = {"index": False, "formatters": dict.fromkeys(frame.select_dtypes("integer"), "{:,}".format)}
 
     def _repr_html_(self) -> str:
-        # Notebooks align everything to the right; text is easier to read from the left.
-        numbers = (self.frame[name].astype(str).str.fullmatch("[-+−]?[0-9.,e-]+%?|–").all() for name in self.frame)
-        sides = itertools.cycle("right" if each else "left" for each in numbers)
-        cells = self.frame.to_html(border=0, **self.options).replace(' style="text-align: right;"', "")
-        return re.sub("(<t[hd])>", lambda match: f'{match[1]} style="text-align: {next(sides)}">', cells)
+        # Notebooks align everything to the right, and wrap even numbers; text is easier to read from the left.
+        styles = {"<th": [], "<td": []}
+        for name in self.frame:
+            cells = self.frame[name].astype(str)
+            is_number = cells.str.fullmatch("[-+−]?[0-9.,e-]+%?|–").all()
+            styles["<th"].append(f"text-align: {'right' if is_number else 'left'}")
+            wrap = "normal" if cells.str.len().max() > SHORT else "nowrap"
+            styles["<td"].append(f"{styles['<th'][-1]}; white-space: {wrap}")
+        rows = self.frame.to_html(border=0, **self.options).replace(' style="text-align: right;"', "")
+        of_cells = {kind: itertools.cycle(each) for kind, each in styles.items()}
+        return re.sub("(<t[hd])>", lambda match: f'{match[1]} style="{next(of_cells[match[1]])}">', rows)
 
     def __repr__(self) -> str:
         return self.frame.to_string(**self.options)

@@ -40,7 +40,7 @@ def plot_variants(title, variants, parents, own):
     """
     figure = Picture(figsize=(WIDTH, 4), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
-    whole = accuracy.inset_axes([0.08, 0.72, 0.3, 0.26])
+    whole = accuracy.inset_axes([0.07, 0.76, 0.25, 0.22])
     drawn, runs = [], {**parents, **variants}
     shades = dict.fromkeys(parents, FAINT) | dict(zip(variants, COLOURS, strict=False))
     is_detailed = len(variants) == 1  # more lines would hide each other

@@ -122,8 +122,8 @@ def _parent_text(name: str) -> str:
 def _finding(trials: list[Trial], names: Iterable[str]) -> str:
     """The accuracies of variants, and of a single one the change of its errors, as a title."""
     rows = ladder_table(trials, names).to_dict("records")
-    found = [f"{row['Variant']} {row['Accuracy'].split()[0]}%" for row in rows]
+    found = [f"{row['Variant']} {row['Accuracy (%)'].split()[0]}%" for row in rows]
     if len(rows) == 1 and rows[0]["Against"] != "–":
-        noise = {"yes": "beyond seed noise", "no": "within seed noise"}.get(rows[0]["Beyond seed noise"], "not tested")
+        noise = {"yes": "beyond seed noise", "no": "within seed noise"}.get(rows[0]["Beyond noise"], "not tested")
         found += [f"{rows[0]['Errors']} errors against {rows[0]['Against']}, {noise}"]
     return "; ".join(found)

@@ -138,6 +138,12 @@ def tried_table(trials: list[Trial]) -> pd.DataFrame:
     return pd.DataFrame([row for *_, row in sorted(rows, key=lambda item: item[:2])])
 
 
+@cache  # each takes a second
+def variant_field(name: str) -> int:
+    """The receptive field of a variant's network: see `inspection.receptive_field`."""
+    return receptive_field(VARIANTS[name].build())
+
+
 def ladder_table(trials: list[Trial], names: Iterable[str] = VARIANTS) -> pd.DataFrame:
     """One row per variant that has trials: its network's size and cost, its accuracy, its errors against its parent.
 
@@ -150,13 +156,13 @@ def ladder_table(trials: list[Trial], names: Iterable[str] = VARIANTS) -> pd.Dat
         if not group:
             continue
         row = {"Variant": name, "Parameters": group[0].parameters, "Multiply-adds": group[0].macs}
-        row |= {"Receptive field": receptive_field(VARIANTS[name].build()), "Seeds": seeds_text(group)}
-        row |= {"Accuracy": f"{statistics.mean_text([trial.accuracy for trial in trained(group)], 2)}%"}
-        row |= dict.fromkeys(("Against", "Errors", "95%", "Beyond seed noise"), "–")
+        row |= {"Receptive field": variant_field(name), "Seeds": seeds_text(group)}
+        row["Accuracy (%)"] = statistics.mean_text([trial.accuracy for trial in trained(group)], 2)
+        row |= dict.fromkeys(("Against", "Errors", "95%", "Beyond noise"), "–")
         if change:
             row |= {"Against": change["against"], "Errors": f"{change['errors_mean']:+.0f}%"}
-            row["95%"] = _interval(change["errors_low"], change["errors_high"], "{:+.0f}%")
-            row["Beyond seed noise"] = change["beyond_noise"]
+            row["95%"] = _interval(change["errors_low"], change["errors_high"], "{:+.0f}")
+            row["Beyond noise"] = change["beyond_noise"]
         rows.append(row)
     return pd.DataFrame(rows)
 
