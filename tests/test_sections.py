@@ -135,7 +135,7 @@ def test_short_section_trains_and_leaves_one_figure_of_each(shown, recorded, sma
     assert "no_batchnorm: plain 4 8 / 16 32 / 40 gap, 18,114 parameters" in drawing.text_alternative()
     assert "augmentation: the same recipe" in re.sub("<[^<>]*>", "", details._repr_html_())
     assert first.text_alternative() == curves.text_alternative()
-    assert curves.text_alternative().startswith("no_batchnorm 98.72%; flattened 99.51%")
+    assert curves.text_alternative().startswith("no_batchnorm 98.72% to flattened 99.51%")
     assert epochs.title.startswith("This run of no_batchnorm, seed 100: 2 epochs")
     assert list(result.frame["Variant"]) == ["no_batchnorm", "flattened"]
 

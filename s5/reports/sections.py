@@ -120,10 +120,10 @@ def _parent_text(name: str) -> str:
 
 
 def _finding(trials: list[Trial], names: Iterable[str]) -> str:
-    """The accuracies of variants, and of a single one the change of its errors, as a title."""
-    rows = ladder_table(trials, names).to_dict("records")
-    found = [f"{row['Variant']} {row['Accuracy (%)'].split()[0]}%" for row in rows]
-    if len(rows) == 1 and rows[0]["Against"] != "–":
-        noise = {"yes": "beyond seed noise", "no": "within seed noise"}.get(rows[0]["Beyond noise"], "not tested")
-        found += [f"{rows[0]['Errors']} errors against {rows[0]['Against']}, {noise}"]
-    return "; ".join(found)
+    """The accuracies of the first and last variant, or of a single one with the change of its errors, as a title."""
+    first, *_, last = [*ladder_table(trials, names).to_dict("records")] * 2
+    found = [f"{row['Variant']} {row['Accuracy (%)'].split()[0]}%" for row in (first, last)]
+    if first["Variant"] != last["Variant"]:
+        return " to ".join(found)
+    noise = {"yes": "beyond seed noise", "no": "within seed noise"}.get(last["Beyond noise"], "not tested")
+    return found[0] + (f": {last['Errors']} errors against {last['Against']}, {noise}" if last["Errors"] != "–" else "")
