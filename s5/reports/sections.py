@@ -89,8 +89,8 @@ class Sections:
         """Draw the recorded runs beside those of the parents; but for "recorded", train them once more."""
         curves = {name: [trial.curve for trial in select(self.recorded, variant=name)] for name in VARIANTS}
         variants = {name: curves[name] for name in names}
-        parents = {VARIANTS[name].parent: curves[VARIANTS[name].parent] for name in names if VARIANTS[name].parent}
-        parents = {name: each for name, each in parents.items() if name not in variants}
+        parents = dict.fromkeys(VARIANTS[name].parent for name in names)
+        parents = {name: curves[name] for name in parents if curves.get(name) and name not in variants}
         own: dict[str, list[Epoch]] = {}
 
         def draw(history: list[Epoch], title: str) -> Picture:
@@ -104,7 +104,7 @@ class Sections:
             variant = VARIANTS[name]
             recipe = variant.recipe.changed(epochs=SHORT) if self.runs == "short" else variant.recipe
             model, live = build(variant.build, self.seed), LiveFigure(name, recipe.epochs, draw)
-            history = fit(model, self.data, recipe, seed=self.seed, device=self.device, threads=1, progress=live)
+            history = fit(model, self.data, recipe, seed=self.seed, device=self.device, progress=live)
             if not history:  # interrupted in the first epoch
                 return
             own[name] = history
