@@ -24,7 +24,7 @@ def several(variant, *accuracies, **changes):
 
 
 def test_current_trials_are_of_the_variants_as_they_are_and_of_the_claims():
-    good = trial(0, 99.4)
+    good, again = trial(0, 99.4), trial(1, 99.4)
     claimed = trial(0, 99.5, split="test")
     before = trial(0, 99.3, "original", split="test", precision="float32")
     others = [
@@ -36,7 +36,7 @@ def test_current_trials_are_of_the_variants_as_they_are_and_of_the_claims():
         trial(10, 99.9, split="test"),  # no seed of the claim
         trial(1, 99.4, split="test", precision="float32"),
     ]
-    assert tables.current_trials("validation", [good, claimed, before, *others]) == [good]
+    assert tables.current_trials("validation", [good, again, claimed, before, *others]) == [good, again]
     assert tables.current_trials("test", [good, claimed, before, *others]) == [before, claimed]
 
 
@@ -45,7 +45,7 @@ def test_summary_table():
     assert list(table["Variant"]) == ["original", "s5"]
     row = table.iloc[1]
     assert (row["Seeds"], row["Mean"], row["Std"], row["Minimum"]) == ("2", "99.420", "0.028", "99.40")
-    assert (row["Best-epoch bias"], row["Seconds per epoch"]) == ("0.000", f"{12.5 / 20:.1f}")
+    assert row["Best-epoch bias"] == "0.000"
     assert row["Wilson 95%"] == "{:.2f}–{:.2f}".format(*wilson_interval(9942, 10_000))
     assert table.iloc[0]["Std"] == "–"
 

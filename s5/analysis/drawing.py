@@ -24,28 +24,29 @@ def plot_networks(networks):
     """Maps as blocks, as high as the map and the wider the more channels; above, the kind and parameters of each layer.
 
     networks: `{title: (model, parent)}`, one below the other; blocks that the parent, a model or None, does not have
-    are orange. Convolutions, pooling, dropout and linear layers are drawn, in the order in which they run; the
-    parameters of the BatchNorm after a convolution ("BN") are counted with it, and those of a layer that is used again
-    only once.
+    are orange; without a parent the numbers of parameters are. Convolutions, pooling, dropout and linear layers are
+    drawn, in the order in which they run; the parameters of the BatchNorm after a convolution ("BN") are counted with
+    it, and those of a layer that is used again only once.
     """
     figure = Picture(figsize=(WIDTH, HEIGHT * len(networks)), layout="constrained")
     panels = figure.subplots(len(networks), squeeze=False)[:, 0]
     for axes, (title, (model, parent)) in zip(panels, networks.items(), strict=True):
         blocks = _blocks(model)
-        _draw(axes, blocks, _blocks(parent) if parent else blocks)
+        _draw(axes, blocks, parent and _blocks(parent))
         axes.set_title(title, fontsize=10)
     return figure
 
 
 def _draw(axes, blocks, parent_blocks):
     """The blocks of one network; those that are not among the parent's, in their order, in another colour."""
-    matches = SequenceMatcher(None, blocks, parent_blocks, autojunk=False).get_matching_blocks()
+    matches = SequenceMatcher(None, blocks, parent_blocks or blocks, autojunk=False).get_matching_blocks()
+    ink = INK if parent_blocks else COLOURS[1]
     kept = {match.a + place for match in matches for place in range(match.size)}
     gap = 1 / len(blocks)
     for number, (kind, parameters, shape) in enumerate(blocks):
         x, colour = gap * (number + 0.5), COLOURS[0] if number in kept else COLOURS[1]
         axes.text(x, 1.52, kind, ha="center", va="bottom", color=FAINT, fontsize=7.5)
-        axes.text(x, 1.44, f"{parameters:,}" if parameters else "", ha="center", va="top", color=COLOURS[1], fontsize=8)
+        axes.text(x, 1.44, f"{parameters:,}" if parameters else "", ha="center", va="top", color=ink, fontsize=8)
         channels, side = shape[0], shape[1] if len(shape) > 1 else 1
         width, height = gap * min(0.9, 0.08 + 0.09 * channels**0.5), max(0.04, side / SIDE)
         axes.add_patch(Rectangle((x - width / 2, (1 - height) / 2), width, height, color=colour, linewidth=0))

@@ -147,7 +147,8 @@ def plot_augmentation(images, augmented, names=None):
     rows = [np.interp(part, (part.min(), part.max()), (0, 1)) for part in map(np.asarray, (images[None], augmented))]
     tiles = np.concatenate(rows)
     figure = tile_figure(tiles.reshape(-1, *tiles.shape[2:]), len(images), "Digits before and after augmentation")
-    for row, name in enumerate(["original", *(names or [f"draw {draw}" for draw in range(1, len(tiles))])]):
+    rows = ["unchanged", *names] if names else ["original", *(f"draw {draw}" for draw in range(1, len(tiles)))]
+    for row, name in enumerate(rows):
         figure.axes[0].text(-0.05, row * (1 + GAP) + 0.5 + GAP, name, ha="right", va="center")
     return figure
 
@@ -180,14 +181,18 @@ def plot_filters(conv):
 
 @styled()
 def plot_learning_rate(recipe, images, *others):
-    """The learning rate of every step of a recipe, for so many training images, and that of other recipes."""
+    """The learning rate of every step of a recipe, grey if there are others, for so many training images."""
     figure = Picture(figsize=(WIDTH, 2.4), layout="constrained")
     axes = figure.subplots()
     for each in (recipe, *others):
         steps_per_epoch = each.steps_per_epoch(images)
         steps = np.arange(each.epochs * steps_per_epoch)
         rates = [each.learning_rate * each.learning_rate_factor(step, steps_per_epoch) for step in steps.tolist()]
-        axes.plot(steps / steps_per_epoch, rates, label=f"{each.optimizer}, {each.schedule}, {each.learning_rate:g}")
+        style = {"drawstyle": "steps-post" if each.schedule_every == "epoch" else "default"}
+        style |= {"color": FAINT} if others and each is recipe else {}
+        axes.plot(
+            steps / steps_per_epoch, rates, "-", label=f"{each.schedule}, at most {each.learning_rate:g}", **style
+        )
     axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, recipe.epochs), ylim=(0, None))
     axes.set_title(f"The learning rate rises for {recipe.warmup:.0%} of the steps, then falls in a line to 0")
     if others:

@@ -120,7 +120,7 @@ VARIANTS = {
             "conv 12 / 32 / 48 gap",
             NOT_AUGMENTED,
             parent="two_convolutions",
-            change="A third, narrower convolution after a second pooling.",
+            change="A second pooling and a third convolution; the others are narrower.",
             target="Clearly better: an output now sees 18×18 pixels, most of a digit.",
         ),
         Variant(
@@ -128,7 +128,7 @@ VARIANTS = {
             "conv 8 16 / 32 / 40 gap",
             NOT_AUGMENTED,
             parent="three_convolutions",
-            change="A fourth convolution at full resolution, all of them narrower.",
+            change="A second convolution at full resolution; the first and the last are narrower.",
             target="A little better: the same budget in more steps, and 20×20 pixels.",
         ),
         Variant(
@@ -136,8 +136,8 @@ VARIANTS = {
             "Net",
             NOT_AUGMENTED,
             parent="four_convolutions",
-            change="Net: a fifth convolution at half resolution; the first is narrower.",
-            target="No clear difference: an output sees 24×24 pixels, but little is left to see.",
+            change="Net: a second convolution at half resolution; the first two are narrower.",
+            target="A little better again. (Written after its first runs.)",
         ),
         Variant(
             "rotation",
@@ -161,7 +161,7 @@ VARIANTS = {
             SGD,
             parent="five_convolutions",
             change="Rotation ±10°, translation ±10%, scale ±10% and shear ±6°.",
-            target="Clearly better: 20 passes over the same images can be learnt by heart.",
+            target="A mean above 99.4%, clearly better: 20 passes over the same images can be learnt by heart.",
         ),
         Variant(
             "original",
@@ -232,7 +232,7 @@ VARIANTS = {
             "conv 4 8 / 12 18 / 24 gap",
             SGD,
             parent="augmentation",
-            change="Narrower everywhere: fewer than 8,000 parameters.",
+            change="Narrower after the first pooling: fewer than 8,000 parameters.",
             target="About 99.3%.",
         ),
         Variant(
@@ -240,7 +240,7 @@ VARIANTS = {
             "conv 4 8 / 10 14 / 18 gap",
             SGD,
             parent="budget_8k",
-            change="Fewer than 5,000 parameters.",
+            change="Narrower again: fewer than 5,000 parameters.",
             target="About 99.2%.",
         ),
         Variant(
@@ -248,7 +248,7 @@ VARIANTS = {
             "conv 4 5 / 6 8 / 11 gap",
             SGD,
             parent="budget_5k",
-            change="Fewer than 2,000 parameters.",
+            change="Narrower everywhere: fewer than 2,000 parameters.",
             target="About 98.8%.",
         ),
         Variant(
@@ -256,7 +256,7 @@ VARIANTS = {
             "conv 3 3 / 4 6 / 7 gap",
             SGD,
             parent="budget_2k",
-            change="Fewer than 1,000 parameters.",
+            change="Narrower again: fewer than 1,000 parameters.",
             target="About 98%.",
         ),
         Variant(

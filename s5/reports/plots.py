@@ -36,21 +36,22 @@ def plot_variants(title, variants, parents, own):
     """Loss and validation accuracy over the epochs: a thin line per seed, a thick one for their mean.
 
     variants, parents: `{name: histories of its seeds}`; parents are grey. own: `{name: history}` of runs just made,
-    drawn dotted. The axis of the accuracy is the same for all variants; the inset shows all of it.
+    drawn dotted. The axis of the accuracy is the same for all variants. Where training collapsed, an inset shows all
+    of it, and the mean is of the others.
     """
     figure = Picture(figsize=(WIDTH, 4), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
-    whole = accuracy.inset_axes([0.07, 0.76, 0.25, 0.22])
-    drawn, runs = [], {**parents, **variants}
+    drawn, lowest, runs = [], 100, {**parents, **variants}
     shades = dict.fromkeys(parents, FAINT) | dict(zip(variants, COLOURS, strict=False))
     is_detailed = len(variants) == 1  # more lines would hide each other
     for name, histories in runs.items():
         colour, seeds = shades[name], [pd.DataFrame(history).astype(float).set_index("epoch") for history in histories]
+        ends = [seed["eval_accuracy"].iloc[-1] for seed in seeds]
+        lowest = min(lowest, *ends)
         for seed in seeds:
-            for axes in (accuracy, whole):
-                axes.plot(seed["eval_accuracy"], "-", color=colour, linewidth=0.7, alpha=0.5)
-        good = [seed for seed in seeds if seed["eval_accuracy"].iloc[-1] > COLLAPSED]
-        middle = pd.concat(good).groupby("epoch").mean()
+            accuracy.plot(seed["eval_accuracy"], "-", color=colour, linewidth=0.7, alpha=0.5)
+        middle = pd.concat(seed for seed, end in zip(seeds, ends, strict=True) if end > COLLAPSED)
+        middle = middle.groupby("epoch").mean()
         drawn += accuracy.plot(middle["eval_accuracy"], "-", color=colour, linewidth=2, label=name)
         loss.plot(middle["train_loss"], color=colour, linewidth=2, linestyle="--" if is_detailed else "-", label=name)
         if is_detailed:
@@ -58,8 +59,7 @@ def plot_variants(title, variants, parents, own):
     for name, history in own.items():
         run = pd.DataFrame(history).astype(float).set_index("epoch")
         loss.plot(run["train_loss"], color=shades[name], linestyle=":", marker="o")
-        for axes in (accuracy, whole):
-            axes.plot(run["eval_accuracy"], color=shades[name], linestyle=":", marker="o")
+        accuracy.plot(run["eval_accuracy"], color=shades[name], linestyle=":", marker="o")
     last = max(line.get_xdata().max() for line in drawn)
     for axes in (loss, accuracy):
         axes.set(xlabel="epoch", xlim=(0.5, last + 0.5))
@@ -69,8 +69,12 @@ def plot_variants(title, variants, parents, own):
     loss.set_title("dashed: training, solid: validation" if is_detailed else "training loss", fontsize=10)
     accuracy_axis(accuracy, CURVE_LIMITS, limits=CURVE_LIMITS, ticks=CURVE_TICKS)
     accuracy.set_title("validation accuracy; thin: each seed", fontsize=10)
-    whole.set(ylim=(0, 100), xticks=[], yticks=[0, 50, 100], xlim=(0.5, last + 0.5))
-    whole.set_facecolor("#F5F5F5")
+    if lowest <= COLLAPSED:
+        whole = accuracy.inset_axes([0.5, 0.1, 0.46, 0.3])
+        for line in accuracy.lines:
+            whole.plot(*line.get_data(), color=line.get_color(), linewidth=0.7)
+        whole.set(ylim=(0, 100), xticks=[], yticks=[0, 50, 100], xlim=(0.5, last + 0.5))
+        whole.set_facecolor("#F5F5F5")
     label_ends(accuracy, drawn, "{:.2f}%", last)
     figure.suptitle(title, x=0.01, ha="left")
     return figure

@@ -71,7 +71,8 @@ class Sections:
             details += [name, Code(code(name)), str(inspection.summary(model)), recipe_change(name)]
         if drawn:
             display(plot_networks(drawn))
-        if len({(recipe.schedule, recipe.learning_rate) for recipe in recipes}) > 1:
+        rates = {(recipe.optimizer, recipe.schedule, recipe.learning_rate) for recipe in recipes}
+        if len(rates) > 1 and len({optimizer for optimizer, *_ in rates}) == 1:  # those of others do not compare
             first, *others = recipes
             display(plots.plot_learning_rate(first, len(self.data.train_images), *others))
         elif len({recipe.augments for recipe in recipes}) > 1:
@@ -124,6 +125,6 @@ def _finding(trials: list[Trial], names: Iterable[str]) -> str:
     first, *_, last = [*ladder_table(trials, names).to_dict("records")] * 2
     found = [f"{row['Variant']} {row['Accuracy (%)'].split()[0]}%" for row in (first, last)]
     if first["Variant"] != last["Variant"]:
-        return " to ".join(found)
+        return ("; " if first["Against"] == last["Against"] else " to ").join(found)
     noise = {"yes": "beyond seed noise", "no": "within seed noise"}.get(last["Beyond noise"], "not tested")
     return found[0] + (f": {last['Errors']} errors against {last['Against']}, {noise}" if last["Errors"] != "–" else "")
