@@ -102,7 +102,7 @@ def test_every_variant_is_in_one_section_with_its_guess():
     assert found == list(VARIANTS)
 
 
-def test_long_cells_and_words():
+def test_no_long_text():
     """A wall of text is not read: something is seen after at most 150 words."""
     for name in (FINAL, EXPERIMENTS):
         for cell in read(name).cells:

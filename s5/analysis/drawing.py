@@ -13,10 +13,10 @@ KINDS = {nn.MaxPool2d: "max\npool", nn.AdaptiveAvgPool2d: "mean\n", nn.AvgPool2d
 HEIGHT = 1.9  # inches, of a network
 
 
-def plot_network(model, title=None):
+def plot_network(model):
     """The drawing of one network: see `plot_networks`."""
     total = f"{count_parameters(model):,} parameters (orange: of each layer), channels and size of each map"
-    return plot_networks({title or total: (model, None)})
+    return plot_networks({total: (model, None)})
 
 
 @styled()
@@ -70,7 +70,7 @@ def _blocks(model) -> list[tuple[str, int, tuple[int, ...]]]:
             blocks.append((f"dropout\n{module.p:g}", 0, shape))
         elif names:
             blocks.append((*names, parameters, shape))
-        elif parameters:
+        elif parameters or isinstance(module, nn.BatchNorm2d):
             kind, before, shape = blocks[-1]
             mark = " BN" if isinstance(module, nn.BatchNorm2d) else ""
             blocks[-1] = (kind.removesuffix(mark) + mark, before + parameters, shape)

@@ -197,14 +197,14 @@ def receptive_field_table(model: nn.Module) -> pd.DataFrame:
 
 
 def receptive_field(model: nn.Module) -> int:
-    """The side, in pixels, of the square of the image that a position of the last maps depends on.
+    """The longer side, in pixels, of the part of the image that a position of the last maps depends on.
 
     That is the receptive field of the last convolution or pooling whose map has several positions; without any, it is
     the whole image. See `receptive_field_table`, whose model this takes.
     """
     table = receptive_field_table(model)
     fields = table["Receptive field"][~table["Output size"].str.startswith("1×1×")]
-    return int(fields.iloc[-1]) if len(fields) else SIDE
+    return max(map(int, str(fields.iloc[-1]).split("×"))) if len(fields) else SIDE
 
 
 @torch.no_grad()

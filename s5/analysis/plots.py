@@ -147,8 +147,8 @@ def plot_augmentation(images, augmented, names=None):
     rows = [np.interp(part, (part.min(), part.max()), (0, 1)) for part in map(np.asarray, (images[None], augmented))]
     tiles = np.concatenate(rows)
     figure = tile_figure(tiles.reshape(-1, *tiles.shape[2:]), len(images), "Digits before and after augmentation")
-    rows = ["unchanged", *names] if names else ["original", *(f"draw {draw}" for draw in range(1, len(tiles)))]
-    for row, name in enumerate(rows):
+    names = names or [f"draw {draw}" for draw in range(1, len(tiles))]
+    for row, name in enumerate(["original", *names]):
         figure.axes[0].text(-0.05, row * (1 + GAP) + 0.5 + GAP, name, ha="right", va="center")
     return figure
 

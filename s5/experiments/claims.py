@@ -43,7 +43,7 @@ class Claim(Variant):
             if (trial.network, trial.recipe) == (self.network, self.recipe)
             and (trial.split, trial.data, trial.precision) == ("test", self.data, self.precision)
         }
-        return [found[seed] for seed in self.seeds if seed in found]
+        return [replace(found[seed], variant=self.name) for seed in self.seeds if seed in found]
 
 
 CLAIMS = {

@@ -33,7 +33,7 @@ def run_locally(trials: list[dict], ledger: str | Path, run: Callable[..., Trial
     """
     check_writable(ledger)
     waiting, failed = deque(trials), 0
-    with tqdm(total=len(trials), unit="trial", disable=None) as bar:  # None: no bar in a log file
+    with tqdm(total=len(trials), unit="trial", disable=None) as bar:  # in a terminal only
         while waiting:  # once, and again after each death of a process, which breaks its pool
             with _pool(workers) as pool:
                 running, is_broken = {}, False

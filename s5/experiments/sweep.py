@@ -111,7 +111,10 @@ def run_missing(
     source = images.source if images else data
     keys = [_key(trial, source) for trial in requested]
     done = {trial.key for trial in of_precision(recorded, precision)}
-    todo = {key: trial for key, trial in zip(keys, requested, strict=True) if key not in done}
+    todo: dict[tuple, dict] = {}
+    for key, trial in zip(keys, requested, strict=True):
+        if key not in done:
+            todo.setdefault(key, trial)  # two variants may be the same with these changes
     skipped = f"{len(requested) - len(todo)} already recorded, {len(todo)} to run"
     print(f"{plural(len(requested), 'trial')}, {data_title(source)} {split}: {skipped}")
     if dry_run:

@@ -34,7 +34,7 @@ class Trial:
     the mistakes, and the curve has an entry for every epoch of the recipe.
     """
 
-    variant: str  # a name of variants.py or claims.py; a network of the user's: as `network`
+    variant: str  # its name when it was trained; a network of the user's: as `network`
     network: str  # a line of grammar.py, "Net", "pytorch_example", or the name of `source`
     source: str  # the Python code of a network of the user's, else empty
     recipe: Recipe

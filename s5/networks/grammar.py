@@ -53,7 +53,7 @@ BLOCKS = {  # what the numbers of the stages mean, and the heads and options tha
     "conv": (CHANNELS, HEADS, OPTIONS),
     "conv5": (CHANNELS, HEADS, OPTIONS),
     "separable": (CHANNELS, HEADS, OPTIONS),
-    "plain": (CHANNELS, HEADS, OPTIONS),
+    "plain": (CHANNELS, HEADS, ("deskew", "crop", "dropout")),
     "shared": (USES, HEADS, ("deskew", "crop")),
     "shared-separable": (USES, HEADS, ("deskew", "crop")),
     "cellular": (USES, HEADS, ("deskew", "crop")),
@@ -170,8 +170,8 @@ def _parse(block: str = "", *words: str) -> Network:
         values[name] = _number(value, *OPTIONS[name])
     if (28 - 2 * values.get("crop", 0)) >> (len(stages) - 1) == 0:
         raise ValueError(f"the image is too small to be pooled {len(stages) - 1} times")
-    for name in values.keys() & {"squeeze", "dropout"}:
-        if len(stages) == 1:
+    for name in ("squeeze", "dropout"):
+        if name in values and len(stages) == 1:
             raise ValueError(f"{name} stands at each pooling (/), and there is none")
     return Network(block, stages, words[end] if heads else "", channels, **values)
 

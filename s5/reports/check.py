@@ -74,11 +74,12 @@ def stale_outputs(trials: list[Trial]) -> Iterator[str]:
         "image by image": tables.image_table(recorded, SEED),
         "where it holds": transfer.transfer_table(trials),
     }
-    for names in sections():
+    for names in section_names():
         shown[f"the result of {', '.join(names)}"] = tables.ladder_table(recorded, names)
     expected = {
         "the seeds of s5": describe_seeds([trial.mistakes.keys() for trial in CLAIMS["s5"].trials(trials)], IMAGES),
         "the noise": tables.describe_noise(recorded),
+        "the precisions": tables.describe_precision(trials),
         "the map": plot_map(map_table(recorded)).text_alternative(),
         "accuracy against size": figures["frontier"],
         "accuracy against time": figures["training_time"],
@@ -89,11 +90,11 @@ def stale_outputs(trials: list[Trial]) -> Iterator[str]:
         yield f"the notebooks do not show what the ledger gives: {', '.join(missing)}. Run them again"
 
 
-def sections() -> list[list[str]]:
+def section_names() -> list[list[str]]:
     """The names of the variants in each section of the experiments notebook."""
-    source = json.loads(EXPERIMENTS.read_text(encoding="utf-8"))["cells"]
-    calls = re.findall(r"^section\((.*)\)$", "\n".join("".join(cell["source"]) for cell in source), re.MULTILINE)
-    return [re.findall(r'"(\w+)"', call) for call in calls]
+    cells = json.loads(EXPERIMENTS.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells]
+    return [re.findall(r'"(\w+)"', source) for source in sources if source.startswith("section(")]
 
 
 def _outputs(notebook: Path) -> str:

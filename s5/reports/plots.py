@@ -28,7 +28,8 @@ COLUMNS = {  # of the table below the frontier: heading, position in the axes, a
 OWN, PEER = "●", "□"  # the marks of our networks and of others in that table
 ROW = 0.19  # inches, a row of that table
 HARDEST = 30  # images
-CURVE_LIMITS, CURVE_TICKS = (97, 99.65), [96, 97, 98, 98.5, 99, 99.2, 99.4, 99.6]  # percent, the same in all sections
+CURVE_LIMITS = (97, 99.65)  # percent, the same in all sections
+CURVE_TICKS = [0, 50, 80, 90, 95, 97, 98, 98.5, 99, 99.2, 99.4, 99.6]
 
 
 @styled()
@@ -36,8 +37,8 @@ def plot_variants(title, variants, parents, own):
     """Loss and validation accuracy over the epochs: a thin line per seed, a thick one for their mean.
 
     variants, parents: `{name: histories of its seeds}`; parents are grey. own: `{name: history}` of runs just made,
-    drawn dotted. The axis of the accuracy is the same for all variants. Where training collapsed, an inset shows all
-    of it, and the mean is of the others.
+    drawn dotted. The axis of the accuracy is the same for all recorded runs. Where training collapsed, an inset shows
+    all of it, and the mean is of the others.
     """
     figure = Picture(figsize=(WIDTH, 4), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
@@ -50,14 +51,16 @@ def plot_variants(title, variants, parents, own):
         lowest = min(lowest, *ends)
         for seed in seeds:
             accuracy.plot(seed["eval_accuracy"], "-", color=colour, linewidth=0.7, alpha=0.5)
-        middle = pd.concat(seed for seed, end in zip(seeds, ends, strict=True) if end > COLLAPSED)
-        middle = middle.groupby("epoch").mean()
+        good = [seed for seed, end in zip(seeds, ends, strict=True) if end >= COLLAPSED]
+        middle = pd.concat(good or seeds).groupby("epoch").mean()
         drawn += accuracy.plot(middle["eval_accuracy"], "-", color=colour, linewidth=2, label=name)
         loss.plot(middle["train_loss"], color=colour, linewidth=2, linestyle="--" if is_detailed else "-", label=name)
         if is_detailed:
             loss.plot(middle["eval_loss"], "-", color=colour, linewidth=2)
+    shown = list(CURVE_LIMITS)
     for name, history in own.items():
         run = pd.DataFrame(history).astype(float).set_index("epoch")
+        shown += list(run["eval_accuracy"])
         loss.plot(run["train_loss"], color=shades[name], linestyle=":", marker="o")
         accuracy.plot(run["eval_accuracy"], color=shades[name], linestyle=":", marker="o")
     last = max(line.get_xdata().max() for line in drawn)
@@ -67,9 +70,9 @@ def plot_variants(title, variants, parents, own):
     loss_axis(loss)
     loss.set_ylabel("loss (mean per image)" if is_detailed else "training loss (mean per image)")
     loss.set_title("dashed: training, solid: validation" if is_detailed else "training loss", fontsize=10)
-    accuracy_axis(accuracy, CURVE_LIMITS, limits=CURVE_LIMITS, ticks=CURVE_TICKS)
-    accuracy.set_title("validation accuracy; thin: each seed", fontsize=10)
-    if lowest <= COLLAPSED:
+    accuracy_axis(accuracy, shown, limits=CURVE_LIMITS, ticks=CURVE_TICKS)
+    accuracy.set_title("validation accuracy; thin: each seed" + "; dotted: this run" * bool(own), fontsize=10)
+    if lowest < COLLAPSED:
         whole = accuracy.inset_axes([0.5, 0.1, 0.46, 0.3])
         for line in accuracy.lines:
             whole.plot(*line.get_data(), color=line.get_color(), linewidth=0.7)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +23,7 @@ from s5.training.progress import Epoch
 
 MODES = ("recorded", "short", "full")
 SHORT = 2  # epochs of a short run
-DIGITS = 12  # that are shown as a variant's augmentation changes them
+EXAMPLES = 12  # digits that are shown as a variant's augmentation changes them
 
 
 @dataclass
@@ -47,7 +46,7 @@ class Sections:
 
     def __call__(self, *names: str) -> None:
         """Display the section of these variants. Raises ValueError if one is unknown or has no recorded run."""
-        for name in names:
+        for name in names or [""]:
             if name not in VARIANTS or not select(self.recorded, variant=name):
                 known = [each for each in VARIANTS if select(self.recorded, variant=each)]
                 raise ValueError(f"there is no recorded variant {name!r}; there are {', '.join(known)}")
@@ -55,7 +54,7 @@ class Sections:
         self.train(names)
         display(Table(ladder_table(self.recorded, names)))
 
-    def show_change(self, names: Iterable[str]) -> None:
+    def show_change(self, names: tuple[str, ...]) -> None:
         """What was changed, in words and drawn; folded: the networks and recipes."""
         drawn, recipes, details = {}, {}, []
         lines = [f"- **{name}**{_parent_text(name)}: {VARIANTS[name].change}" for name in names]
@@ -81,12 +80,12 @@ class Sections:
 
     def _augmented(self, recipes: dict) -> Picture:
         """Some digits, and as each recipe changes them at random."""
-        images = self.data.train_images[:DIGITS].cpu()
+        images = self.data.train_images[:EXAMPLES].cpu()
         generators = [torch.Generator().manual_seed(self.seed) for _ in recipes]
         rows = [augment(images, recipe, each)[:, 0] for recipe, each in zip(recipes.values(), generators, strict=True)]
         return plots.plot_augmentation(images, torch.stack(rows), list(recipes))
 
-    def train(self, names: Iterable[str]) -> None:
+    def train(self, names: tuple[str, ...]) -> None:
         """Draw the recorded runs beside those of the parents; but for "recorded", train them once more."""
         curves = {name: [trial.curve for trial in select(self.recorded, variant=name)] for name in VARIANTS}
         variants = {name: curves[name] for name in names}
@@ -106,12 +105,13 @@ class Sections:
             recipe = variant.recipe.changed(epochs=SHORT) if self.runs == "short" else variant.recipe
             model, live = build(variant.build, self.seed), LiveFigure(name, recipe.epochs, draw)
             history = fit(model, self.data, recipe, seed=self.seed, device=self.device, progress=live)
-            if not history:  # interrupted in the first epoch
+            if history:
+                own[name] = history
+                minutes = sum(epoch["seconds"] for epoch in history) / 60
+                title = f"This run of {name}, seed {self.seed}: {len(history)} epochs, {minutes:.1f} minutes"
+                display(Folded(title, epoch_table(history)))
+            if len(history) < recipe.epochs:  # interrupted
                 return
-            own[name] = history
-            minutes = sum(epoch["seconds"] for epoch in own[name]) / 60
-            title = f"This run of {name}, seed {self.seed}: {len(own[name])} epochs, {minutes:.1f} minutes"
-            display(Folded(title, epoch_table(own[name], "validation")))
 
 
 def _parent_text(name: str) -> str:
@@ -120,7 +120,7 @@ def _parent_text(name: str) -> str:
     return f", from *{parent}*" if parent else ""
 
 
-def _finding(trials: list[Trial], names: Iterable[str]) -> str:
+def _finding(trials: list[Trial], names: tuple[str, ...]) -> str:
     """The accuracies of the first and last variant, or of a single one with the change of its errors, as a title."""
     first, *_, last = [*ladder_table(trials, names).to_dict("records")] * 2
     found = [f"{row['Variant']} {row['Accuracy (%)'].split()[0]}%" for row in (first, last)]

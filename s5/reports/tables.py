@@ -12,11 +12,11 @@ import pandas as pd
 
 from s5.analysis import statistics
 from s5.analysis.inspection import receptive_field
-from s5.experiments.claims import BASELINE, BUDGETS, CLAIMS, MILD
+from s5.experiments.claims import BASELINE, BUDGETS, CLAIMS, KNOWN, MILD
 from s5.experiments.compare import network_table
 from s5.experiments.ledger import by_variant, mean_loss, minutes_on_a_cpu, read_ledger, select
 from s5.experiments.trial import IMAGES, PRECISIONS, Trial
-from s5.experiments.variants import FINAL, SGD, VARIANTS, changes_in_words
+from s5.experiments.variants import FINAL, SGD, VARIANTS, Variant, changes_in_words
 from s5.training.recipe import Recipe
 
 COLLAPSED = 50.0  # percent; training that ends below it has collapsed: it learnt nothing, or lost all of it
@@ -27,8 +27,8 @@ def current_trials(split: str, trials: list[Trial] | None = None, data: str = "m
     """The trials of a split that the tables show, on all of a data set.
 
     On MNIST's test set they are those of the claims and of the recipe that `s5` is compared with. On the validation
-    split they are those of the networks and recipes of `variants.py`, under today's names, and each of one precision:
-    that of which there are more seeds, or float32.
+    split they are those of the networks and recipes of `variants.py`, under today's names, in float32 where two seeds
+    are recorded in it, else in bfloat16.
     """
     trials = read_ledger() if trials is None else trials
     if split == "test":
@@ -36,7 +36,8 @@ def current_trials(split: str, trials: list[Trial] | None = None, data: str = "m
     found = []
     for variant in VARIANTS.values():
         group = select(trials, split=split, data=data, network=variant.network_name, recipe=variant.recipe)
-        group = max((select(group, precision=precision) for precision in PRECISIONS), key=len)
+        exact, rounded = (select(group, precision=precision) for precision in PRECISIONS)
+        group = exact if len(exact) > 1 or not rounded else rounded
         found += [replace(trial, variant=variant.name) for trial in group]
     return found
 
@@ -85,7 +86,7 @@ def summary_table(trials: list[Trial]) -> pd.DataFrame:
 
 @cache  # many trials share a recipe
 def recipe_in_words(recipe: Recipe) -> str:
-    """A recipe as the closest of `s5`, `sgd` and `mild`, with the changes to it.
+    """A recipe as the closest of `s5`, `sgd` (of `augmentation`) and `mild`, with the changes to it.
 
     The number of epochs is left out: tables have a column for it.
     """
@@ -97,17 +98,14 @@ def recipe_in_words(recipe: Recipe) -> str:
 
 
 def tried_groups(trials: list[Trial], split: str = "validation") -> dict[tuple[str, int, str, str], list[Trial]]:
-    """The trials on a split that are not `current_trials`, by network, epochs, recipe and precision.
-
-    Of a seed that was trained twice, under two names of the same network, the last training counts.
-    """
+    """The trials on a split that are not `current_trials`, by network, epochs, recipe and precision."""
     current = {(trial.key, trial.precision) for trial in current_trials(split, trials)}
-    groups: dict[tuple, dict[int, Trial]] = {}
+    groups: dict[tuple, list[Trial]] = {}
     for trial in select(trials, split=split, data="mnist"):
         if (trial.key, trial.precision) not in current:
             key = (trial.network, trial.epochs, recipe_in_words(trial.recipe), trial.precision)
-            groups.setdefault(key, {})[trial.seed] = trial
-    return {key: list(group.values()) for key, group in groups.items()}
+            groups.setdefault(key, []).append(trial)
+    return groups
 
 
 def earlier_claims_table(trials: list[Trial]) -> pd.DataFrame:
@@ -137,10 +135,10 @@ def tried_table(trials: list[Trial]) -> pd.DataFrame:
     return pd.DataFrame([row for *_, row in sorted(rows, key=lambda item: item[:2])])
 
 
-@cache  # each takes a second
-def variant_field(name: str) -> int:
+@cache  # many variants share a network
+def network_receptive_field(network: str) -> int:
     """The receptive field of a variant's network: see `inspection.receptive_field`."""
-    return receptive_field(VARIANTS[name].build())
+    return receptive_field(Variant("", network, FINAL).build())
 
 
 def ladder_table(trials: list[Trial], names: Iterable[str] = VARIANTS) -> pd.DataFrame:
@@ -155,8 +153,9 @@ def ladder_table(trials: list[Trial], names: Iterable[str] = VARIANTS) -> pd.Dat
         if not group:
             continue
         row = {"Variant": name, "Parameters": group[0].parameters, "Multiply-adds": group[0].macs}
-        row |= {"Receptive field": variant_field(name), "Seeds": seeds_text(group)}
-        row["Accuracy (%)"] = statistics.mean_text([trial.accuracy for trial in trained(group)], 2)
+        row |= {"Receptive field": network_receptive_field(VARIANTS[name].network), "Seeds": seeds_text(group)}
+        accuracies = [trial.accuracy for trial in trained(group)]
+        row["Accuracy (%)"] = statistics.mean_text(accuracies, 2) if accuracies else "–"
         row |= dict.fromkeys(("Against", "Errors", "95%", "Beyond noise"), "–")
         if change:
             row |= {"Against": change["against"], "Errors": f"{change['errors_mean']:+.0f}%"}
@@ -225,15 +224,17 @@ def precision_table(trials: list[Trial]) -> pd.DataFrame:
     """
     groups: dict[tuple, dict[str, dict[int, float]]] = {}
     for trial in trained(select(trials, data="mnist")):
-        group = groups.setdefault((trial.variant, trial.network, trial.split, trial.recipe), {})
+        group = groups.setdefault((trial.network, trial.split, trial.recipe), {})
         group.setdefault(trial.precision, {})[trial.seed] = trial.accuracy
     rows = []
-    for (variant, _, split, recipe), group in groups.items():
+    names = {(variant.network_name, variant.recipe): variant.name for variant in KNOWN.values()}
+    for (network, split, recipe), group in groups.items():
         accuracies = pd.DataFrame(group, columns=PRECISIONS).dropna()
         if len(accuracies) < 2:
             continue
         difference = statistics.paired_difference(*(accuracies[name].to_dict() for name in reversed(PRECISIONS)))
-        row = {"Variant": variant, "Split": split, "Epochs": recipe.epochs, "Seeds": len(accuracies)}
+        row = {"Variant": names.get((network, recipe), f"`{network}`"), "Split": split, "Epochs": recipe.epochs}
+        row["Seeds"] = len(accuracies)
         row |= {f"Mean, {name}": f"{accuracies[name].mean():.3f}" for name in PRECISIONS}
         row |= {"bfloat16 − float32": f"{difference['mean']:+.3f}"}
         row |= {"95%": _interval(difference["low"], difference["high"], "{:+.2f}")}
