@@ -137,7 +137,7 @@ VARIANTS = {
             NOT_AUGMENTED,
             parent="four_convolutions",
             change="Net: a second convolution at half resolution; the first two are narrower.",
-            target="A little better again. (Written after its first runs.)",
+            target="A little better again; this guess was written after its first runs.",
         ),
         Variant(
             "rotation",
