@@ -18,7 +18,7 @@ from s5.analysis.style import Picture
 
 BAR = 20  # characters
 SECONDS_BETWEEN = 2  # drawings of a live figure
-SHORT = 24  # characters: columns of a table with shorter cells are not wrapped
+WIDE, SHORT = 8, 24  # columns, characters: in tables of so many columns, shorter cells are not wrapped
 PRE = "white-space: pre; overflow-x: auto; font-family: monospace"
 
 
@@ -36,8 +36,8 @@ class Table:
             cells = self.frame[name].astype(str)
             is_number = cells.str.fullmatch("[-+−]?[0-9.,e-]+%?|–").all()
             styles["<th"].append(f"text-align: {'right' if is_number else 'left'}")
-            wrap = "normal" if cells.str.len().max() > SHORT else "nowrap"
-            styles["<td"].append(f"{styles['<th'][-1]}; white-space: {wrap}")
+            is_kept = len(self.frame.columns) >= WIDE and cells.str.len().max() <= SHORT
+            styles["<td"].append(styles["<th"][-1] + "; white-space: nowrap" * is_kept)
         rows = self.frame.to_html(border=0, **self.options).replace(' style="text-align: right;"', "")
         of_cells = {kind: itertools.cycle(each) for kind, each in styles.items()}
         return re.sub("(<t[hd])>", lambda match: f'{match[1]} style="{next(of_cells[match[1]])}">', rows)
