@@ -108,6 +108,7 @@ def test_table_and_folded_show_no_index_and_escape_text():
         assert "1,234" in text
     assert '<td style="text-align: left">&lt;b&gt;</td>' in Table(frame)._repr_html_()
     assert '<td style="text-align: right">1,234</td>' in Table(frame)._repr_html_()
+    assert "nowrap" in Table(pd.DataFrame({name: ["1"] for name in "abcdefgh"}))._repr_html_()
     folded = re.sub("<[^<>]*>", "", Folded("a < b", "1 < 2", Code("if a < b:"), frame)._repr_html_())
     assert " ".join(folded.split()) == "a &lt; b1 &lt; 2if a &lt; b: A B &lt;b&gt; 1,234"
 

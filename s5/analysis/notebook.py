@@ -37,7 +37,7 @@ class Table:
             is_number = cells.str.fullmatch("[-+−]?[0-9.,e-]+%?|–").all()
             styles["<th"].append(f"text-align: {'right' if is_number else 'left'}")
             is_kept = len(self.frame.columns) >= WIDE and cells.str.len().max() <= SHORT
-            styles["<td"].append(styles["<th"][-1] + "; white-space: nowrap" * is_kept)
+            styles["<td"].append(styles["<th"][-1] + ("; white-space: nowrap" if is_kept else ""))
         rows = self.frame.to_html(border=0, **self.options).replace(' style="text-align: right;"', "")
         of_cells = {kind: itertools.cycle(each) for kind, each in styles.items()}
         return re.sub("(<t[hd])>", lambda match: f'{match[1]} style="{next(of_cells[match[1]])}">', rows)
