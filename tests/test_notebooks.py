@@ -86,6 +86,7 @@ def epochs_of(cell) -> list[dict[str, str]]:
 def test_s5_shows_a_whole_run_like_the_recorded_one():
     """The same seed, on a processor that may be of another kind, which rounds differently."""
     notebook, recorded = read(FINAL), shown_trial(read_ledger())
+    assert "sample" not in printed(notebook).lower()
     (rows,) = (rows for cell in code(notebook) if (rows := epochs_of(cell)))
     assert [row["Epoch"] for row in rows] == [str(epoch["epoch"]) for epoch in recorded.curve]
     assert f"{rows[-1]['Test accuracy']}% on the test images" in printed(notebook)
