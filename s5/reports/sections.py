@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
@@ -51,8 +52,9 @@ class Sections:
                 known = [each for each in VARIANTS if select(self.recorded, variant=each)]
                 raise ValueError(f"there is no recorded variant {name!r}; there are {', '.join(known)}")
         self.show_change(names)
-        self.train(names)
-        display(Table(ladder_table(self.recorded, names)))
+        table = ladder_table(self.recorded, names)
+        self.train(names, _finding(table))
+        display(Table(table))
 
     def show_change(self, names: tuple[str, ...]) -> None:
         """What was changed, in words and drawn; folded: the networks and recipes."""
@@ -85,8 +87,8 @@ class Sections:
         rows = [augment(images, recipe, each)[:, 0] for recipe, each in zip(recipes.values(), generators, strict=True)]
         return plots.plot_augmentation(images, torch.stack(rows), list(recipes))
 
-    def train(self, names: tuple[str, ...]) -> None:
-        """Draw the recorded runs beside those of the parents; but for "recorded", train them once more."""
+    def train(self, names: tuple[str, ...], finding: str) -> None:
+        """Draw the recorded runs beside those of the parents, titled; but for "recorded", train them once more."""
         curves = {name: [trial.curve for trial in select(self.recorded, variant=name)] for name in VARIANTS}
         variants = {name: curves[name] for name in names}
         parents = dict.fromkeys(VARIANTS[name].parent for name in names)
@@ -95,7 +97,7 @@ class Sections:
 
         def draw(history: list[Epoch], title: str) -> Picture:
             ran = {name: history} if history else {}
-            return plot_variants(title or _finding(self.recorded, names), variants, parents, own | ran)
+            return plot_variants(title or finding, variants, parents, own | ran)
 
         if self.runs == "recorded":
             display(draw([], ""))
@@ -120,9 +122,10 @@ def _parent_text(name: str) -> str:
     return f", from *{parent}*" if parent else ""
 
 
-def _finding(trials: list[Trial], names: tuple[str, ...]) -> str:
-    """The accuracies of the first and last variant, or of a single one with the change of its errors, as a title."""
-    first, *_, last = [*ladder_table(trials, names).to_dict("records")] * 2
+def _finding(table: pd.DataFrame) -> str:
+    """The accuracies of the first and last variant of a `ladder_table`, or of one and the change of its errors."""
+    rows = table.to_dict("records")
+    first, last = rows[0], rows[-1]
     found = [f"{row['Variant']} {row['Accuracy (%)'].split()[0]}%" for row in (first, last)]
     if first["Variant"] != last["Variant"]:
         return ("; " if first["Against"] == last["Against"] else " to ").join(found)
