@@ -157,8 +157,10 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
     """
     is_dark_ink = 2 * np.median(border(grey)) > int(grey.min()) + int(grey.max())
     darkness = 255 - grey if is_dark_ink else grey
-    # The paper: an opening removes all that is narrower than a third of the image.
-    contrast = darkness - ndimage.grey_opening(darkness, (max(3, max(darkness.shape) // 3),) * 2)
+    # The paper: an opening removes all that is narrower than a third of the image. Around a small image there is only
+    # paper, so that a stroke at its edge is as wide as it looks; the edges of a photo may be in the shade.
+    third, is_small = max(3, max(darkness.shape) // 3), max(darkness.shape) < 2 * MIN_WORKING_SIDE
+    contrast = darkness - ndimage.grey_opening(darkness, (third, third), mode="constant" if is_small else "reflect")
     blank = without_rules(contrast)
     if blank.max() < MIN_CONTRAST:
         raise DigitError("no ink found: the image is empty, of a single colour or too pale")

@@ -144,7 +144,8 @@ def network_receptive_field(network: str) -> int:
 def ladder_table(trials: list[Trial], names: Iterable[str] = VARIANTS) -> pd.DataFrame:
     """One row per variant that has trials: its network's size and cost, its accuracy, its errors against its parent.
 
-    A seed whose training collapsed is in no mean, but in the number of seeds ("2 of 3").
+    MACs are the multiply-adds for one image, in millions. A seed whose training collapsed is in no mean, but in the
+    number of seeds ("2 of 3").
     """
     compared = compared_variants(trials).set_index("variant").to_dict("index")
     rows = []
@@ -152,7 +153,7 @@ def ladder_table(trials: list[Trial], names: Iterable[str] = VARIANTS) -> pd.Dat
         group, change = select(trials, variant=name), compared.get(name)
         if not group:
             continue
-        row = {"Variant": name, "Parameters": group[0].parameters, "Multiply-adds": group[0].macs}
+        row = {"Variant": name, "Parameters": group[0].parameters, "MACs (M)": round(group[0].macs / 1e6, 2)}
         row |= {"Receptive field": network_receptive_field(VARIANTS[name].network), "Seeds": seeds_text(group)}
         accuracies = [trial.accuracy for trial in trained(group)]
         row["Accuracy (%)"] = statistics.mean_text(accuracies, 2) if accuracies else "–"

@@ -68,10 +68,13 @@ function dilate({ width, height, values }, radius, reach = (dy) => Math.floor(Ma
   return { width, height, values: result };
 }
 
-/** A morphological opening with squares of `side` × `side` pixels: removes all bright that is narrower. */
-function open(image, side) {
+/**
+ * A morphological opening with squares of `side` × `side` pixels: removes all bright that is narrower. Around the image
+ * is `beyond`: 0, or Infinity for more of the same.
+ */
+function open(image, side, beyond) {
   const both = (image, ...how) => transpose(slideRows(transpose(slideRows(image, side, ...how)), side, ...how));
-  const eroded = both(image, side >> 1, Math.min, Infinity);
+  const eroded = both(image, side >> 1, Math.min, beyond);
   return maximum(eroded.values) ? both(eroded, (side - 1) >> 1, Math.max, -Infinity) : eroded;
 }
 

@@ -18,7 +18,9 @@ function findInk(grey) {
   const dark = new Float64Array(values).map((value) => (isDarkInk ? 255 - value : value));
   const isClear = borderPlaces(grey).every((place) => !dark[place]); // as in a drawing: only the digit is looked at
   const darkness = isClear ? crop({ width, height, values: dark }, 1) : { width, height, values: dark };
-  const paper = open(darkness, Math.max(3, Math.floor(Math.max(width, height) / 3))).values;
+  const size = Math.max(width, height);
+  const beyond = size < 2 * MIN_WORKING_SIDE ? 0 : Infinity; // paper, or what is in the shade at the edge of a photo
+  const paper = open(darkness, Math.max(3, Math.floor(size / 3)), beyond).values;
   const contrast = map(darkness, (value, place) => value - paper[place]);
   const blank = withoutRules(contrast);
   if (maximum(blank.values) < MIN_CONTRAST) {
