@@ -160,17 +160,18 @@ def estimate(
     """The expected duration of the training of (variant, epochs) pairs, as text.
 
     The seconds of an epoch are read off a line through those of recorded trials, on as many images, in the precision
-    and on a device of this kind, against their multiply-adds. `workers` is the number of trials at a time, None if it
-    depends on a cluster.
+    and on a device of this kind, against their multiply-adds, both as logarithms: so a large network does not decide
+    what small ones take. `workers` is the number of trials at a time, None if it depends on a cluster.
     """
     trials = select(of_precision(recorded, precision), data="sample" if source == "sample" else "mnist")
     trials = [trial for trial in trials if trial.device.startswith(pick_device(device).type)]
     if len({trial.macs for trial in trials}) < 2:
         return "no estimate of the time: nothing comparable is recorded"
-    known = [(trial.macs, trial.seconds / trial.epochs) for trial in trials]
+    known = [(math.log(max(1, trial.macs)), math.log(trial.seconds / trial.epochs)) for trial in trials]
     slope, intercept = statistics.linear_regression(*zip(*known, strict=True))
     with torch.random.fork_rng(devices=[]):
-        seconds = sum(epochs * max(1.0, intercept + slope * count_macs(each.build())) for each, epochs in work)
+        macs = [max(1, count_macs(each.build())) for each, _ in work]
+    seconds = sum(epochs * math.exp(intercept) * size**slope for size, (_, epochs) in zip(macs, work, strict=True))
     duration = f"about {plural(math.ceil(seconds / 60 / (workers or 1)), 'minute')}"
     return f"{duration} with {workers} at a time" if workers else f"{duration} of work, shared by the cluster's workers"
 
