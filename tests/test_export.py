@@ -2,11 +2,9 @@
 
 import importlib.util
 import json
-import os
 import re
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,10 +16,8 @@ from s5.deployment.quantization import quantize
 from s5.experiments.ledger import read_ledger
 from s5.inference.trained import load_trained
 from s5.training.files import TRAINED
-from s5.training.mnist import FILES, load_data
+from s5.training.mnist import find_files, load_data
 from tests.utils import ROOT
-
-MNIST = Path(os.environ.get("MNIST_ROOT") or ROOT / "data") / "MNIST" / "raw"
 
 missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if not importlib.util.find_spec(name)]
 if not missing:
@@ -78,14 +74,12 @@ def test_int8_predictions_do_not_depend_on_the_kernels(name, sample, tmp_path):
 
 @needs_export
 @needs_compiler
-@pytest.mark.skipif(
-    not all((MNIST / name).exists() for name in FILES), reason="requires MNIST on disk, in $MNIST_ROOT or data/"
-)
+@pytest.mark.skipif(find_files("mnist") is None, reason="requires MNIST on disk, in $MNIST_ROOT or data/")
 @pytest.mark.parametrize("name", ["below_5k", "below_500"])
 def test_c_agrees_with_int8_onnx_on_all_test_images(name, tmp_path):
     """A second opinion: onnxruntime quantises and computes in its own way. Seven networks differ by 0 to 6 answers."""
-    data, model = load_data(), load_trained("below_500")
-    to_onnx(model, tmp_path / "net.onnx", {"description": "below_500"})
+    data, model = load_data(), load_trained(name)
+    to_onnx(model, tmp_path / "net.onnx", {"description": name})
     to_int8(tmp_path / "net.onnx", tmp_path / "int8.onnx", data.train_images[:1000])
     write_c(quantize(model, data.train_images[:1000]), "net", tmp_path, data.eval_images[:3])
     networks = OnnxNetwork(tmp_path / "int8.onnx"), CompiledNetwork(tmp_path / "net.c", tmp_path)

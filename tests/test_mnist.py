@@ -160,6 +160,7 @@ def test_files_are_found_in_the_forms_in_which_they_circulate(folder, form, tiny
     monkeypatch.setenv("MNIST_ROOT", str(tmp_path))
     for data in ("mnist", tmp_path / folder):
         assert mnist.load_data(data).source == "mnist"
+    assert mnist.find_files("kmnist") is None  # although its files have these names, too
 
 
 def test_the_environment_is_preferred_to_the_projects_folder(tiny, tmp_path, monkeypatch):

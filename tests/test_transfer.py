@@ -13,7 +13,7 @@ ACCURACIES = {  # on MNIST and on Fashion-MNIST, and the finding
     "flattened": (99.6, 93.0, "yes"),
     "separable": (99.6, 91.02, "not shown there"),
     "dropout": (99.41, 93.0, "only there"),
-    "budget_8k": (99.41, 90.98, "no difference on either"),
+    "budget_8k": (99.41, 90.98, "not shown on either"),
 }
 
 

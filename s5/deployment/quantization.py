@@ -151,7 +151,7 @@ def choose_range(values: Tensor) -> tuple[float, int]:
     Cutting off the largest values, by mean squared error or by percentile, made the logits of these networks worse.
     """
     low, high = min(values.min().item(), 0), max(values.max().item(), 0)
-    scale = (high - low) / 255
+    scale = (high - low) / 255 or 1.0  # of a map that is 0 everywhere
     return scale, round(-low / scale)
 
 

@@ -167,7 +167,7 @@ def estimate(
     trials = [trial for trial in trials if trial.device.startswith(pick_device(device).type)]
     if len({trial.macs for trial in trials}) < 2:
         return "no estimate of the time: nothing comparable is recorded"
-    known = [(math.log(max(1, trial.macs)), math.log(trial.seconds / trial.epochs)) for trial in trials]
+    known = [(math.log(max(1, trial.macs)), math.log(max(0.1, trial.seconds) / trial.epochs)) for trial in trials]
     slope, intercept = statistics.linear_regression(*zip(*known, strict=True))
     with torch.random.fork_rng(devices=[]):
         macs = [max(1, count_macs(each.build())) for each, _ in work]

@@ -63,7 +63,7 @@ class Trial:
         for name, allowed in (("split", SPLITS), ("precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(allowed)}, not {short(getattr(self, name))}")
-        for name, least in (("seed", 0), ("parameters", 1), ("macs", 1)):
+        for name, least in (("seed", 0), ("parameters", 1), ("macs", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}")
         if not len(self.curve) == self.epochs == self.recipe.epochs:

@@ -36,7 +36,8 @@ def find_images(names: Iterable[str]) -> tuple[list[str], list[dict]]:
         if not os.path.isdir(name):
             sources.append(name)
             continue
-        files = sorted(file for file in Path(name).rglob("[!.]*") if file.is_file())
+        inside = ((file, file.relative_to(name).parts) for file in Path(name).rglob("*") if file.is_file())
+        files = sorted(file for file, parts in inside if not any(part.startswith(".") for part in parts))
         images = [file for file in files if file.suffix.lower() in SUFFIXES | OTHERS]
         if not images:
             raise ValueError(f"no image in {name}: a folder is searched for {' '.join(sorted(SUFFIXES))}")

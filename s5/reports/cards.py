@@ -168,7 +168,7 @@ def other_digits_table() -> pd.DataFrame:
 
 def training_in_words(recipe: Recipe) -> str:
     """A claim's recipe in a few words, as in "20 epochs, batches of 128, muon 0.04, …"."""
-    last = f", but for the last {recipe.epochs_without_augmentation}" if recipe.epochs_without_augmentation else ""
+    last = f" except in the last {recipe.epochs_without_augmentation}" if recipe.epochs_without_augmentation else ""
     teacher = f", distilled from `{recipe.teacher}`" if recipe.teacher else ""
     return (
         f"{recipe.epochs} epochs, batches of {recipe.batch_size}, {recipe.optimizer} {recipe.learning_rate:g}, "

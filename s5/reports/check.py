@@ -7,7 +7,6 @@ checked here: it is shown, and the check passes.
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from s5.reports.cards import trial_of_weights
 from s5.reports.pages import FIGURES, alternatives, has_text, texts
 from s5.reports.variant_map import map_table, plot_map
 from s5.training.files import LEDGER, ROOT
-from s5.training.mnist import DATA_FOLDER, FILES, load_data
+from s5.training.mnist import find_files, load_data
 
 EXPERIMENTS = ROOT / "ERAv4_MNIST_model_experiments.ipynb"
 NOTEBOOKS = (ROOT / "ERAv4_MNIST_model_S5.ipynb", EXPERIMENTS)
@@ -109,8 +108,7 @@ def _outputs(notebook: Path) -> str:
 
 def weights_faults(trials: list[Trial]) -> Iterator[str]:
     """Committed weights that make other mistakes than their line of the ledger."""
-    root = Path(os.environ.get("MNIST_ROOT") or DATA_FOLDER) / "MNIST" / "raw"
-    if not all((root / name).exists() for name in FILES):
+    if find_files("mnist") is None:
         yield f"{NOTE}the weights are not checked: that requires MNIST on disk, in $MNIST_ROOT or data/"
         return
     data = load_data(allow_sample=False)

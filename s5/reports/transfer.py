@@ -25,7 +25,7 @@ FINDINGS = {  # is the change beyond seed noise on MNIST, and on Fashion-MNIST? 
     ("yes", "yes"): ("yes", COLOURS[0]),
     ("yes", "no"): ("not shown there", COLOURS[1]),
     ("no", "yes"): ("only there", COLOURS[2]),
-    ("no", "no"): ("no difference on either", FAINT),
+    ("no", "no"): ("not shown on either", FAINT),
 }
 REVERSED = ("the other way round", COLOURS[3])
 

@@ -163,10 +163,9 @@ def load_data(data: str | Path = "mnist", allow_sample: bool = True) -> MnistDat
         return load_sample()
     if data not in DATA_SETS:
         return _load_folder(Path(data).expanduser())
-    known, root = DATA_SETS[data], Path(os.environ.get("MNIST_ROOT") or DATA_FOLDER).expanduser().absolute()
-    raw = root / known.folder / "raw"
-    files = _find(raw, root / known.folder, root / known.folder / known.folder / "raw", root / "raw", root)
+    known, files = DATA_SETS[data], find_files(data)
     if files is None:
+        raw = _root() / known.folder / "raw"
         try:
             _download(known, raw)
         except (RuntimeError, HTTPException, URLError, ConnectionError, TimeoutError) as error:
@@ -245,6 +244,17 @@ def _load_folder(folder: Path) -> MnistData:
     digests = tuple(map(_md5, contents))
     known = [name for name, each in DATA_SETS.items() if each.md5 == digests]
     return _as_data(files, contents, *known or [f"{folder.resolve().name}@{_md5(b''.join(contents))[:8]}"])
+
+
+def find_files(data: str) -> list[Path] | None:
+    """The four files of a data set of DATA_SETS in the folder `$MNIST_ROOT` or `data/`; None if they are not there."""
+    folder = _root() / DATA_SETS[data].folder
+    folders = [folder / "raw", folder, folder / folder.name / "raw"]
+    return _find(*folders, *([_root() / "raw", _root()] if data == "mnist" else []))  # all sets have the same names
+
+
+def _root() -> Path:
+    return Path(os.environ.get("MNIST_ROOT") or DATA_FOLDER).expanduser().absolute()
 
 
 def _find(*folders: Path) -> list[Path] | None:
