@@ -43,8 +43,14 @@ def best_baseline(epoch: dict) -> tuple[str, dict]:
 def speed_table(records: dict[str, dict]) -> pd.DataFrame:
     """One row per measurement, with its goal and a column for each machine that has timed the baseline."""
     columns = {machine: dict(_speed_rows(record)) for machine, record in records.items() if "epoch" in record}
-    order = dict.fromkeys(name for column in sorted(columns.values(), key=len, reverse=True) for name in column)
-    table = pd.DataFrame(columns).loc[list(order)].fillna("–").rename_axis("Measurement").reset_index()
+    order: list[str] = []  # that of each machine; what only a later one has measured stands where it does there
+    for column in columns.values():
+        place = 0
+        for name in column:
+            if name not in order:
+                order.insert(place, name)
+            place = order.index(name) + 1
+    table = pd.DataFrame(columns).loc[order].fillna("–").rename_axis("Measurement").reset_index()
     table.insert(1, "Goal", table["Measurement"].map(SPEED_GOALS).fillna(""))
     return table
 
