@@ -59,10 +59,11 @@ CLAIMS = {
         ),
         Claim(
             "below_8k",
-            "separable 8 16 / 28 32 32 / 40 40 gap",
+            "separable 8 16 / 28 32 32 / 40 40 gap deskew 5",
             replace(MILD, epochs=15, learning_rate=0.03),
-            seeds=tuple(range(10)),
-            frozen="2026-11-24",
+            precision="float32",
+            seeds=tuple(range(200, 210)),
+            frozen="2026-12-01",
         ),
         Claim(
             "below_5k",
