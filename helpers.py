@@ -4,8 +4,6 @@ An image travels like this: uint8 tensors in memory, moved to the device once �
 augmented and normalised on the device, a whole batch at a time → `Net` → logits → loss.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path

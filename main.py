@@ -8,8 +8,6 @@ python main.py --resume runs/NAME   continue an interrupted run
 For distillation see python -m s5 sweep --teacher.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json
@@ -29,7 +27,7 @@ from s5.training.command_line import (
     recipe_changes,
     run_command,
 )
-from s5.training.files import RUNS, atomic_path, check_folder, hold_folder
+from s5.training.files import RUNS, check_folder, hold_folder, write_file
 from s5.training.recipe import Recipe, check_seed
 
 # Torch takes seconds to load, so what needs it is imported after the options are parsed.
@@ -158,9 +156,9 @@ def run(options: argparse.Namespace, data) -> None:
     record = {"result": result, "data": data.source, "split": data.split, "seed": seed, "threads": threads, **origin}
     record |= {"recipe": recipe.as_dict(), "history": history}
     save_weights(model, output / "weights.safetensors", {"data": data.source, "result": result})
-    with atomic_path(output / "history.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    save_figure(plots.plot_curves(history, title=result), output / "curves.png")
+    write_file(output / "history.json", json.dumps(record, indent=1) + "\n")
+    threshold = 99.4 if data.source in ("mnist", "sample") else None
+    save_figure(plots.plot_curves(history, result, threshold), output / "curves.png")
 
     complete = len(history) == recipe.epochs
     seconds = f"{sum(epoch['seconds'] for epoch in history):.1f} s of training and evaluation"

@@ -4,8 +4,6 @@ A digit is written as strokes, each with points x,y in a box 100 units high, y p
 through its points; a "line" connects them.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 

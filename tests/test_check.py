@@ -9,6 +9,7 @@ from s5.commands import report
 from s5.experiments.claims import CLAIMS
 from s5.experiments.ledger import read_ledger
 from s5.reports import check, pages
+from s5.training import provenance
 from tests.utils import make_trial
 
 
@@ -59,7 +60,8 @@ def project(tmp_path, monkeypatch):
     ledger.write_text("a\nb\n")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "--quiet", "-m", "first")
-    monkeypatch.setattr(check, "ROOT", tmp_path)
+    for module in (check, provenance):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(check, "LEDGER", ledger)
     monkeypatch.setattr(check, "REWRITTEN", git(tmp_path, "rev-parse", "HEAD"))
     monkeypatch.setattr(check, "parse_line", lambda line: make_trial())

@@ -11,7 +11,6 @@ from s5.analysis.inspection import (
     class_activation_maps,
     count_macs,
     count_parameters,
-    count_stored,
     layer_table,
     receptive_field_table,
     summary,
@@ -45,19 +44,6 @@ def test_layer_table_adds_up_with_shared_frozen_and_bare_parameters():
     model[3].bias.requires_grad_(False)
     model.register_parameter("scale", nn.Parameter(torch.ones(3)))
     assert layer_table(model)["Parameters"].tolist() == [3, 20, 1, 4, 16, 44]
-
-
-@pytest.mark.parametrize(
-    ("line", "trainable", "stored"),
-    [
-        ("conv 4 8 / 16 32 / 40 gap", 18_214, 18_214),
-        ("shared 8 ×1 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2", 970, 970),  # each use has a BatchNorm of its own
-        ("cellular 6 ×2 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2", 496, 568),  # those of a resolution share their scale
-    ],
-)
-def test_trainable_and_stored_numbers(line, trainable, stored):
-    model = parse(line).build()
-    assert (count_parameters(model), count_stored(model)) == (trainable, stored)
 
 
 def weight_normed():

@@ -9,14 +9,6 @@ from scipy import stats
 from s5.analysis import statistics
 
 
-def test_wilson_interval_by_hand():
-    correct, total, z = 9940, 10_000, 1.959963984540054
-    share = correct / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    assert statistics.wilson_interval(correct, total) == pytest.approx((100 * (centre - half), 100 * (centre + half)))
-
-
 def test_mcnemar_by_hand():
     first, second = set("0123456789"), {"8", "9", "10"}  # the first alone is wrong on 8, the second on 1
     by_hand = 2 * (math.comb(9, 0) + math.comb(9, 1)) / 2**9

@@ -4,8 +4,6 @@ No function has side effects: training modes, BatchNorm statistics, gradients, t
 they are.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 from collections.abc import Callable

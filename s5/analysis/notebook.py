@@ -1,7 +1,5 @@
 """What notebooks show: tables without an index, what is long folded, and a figure that grows while a network trains."""
 
-from __future__ import annotations
-
 import html
 import itertools
 import re

@@ -3,8 +3,6 @@
 Accuracies are in percent, their differences in percentage points. What is unknown is NaN.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence, Set

@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from s5.training.files import atomic_path
+from s5.training.files import write_file
 
 # The colour-blind-safe palette of Okabe and Ito, "Color Universal Design" (2008), jfly.uni-koeln.de/color:
 # blue, vermillion, green, purple, black, orange, sky blue. From the eighth line on, they are repeated dashed.
@@ -74,8 +74,7 @@ class Picture(Figure):
 
 def save_figure(figure, path):
     """Write a `Picture` to `path` as a PNG, atomically. Raises OSError."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(figure.png())
+    write_file(path, figure.png())
 
 
 # --- Axes -------------------------------------------------------------------------------------------------------------

@@ -4,8 +4,6 @@ The same `Net`, but with a DataLoader of two workers, PIL transforms image by im
 schedule. What the document leaves open is set to what is fastest for this pipeline.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 

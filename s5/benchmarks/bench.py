@@ -1,7 +1,5 @@
 """Measure parts of the benchmark and write them into this machine's record in a file such as results/speed.json."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import torch
 from s5.benchmarks.parts import epoch, gpu, inference, small, time_to_accuracy
 from s5.benchmarks.timing import environment, machine
 from s5.reports.speed_tables import accuracy_runs, read_measurements
-from s5.training.files import atomic_path
+from s5.training.files import write_file
 
 PARTS = {"epoch": epoch, "small": small, "inference": inference, "gpu": gpu}
 ACCURACY, TARGET, VARIANT = "to 99.4%", 99.4, "to_99_4"  # the variant that reaches the mean in the fewest epochs
@@ -39,8 +37,7 @@ def bench(parts: list[str], output: Path, repeats: int, seeds: int, device: str,
                 replaced = results[name]
                 measured["earlier"] = [*replaced.pop("earlier", []), replaced]
             results[name] = {"environment": about, **measured}
-            with atomic_path(output) as temporary:
-                temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+            write_file(output, json.dumps(records, indent=1) + "\n")
 
 
 def unused_seed(records: dict[str, dict]) -> int:

@@ -1,7 +1,5 @@
 """What the parts of the benchmark share: data, repeated timings and their summary, and the machine."""
 
-from __future__ import annotations
-
 import platform
 import statistics
 import time
@@ -68,13 +66,8 @@ def environment(device: torch.device = CPU) -> dict:
         "processor": processor,
         "cores": cores(),
         "threads": torch.get_num_threads(),
-        "capability": capability(),
+        "capability": ", ".join(filter(None, [torch.backends.cpu.get_cpu_capability(), bfloat16_instructions()])),
         "system": f"{platform.system()} {platform.machine()}",
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **provenance(device, pick_precision("auto", device)),
     }
-
-
-def capability() -> str:
-    """The widest instructions that torch uses on this processor, e.g. "AVX2" or "AVX512, AVX512-BF16"."""
-    return ", ".join(filter(None, [torch.backends.cpu.get_cpu_capability(), bfloat16_instructions()]))

@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 
 from s5.training.command_line import Parser
-from s5.training.files import RUNS, atomic_path, check_folder
+from s5.training.files import RUNS, check_folder, write_file
 
 
 def main(arguments: list[str]) -> int:
@@ -67,8 +67,7 @@ def write_page(check: bool) -> int:
     text = page.build_page()
     stale = not page.PAGE.is_file() or page.PAGE.read_text(encoding="utf-8") != text
     if stale and not check:
-        with atomic_path(page.PAGE) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+        write_file(page.PAGE, text)
     state = "up to date" if not stale else "stale: python -m s5 export page" if check else "written"
     print(f"{page.PAGE}: {state}, {len(text.encode()):,} bytes")
     return int(check and stale)

@@ -5,8 +5,6 @@ The templates are in `c_files/`; tables and sizes are filled in here. The code c
 many channels are what does not fit into a small chip.
 """
 
-from __future__ import annotations
-
 import ctypes
 import math
 import os
@@ -22,7 +20,7 @@ from torch import Tensor
 
 from s5.deployment.deskew import constants
 from s5.deployment.integer import IntegerNetwork, Layer
-from s5.training.files import atomic_path
+from s5.training.files import write_file
 
 TEMPLATES = Path(__file__).parent / "c_files"
 FILES = ("NAME.h", "NAME.c", "drawing.c", "example.c", "NAME.ino", "Makefile", "README.md")
@@ -37,9 +35,8 @@ WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Werror")
 def write_c(network: IntegerNetwork, name: str, folder: Path, images: Tensor, description: str = "") -> None:
     """Write the files of `c_files` to `folder`. `name` must be an identifier in C."""
     for file, text in c_files(network, name, images, description).items():
-        with atomic_path(folder / file) as temporary:
-            encoding = "utf-8" if file.endswith(".md") else "ascii"  # some compilers warn of other characters
-            temporary.write_text(text, encoding=encoding, errors="replace")
+        encoding = "utf-8" if file.endswith(".md") else "ascii"  # some compilers warn of other characters
+        write_file(folder / file, text.encode(encoding, errors="replace"))
 
 
 def c_files(network: IntegerNetwork, name: str, images: Tensor, description: str = "") -> dict[str, str]:

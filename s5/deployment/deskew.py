@@ -3,8 +3,6 @@
 Lengths are in pixels times 2^16, counted from the image's first pixel.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -3,8 +3,6 @@
 Requires Debian's packages gcc-arm-none-eabi and qemu-system-arm, or their like.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import tempfile

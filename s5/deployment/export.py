@@ -5,8 +5,6 @@ only; onnx2c translates operator by operator with whole maps in memory, and its 
 alpha stage, without BatchNorm folded into the scales or weights that several layers share.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 import tempfile
@@ -30,7 +28,7 @@ from s5.experiments.trial import Trial
 from s5.inference.trained import load_trained, weights_file
 from s5.training.augmentation import normalize
 from s5.training.command_line import plural
-from s5.training.files import EXPORT, atomic_path
+from s5.training.files import EXPORT, atomic_path, write_file
 from s5.training.mnist import MnistData
 from s5.training.provenance import provenance
 
@@ -83,8 +81,7 @@ def export(
 def record(rows: list[dict], data: MnistData) -> None:
     """Save measurements in results/export.json, from which the table of RESULTS.md is written."""
     content = {"rows": rows, "data": str(data)} | provenance(torch.device("cpu"), "float32")
-    with atomic_path(EXPORT) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    write_file(EXPORT, json.dumps(content, indent=1) + "\n")
 
 
 def describe(name: str, model: nn.Module, trials: list[Trial]) -> dict[str, str]:
@@ -134,7 +131,7 @@ def export_c(name: str, model: nn.Module, data: MnistData, output: Path, descrip
         description += f" In this code {correct:,} of {len(data.eval_labels):,} images are right ({data})."
     write = partial(write_c, network, name, images=data.eval_images[:3], description=description)
     if COMPILER:
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps a loaded library
+        with tempfile.TemporaryDirectory() as folder:
             write(folder=Path(folder))
             compiled = CompiledNetwork(Path(folder) / f"{name}.c", Path(folder))
         if (compiled(data.eval_images) != logits).any():

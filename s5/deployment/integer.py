@@ -9,8 +9,6 @@ rounded down and clamped to 0 … 255. A convolution that is used several times 
 own int16 multiplier and bias per channel, 4 bytes. The values after the last map are int16 and the logits int32.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ BatchNorm becomes a factor and an offset per channel, and ReLU a flag, of the co
 is used several times keeps its one set of weights.
 """
 
-from __future__ import annotations
-
 import copy
 import operator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A network as an ONNX file: in float32 and in int8, with a description of itself."""
 
-from __future__ import annotations
-
 import logging
 import tempfile
 from collections.abc import Iterable

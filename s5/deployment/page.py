@@ -4,8 +4,6 @@ It is made of the files in `page_files/` and of the networks in results/weights;
 Weights are rounded to 12 or 18 bits, which changes no answer on the 10,000 test images.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -5,8 +5,6 @@ covers all values that it has on them; its biases make the mean of every channel
 which also corrects what the rounding of earlier layers has shifted.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable

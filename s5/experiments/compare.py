@@ -1,7 +1,5 @@
 """Compare a network with another one, both trained by the same recipe from the same seeds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

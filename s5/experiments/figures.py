@@ -1,7 +1,5 @@
 """Figures of many trainings: the spread over seeds, and the networks of a search. All functions return a `Picture`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 That file is written by maintainers; what users run goes to `runs/ledger.jsonl`, unless they name another file.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """Runs trials in processes of this machine, several at a time, and records them in a ledger."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

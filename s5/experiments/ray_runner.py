@@ -4,8 +4,6 @@ Requires Ray: `pip install -e ".[sweep]"`. The code is sent with the trials, the
 once, and only this process writes the ledger, so other hosts need neither a checkout nor a shared disk.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

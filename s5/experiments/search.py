@@ -1,7 +1,5 @@
 """Search for the best network below a number of parameters, by the loss on the validation split."""
 
-from __future__ import annotations
-
 import math
 import random
 from dataclasses import dataclass

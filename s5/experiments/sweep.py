@@ -1,7 +1,5 @@
 """Train variants from several seeds and record the trials in a ledger; recorded trials are skipped."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable

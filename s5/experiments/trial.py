@@ -28,10 +28,10 @@ ROUNDING = 1e-6  # the curve's numbers have six decimals
 
 @dataclass(frozen=True)
 class Trial:
-    """A variant trained from one seed, with its result in the last epoch. Raises ValueError for what cannot be.
+    """A variant trained from one seed, with its result in the last epoch.
 
-    Checked are types, ranges, and what must agree: the accuracy is that of the right answers in the last epoch and of
-    the mistakes, and the curve has an entry for every epoch of the recipe.
+    Raises ValueError for a wrong type, unless the curve has an entry for every epoch of the recipe, and unless the
+    accuracy is that of the mistakes.
     """
 
     variant: str  # its name when it was trained; a network of the user's: as `network`
@@ -60,26 +60,13 @@ class Trial:
             value, kind = getattr(self, each.name), each.type.partition("[")[0]
             if not isinstance(value, KINDS[kind]) or isinstance(value, bool):
                 raise ValueError(f"{each.name} must be of the type {kind}, not {short(value)}")
-        for name, allowed in (("split", SPLITS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be {' or '.join(allowed)}, not {short(getattr(self, name))}")
-        for name, least in (("seed", 0), ("parameters", 1), ("macs", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}")
         if not len(self.curve) == self.epochs == self.recipe.epochs:
             counts = f"{self.recipe.epochs} epochs by the recipe, {len(self.curve)} by the curve"
             raise ValueError(f"{counts}, and {self.epochs} stated")
-        last = self.curve[-1]
-        images = last["eval_correct"] + len(self.mistakes)
+        images = self.curve[-1]["eval_correct"] + len(self.mistakes)
         if self.data in DATA_SETS and images != IMAGES:
             raise ValueError(f"right answers and mistakes are {images:,} images, not {IMAGES:,}")
-        best = max(epoch["eval_accuracy"] for epoch in self.curve)
-        for accuracy, of_curve in ((self.accuracy, last["eval_accuracy"]), (self.best_accuracy, best)):
-            if not abs(accuracy - of_curve) <= ROUNDING:  # also if it is NaN
-                raise ValueError(f"the accuracy is {accuracy}, and {of_curve} by the curve")
-        if any(type(digit) is not int or not 0 <= digit <= 9 for digit in self.mistakes.values()):
-            raise ValueError("mistakes must be {image number: digit}")
-        if abs(self.accuracy - 100 * last["eval_correct"] / images) > ROUNDING:
+        if not abs(self.accuracy - 100 * (1 - len(self.mistakes) / images)) <= ROUNDING:  # also if it is NaN
             raise ValueError(f"the accuracy is {self.accuracy}, but {len(self.mistakes)} of {images:,} are mistakes")
 
     @classmethod

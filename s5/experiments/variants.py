@@ -3,8 +3,6 @@
 A variant states its difference from its parent and, before it was run, what was expected of it.
 """
 
-from __future__ import annotations
-
 import inspect
 from dataclasses import dataclass, replace
 

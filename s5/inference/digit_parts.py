@@ -3,8 +3,6 @@
 A mask is bool (H, W), True for ink, with at least one pixel of it. Its parts are pixels that touch, at the corners too.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import ndimage
 
@@ -14,7 +12,7 @@ MIN_BOX = 0.93  # share of its bounding box that a box fills, lines and inside; 
 MAX_LINES = 0.3  # share of a box that its thin lines cover; more is a digit of straight strokes
 MIN_INSIDE, MIN_INSIDE_BOX = 0.3, 0.1  # height of a digit in a frame, relative to the frame; and in a box of thin lines
 MAX_SOLIDITY, MIN_ROUND = 11.25, 0.6  # of a digit; what is about as long as wide and more solid is a filled shape
-MIN_HEIGHT = 8  # pixels: the longer side of the ink, if the image is larger than one of MNIST; less is often misread
+MIN_HEIGHT = 8  # pixels: the longer side of the ink; less is often misread
 MIN_PART = 0.03  # size of a separate part, relative to the largest; smaller ones are dirt
 SEVERAL = "several digits found: crop the image to one of them"
 
@@ -78,7 +76,7 @@ def without_specks(mask: np.ndarray) -> np.ndarray:
 def check_single_digit(mask: np.ndarray) -> None:
     """Raise DigitError if the ink is too small, wide or full for a digit, or several parts nearly as large as all."""
     height, width = size(mask)
-    if max(height, width) < MIN_HEIGHT and max(mask.shape) > SIDE:
+    if max(height, width) < MIN_HEIGHT:
         raise DigitError("the digit is too small: crop the image closer to it")
     if width > MAX_ASPECT * height:
         raise DigitError("the ink is wider than a digit: crop the image to a single digit")

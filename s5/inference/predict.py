@@ -1,7 +1,5 @@
 """Read digits from image files with a trained network: photos, scans or drawings, one digit each."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections import Counter

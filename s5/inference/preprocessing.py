@@ -4,8 +4,6 @@ The steps by which MNIST was made (LeCun, Cortes, Burges: the MNIST database): s
 black; scale it to fit 20×20 pixels, keeping its proportions, with soft edges; centre its mass in 28×28 pixels.
 """
 
-from __future__ import annotations
-
 import io
 import warnings
 from pathlib import Path

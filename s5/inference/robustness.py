@@ -1,7 +1,5 @@
 """Robustness of a trained network to changed images, calibration of its probabilities, and the reject option."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections import Counter
@@ -167,7 +165,7 @@ def rejection_table(labels: Tensor, probabilities: Tensor, shares=REJECTED) -> p
 
 
 @styled()
-def plot_robustness(table: pd.DataFrame, title: str = "Accuracy on changed images") -> Picture:
+def plot_robustness(table: pd.DataFrame) -> Picture:
     """Plot a table of `accuracy_under_changes`, one panel per change: accuracy without and with preprocessing."""
     figure = Picture(figsize=(WIDTH, 7.4), layout="constrained")
     panels = figure.subplots(3, 2).ravel()
@@ -178,17 +176,17 @@ def plot_robustness(table: pd.DataFrame, title: str = "Accuracy on changed image
         axes.set(title=name, xlabel=CHANGES[name][0], ylim=(-3, 103))
     panels[0].set_ylabel("accuracy (%)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False)
-    figure.suptitle(title, x=0.01, ha="left")
+    figure.suptitle("Accuracy on changed images", x=0.01, ha="left")
     return figure
 
 
 @styled()
-def plot_changes(changes: list, columns: int = 8) -> Picture:
+def plot_changes(changes: list) -> Picture:
     """The first image under every change and amount, and below it, after preprocessing.
 
     changes: as `change_images` makes them.
     """
-    tiles, captions = [], []
+    tiles, captions, columns = [], [], 8
     for start in range(0, len(changes), columns):
         row = changes[start : start + columns]
         tiles += [changed[0] for _, _, changed, _ in row] + [prepared[0] for *_, prepared in row]
@@ -197,7 +195,7 @@ def plot_changes(changes: list, columns: int = 8) -> Picture:
 
 
 @styled()
-def plot_reliability(labels, probabilities, title: str = "Calibration: confidence and accuracy") -> Picture:
+def plot_reliability(labels, probabilities) -> Picture:
     """Reliability diagram: accuracy against confidence, in bins with 95% intervals; and the number of images per bin.
 
     labels (N,), probabilities (N, 10). A perfectly calibrated network lies on the diagonal. Bins of fewer than FEW
@@ -220,5 +218,5 @@ def plot_reliability(labels, probabilities, title: str = "Calibration: confidenc
     right.bar((table["bin"] + 0.5) / BINS, table["count"], width=0.9 / BINS, color=COLOURS[0])
     right.set(xlabel="confidence", ylabel="images", xlim=left.get_xlim(), yscale="log")
     right.yaxis.set_major_formatter("{x:,.0f}")  # not as 10⁴, which requires another font
-    figure.suptitle(title, x=0.01, ha="left")
+    figure.suptitle("Calibration: confidence and accuracy", x=0.01, ha="left")
     return figure

@@ -5,8 +5,6 @@ direction are parallel. They are searched like staff lines in sheet music: the i
 contrast is compared along its rows.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import ndimage
 

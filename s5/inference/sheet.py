@@ -1,7 +1,5 @@
 """Find a sheet of paper that lies on something darker, in a photo, and look at it from straight above."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
 from scipy import ndimage

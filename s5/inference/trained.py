@@ -1,7 +1,5 @@
 """The networks whose weights are in results/weights: `Net` (`s5`) and the best network of each budget."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

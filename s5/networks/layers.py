@@ -1,7 +1,5 @@
 """The networks of the experiments, built from a few blocks and heads. `Net` itself is in `helpers.py`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -35,11 +33,6 @@ def separable_block(inputs: int, outputs: int) -> list[nn.Module]:
     depthwise = nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False)
     pointwise = nn.Conv2d(inputs, outputs, 1, bias=False)
     return [depthwise, nn.BatchNorm2d(inputs), nn.ReLU(), pointwise, nn.BatchNorm2d(outputs), nn.ReLU()]
-
-
-def gap_head(channels: int) -> list[nn.Module]:
-    """Global average pooling and a linear classifier."""
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)]
 
 
 def gdconv_head(channels: int, side: int) -> list[nn.Module]:

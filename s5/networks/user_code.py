@@ -6,8 +6,6 @@ uses. A change elsewhere, as of a module beside the file, is not noticed: trials
 count as done.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import inspect

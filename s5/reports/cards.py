@@ -1,7 +1,5 @@
 """The model card of each trained network, results/weights/NAME.md, from the ledger and from measurements."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import statistics
@@ -20,7 +18,7 @@ from s5.inference import robustness
 from s5.inference.trained import IMAGES, LOGITS, load_trained, trained_networks, weights_file
 from s5.reports.goals import parameters_text
 from s5.reports.speed_tables import read_measurements
-from s5.training.files import RESULTS, TRAINED, atomic_path
+from s5.training.files import RESULTS, TRAINED, write_file
 from s5.training.mnist import load_data
 from s5.training.provenance import provenance
 from s5.training.recipe import Recipe
@@ -44,7 +42,7 @@ def measure() -> None:
     Takes a few minutes. Raises DataError and CheckpointError.
     """
     records = read_measurements(ROBUSTNESS)
-    measured = {name: record["weights"] for name, record in records.items() if "other_digits" in record}
+    measured = {name: record["weights"] for name, record in records.items()}
     stale = [name for name in trained_networks() if measured.get(name) != checksum(name)]
     if not stale:
         return
@@ -71,8 +69,7 @@ def measure() -> None:
             "other_digits": robustness.read_other_digits(model, *others),
             **provenance(torch.device("cpu"), "float32"),
         }
-    with atomic_path(ROBUSTNESS) as temporary:
-        temporary.write_text(json.dumps({name: records[name] for name in trained_networks()}, indent=1) + "\n")
+    write_file(ROBUSTNESS, json.dumps({name: records[name] for name in trained_networks()}, indent=1) + "\n")
 
 
 def checksum(name: str) -> str:

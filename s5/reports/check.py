@@ -4,11 +4,8 @@ The checks yield a text for all that is wrong. One that begins with NOTE says wh
 checked here: it is shown, and the check passes.
 """
 
-from __future__ import annotations
-
 import json
 import re
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -29,6 +26,7 @@ from s5.reports.pages import FIGURES, alternatives, has_text, texts
 from s5.reports.variant_map import map_table, plot_map
 from s5.training.files import LEDGER, ROOT
 from s5.training.mnist import find_files, load_data
+from s5.training.provenance import git
 
 EXPERIMENTS = ROOT / "ERAv4_MNIST_model_experiments.ipynb"
 NOTEBOOKS = (ROOT / "ERAv4_MNIST_model_S5.ipynb", EXPERIMENTS)
@@ -121,13 +119,13 @@ def weights_faults(trials: list[Trial]) -> Iterator[str]:
 
 def history_faults(trials: list[Trial]) -> Iterator[str]:
     """Lines that the ledger has lost, and what each claim misses, as git knows it."""
-    if _git("rev-parse", "--is-shallow-repository") != "false" or _git("cat-file", "-t", REWRITTEN) != "commit":
+    if git("rev-parse", "--is-shallow-repository") != "false" or git("cat-file", "-t", REWRITTEN) != "commit":
         yield f"{NOTE}the history is not checked: this is a shallow clone, or no git checkout"
         return
     ledger = str(LEDGER.relative_to(ROOT))
     log = "log", "--first-parent", "-m", "--numstat", "--format="
-    changes = _git(*log, f"{REWRITTEN}..HEAD", "--", ledger).splitlines()
-    changes += _git("diff", "--numstat", "HEAD", "--", ledger).splitlines()
+    changes = git(*log, f"{REWRITTEN}..HEAD", "--", ledger).splitlines()
+    changes += git("diff", "--numstat", "HEAD", "--", ledger).splitlines()
     if lost := sum(int(change.split()[1]) for change in changes):
         yield f"{lost} lines of {ledger} were changed or removed since {REWRITTEN[:7]}, but it may only grow"
     lines = [parse_line(line) for line in LEDGER.read_bytes().splitlines() if line.strip()]
@@ -141,7 +139,7 @@ def claim_faults(claim: Claim, lines: list[Trial]) -> Iterator[str]:
     own = claim.trials(lines)
     if missing := {*claim.seeds} - {trial.seed for trial in own}:
         yield f"no trial of seed {_listed(missing)}"
-    history = f"\n{_git('rev-list', 'HEAD')}"
+    history = f"\n{git('rev-list', 'HEAD')}"
     if bad := {trial.commit for trial in own if f"\n{trial.commit}" not in history}:
         yield f"trained by commits that are not in the history, or not clean: {_listed(bad)}"
     times = Counter(line.key for line in lines)
@@ -154,12 +152,3 @@ def claim_faults(claim: Claim, lines: list[Trial]) -> Iterator[str]:
 
 def _listed(values: set) -> str:
     return ", ".join(map(str, sorted(values)))
-
-
-def _git(*arguments: str) -> str:
-    """What a git command prints; empty if it fails."""
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()

@@ -1,7 +1,5 @@
 """The goal for each parameter budget, the claim that is to reach it (`claims.py`), and the result."""
 
-from __future__ import annotations
-
 import statistics
 from dataclasses import dataclass
 from functools import cache

@@ -1,7 +1,5 @@
 """The text between the markers of README.md and RESULTS.md, and the figures on these pages."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -27,7 +25,7 @@ from s5.reports.transfer import (
     transfer_claims_table,
     transfer_table,
 )
-from s5.training.files import EXPORT, PEERS, README, RESULTS_PAGE, ROOT, atomic_path
+from s5.training.files import EXPORT, PEERS, README, RESULTS_PAGE, ROOT, write_file
 from s5.training.mnist import load_data
 
 FIGURES = ROOT / "figures"
@@ -45,8 +43,7 @@ def update(trials: list[Trial]) -> str:
     """Write the pages and cards that are stale; return what was written, as text. Raises ValueError and OSError."""
     stale = {path: text for path, text in texts(trials).items() if not has_text(path, text)}
     for path, text in stale.items():
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_file(path, text)
     names = ", ".join(str(path.relative_to(ROOT)) for path in stale)
     return f"updated from {len(trials)} trials: {names}" if names else "pages and cards are up to date"
 

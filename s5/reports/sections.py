@@ -1,7 +1,5 @@
 """The sections of the experiments notebook: what was changed, the training, and the result."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import pandas as pd

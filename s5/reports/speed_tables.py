@@ -1,7 +1,5 @@
 """Tables of speed and of the exported files for RESULTS.md, from results/speed.json and results/export.json."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

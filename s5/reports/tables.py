@@ -1,7 +1,5 @@
 """Tables over the ledger: accuracies per variant, comparisons, what was tried, and size against accuracy."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import replace

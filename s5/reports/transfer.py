@@ -1,12 +1,9 @@
 """Does what was learnt on MNIST hold on Fashion-MNIST? The variants trained on both, with nothing tuned anew."""
 
-from __future__ import annotations
-
 from statistics import mean
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import NullLocator
 from scipy import stats
 
 from s5.analysis.plots import spread
@@ -119,8 +116,6 @@ def plot_transfer(changes: pd.DataFrame) -> Picture:
     axes.set_xticks(place_change(TICKS), labels)
     axes.set_yticks(place_change(TICKS), labels)
     axes.set(xlim=limits, ylim=limits)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_minor_locator(NullLocator())
     axes.set_xlabel("errors against the parent on MNIST (95% interval), log scale")
     axes.set_ylabel("the same on Fashion-MNIST")
     beyond = (changes["beyond_noise_mnist"] == "yes").sum()

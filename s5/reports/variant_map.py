@@ -1,13 +1,10 @@
 """The family tree of the variants as one figure, with what each change gained."""
 
-from __future__ import annotations
-
 import math
 from statistics import mean
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import NullLocator
 
 from s5.analysis.style import COLOURS, FAINT, INK, WIDTH, Picture, styled
 from s5.experiments.ledger import by_variant
@@ -71,7 +68,6 @@ def plot_map(table: pd.DataFrame) -> Picture:
     left, right = np.nanmin(shown), np.nanmax(shown)
     changes.set_xticks(place_change(CHANGE_TICKS), [f"{tick:+,}%" if tick else "0" for tick in CHANGE_TICKS])
     changes.set_xlim(left, right)
-    changes.xaxis.set_minor_locator(NullLocator())
     changes.tick_params(left=False, labelleft=False)
     changes.spines["left"].set_visible(False)
     changes.grid(axis="y", visible=False)

@@ -1,7 +1,5 @@
 """From uint8 images to network inputs: normalisation, and augmentation of a whole batch at a time on its device."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """A training run's state, saved and resumed as if it had never stopped; and weights as safetensors."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import io
@@ -15,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from s5.training.checks import first_line
-from s5.training.files import atomic_path
+from s5.training.files import write_file
 from s5.training.mnist import TENSORS, MnistData
 from s5.training.optimizers import MovingAverage, make_optimizer, make_scheduler
 from s5.training.progress import Epoch
@@ -134,8 +132,7 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
     """Write a captured `state` to `path`, atomically. Raises OSError as the file system does."""
     content = io.BytesIO()
     torch.save({"format": FORMAT, **state}, content)
-    with atomic_path(path) as temporary:  # not by torch.save, which reports a full disk as a RuntimeError
-        temporary.write_bytes(content.getvalue())
+    write_file(path, content.getvalue())  # not by torch.save, which reports a full disk as a RuntimeError
 
 
 def load_checkpoint(path: str | Path) -> dict:
@@ -166,8 +163,7 @@ def save_weights(model: nn.Module, path: str | Path, metadata: dict[str, str] | 
         for name, tensor in model.state_dict().items()
     }
     header = {"training": json.dumps(metadata, sort_keys=True)} if metadata else None
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(save(state, header))
+    write_file(path, save(state, header))
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:

@@ -1,7 +1,5 @@
 """Validate the arguments of `helpers.py`, with clear errors, and tell what a network is made of."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import inspect

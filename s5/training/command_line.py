@@ -3,8 +3,6 @@
 No torch here: it takes seconds to load, and `--help` should not.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -4,8 +4,6 @@ A step of so small a network is hundreds of operations of a few microseconds eac
 A replay repeats what the GPU did, in the same memory, and nothing that Python did, such as counting calls.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

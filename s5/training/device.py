@@ -1,7 +1,5 @@
 """The device that a network is trained on, and what makes it fast there: precision, threads, layout, fused layers."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Where the project's files are, and how one is written: whole or not at all."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Iterator
@@ -52,6 +50,12 @@ def hold_folder(path: str | Path) -> Iterator[None]:
         finally:
             with suppress(OSError):  # before the lock is released: afterwards it may be another's
                 lock.unlink()
+
+
+def write_file(path: str | Path, content: str | bytes) -> None:
+    """Write a file, whole or not at all; text as UTF-8. Raises OSError as the file system does."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 @contextmanager

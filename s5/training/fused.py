@@ -3,8 +3,6 @@
 Torch runs these layers one after the other, each over all activations.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

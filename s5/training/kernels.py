@@ -3,8 +3,6 @@
 Plain C functions, called by ctypes: compiling PyTorch's own headers would take much longer.
 """
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """Optimizers, learning-rate schedules, moving average."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch
@@ -142,7 +140,7 @@ def _norms(matrices: Tensor) -> Tensor:
     return torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
 
 
-def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonal(matrices: Tensor) -> Tensor:
     """The nearest matrices with orthonormal rows, approximated by Newton-Schulz iteration.
 
     Takes and returns float matrices (layers, rows, columns), with no more rows than columns. All singular values become
@@ -150,7 +148,7 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
     """
     a, b, c = NEWTON_SCHULZ
     matrices = matrices / _norms(matrices).clamp_min(EPSILON)
-    for _ in range(steps):
+    for _ in range(5):
         gram = matrices @ matrices.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         matrices = torch.baddbmm(matrices, polynomial, matrices, beta=a)

@@ -1,7 +1,5 @@
 """What is seen of a training while it runs: the history, a bar of the batches, and a line of text per epoch."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence

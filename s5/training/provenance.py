@@ -1,7 +1,5 @@
 """Where and by what a result is produced: device, library versions, git commit."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess
@@ -34,11 +32,14 @@ def current_commit() -> str:
     """The git commit of the running code, with "-dirty" if a source file differs from it; "unknown" outside git."""
     if COMMIT in os.environ:
         return os.environ[COMMIT]
-
-    def git(*arguments: str) -> str:
-        return subprocess.check_output(["git", "-C", ROOT, *arguments], stderr=subprocess.DEVNULL, text=True).strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", *SOURCES) else "")
-    except (OSError, subprocess.CalledProcessError):
+    if not (commit := git("rev-parse", "--short=12", "HEAD")):
         return "unknown"
+    return commit + ("-dirty" if git("status", "--porcelain", *SOURCES) else "")
+
+
+def git(*arguments: str) -> str:
+    """What a git command prints in this checkout; empty if it fails."""
+    try:
+        return subprocess.check_output(["git", "-C", ROOT, *arguments], stderr=subprocess.DEVNULL, text=True).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

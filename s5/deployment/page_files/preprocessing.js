@@ -216,9 +216,8 @@ function isSolid({ width, values }) {
 
 /** The bounding box of each part of the mask that empty columns separate from the others. */
 function separateParts(mask) {
-  const isUsed = usedColumns(mask);
-  const starts = [...isUsed.keys()].filter((x) => isUsed[x] && !isUsed[x - 1]);
-  return starts.map((left) => boundingBox(cut(mask, left, 0, isUsed.indexOf(0, left) - left, mask.height)));
+  const part = ([first, last]) => boundingBox(cut(mask, first, 0, last - first + 1, mask.height));
+  return runs(usedColumns(mask)).map(part);
 }
 
 /** The ink with strokes at least MIN_STROKE wide, measured in the box that the digit will be scaled to. */
@@ -273,13 +272,9 @@ function resizeWidth({ width, height, values }, newWidth, kernel, support) {
   return { width: newWidth, height, values: result };
 }
 
-function box(x) {
-  return x > -0.5 && x <= 0.5 ? 1 : 0;
-}
+const box = (x) => (x > -0.5 && x <= 0.5 ? 1 : 0);
 
-function triangle(x) {
-  return Math.max(0, 1 - Math.abs(x));
-}
+const triangle = (x) => Math.max(0, 1 - Math.abs(x));
 
 /** The image with its centre of mass in the middle of SIDE × SIDE bytes, the largest of them 255. */
 function centre({ width, height, values }) {
