@@ -25,8 +25,8 @@ def current_trials(split: str, trials: list[Trial] | None = None, data: str = "m
     """The trials of a split that the tables show, on all of a data set.
 
     On MNIST's test set they are those of the claims and of the recipe that `s5` is compared with. On the validation
-    split they are those of the networks and recipes of `variants.py`, under today's names, in float32 where two seeds
-    are recorded in it, else in bfloat16.
+    split they are those of the networks and recipes of `variants.py`, under today's names, one for each seed: in
+    float32 if it was trained so, else in bfloat16. So a variant and its parent have the same precision, seed by seed.
     """
     trials = read_ledger() if trials is None else trials
     if split == "test":
@@ -34,9 +34,8 @@ def current_trials(split: str, trials: list[Trial] | None = None, data: str = "m
     found = []
     for variant in VARIANTS.values():
         group = select(trials, split=split, data=data, network=variant.network_name, recipe=variant.recipe)
-        exact, rounded = (select(group, precision=precision) for precision in PRECISIONS)
-        group = exact if len(exact) > 1 or not rounded else rounded
-        found += [replace(trial, variant=variant.name) for trial in group]
+        by_seed = {trial.seed: trial for name in reversed(PRECISIONS) for trial in select(group, precision=name)}
+        found += [replace(trial, variant=variant.name) for trial in by_seed.values()]
     return found
 
 
