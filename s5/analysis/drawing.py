@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from s5.analysis.inspection import SIDE, black_images, count_new_parameters, count_parameters, run_observed
-from s5.analysis.style import COLOURS, FAINT, INK, WIDTH, Picture, styled
+from s5.analysis.style import COLOURS, FAINT, INK, Picture, styled
 
 KINDS = {nn.MaxPool2d: "max\npool", nn.AdaptiveAvgPool2d: "mean\n", nn.AvgPool2d: "mean\npool", nn.Linear: "linear\n"}
 HEIGHT = 1.9  # inches, of a network
@@ -28,7 +28,7 @@ def plot_networks(networks):
     drawn, in the order in which they run; the parameters of the BatchNorm after a convolution ("BN") are counted with
     it, and those of a layer that is used again only once.
     """
-    figure = Picture(figsize=(WIDTH, HEIGHT * len(networks)), layout="constrained")
+    figure = Picture(HEIGHT * len(networks))
     panels = figure.subplots(len(networks), squeeze=False)[:, 0]
     for axes, (title, (model, parent)) in zip(panels, networks.items(), strict=True):
         blocks = _blocks(model)

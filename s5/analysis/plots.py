@@ -41,7 +41,7 @@ def plot_curves(history, title=None, threshold=99.4):
     losses are means per image, accuracies in percent, eval_* is None in epochs without evaluation.
     threshold: an accuracy in percent that is drawn as a line, or None.
     """
-    figure = Picture(figsize=(WIDTH, 3.8), layout="constrained")
+    figure = Picture(3.8)
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         _draw_lines(axes, history, quantity, threshold)
     epoch, accuracy = history[-1]["epoch"], history[-1]["eval_accuracy"]
@@ -99,7 +99,7 @@ def plot_confusion(labels, predictions, classes=DIGITS):
     counts = np.bincount(10 * np.asarray(labels) + np.asarray(predictions), minlength=100).reshape(10, 10)
     # Without the diagonal: three mistakes would be invisible next to a thousand correct predictions.
     mistakes = counts - np.diag(counts.diagonal())
-    figure = Picture(figsize=(WIDTH, 5), layout="constrained")
+    figure = Picture(5)
     axes = figure.subplots()
     brightest = 1.6 * max(mistakes.max(), 1)  # of which dark text stays legible
     axes.imshow(mistakes, "Oranges", vmin=0, vmax=brightest, aspect="auto")
@@ -121,7 +121,7 @@ def plot_class_accuracy(labels, predictions, classes=DIGITS):
     groups = pd.Series(correct).groupby(np.asarray(labels))
     places, totals, wrong = groups.mean().index, groups.size(), groups.size() - groups.sum()
     accuracies, overall = 100 * (1 - wrong / totals), 100 * correct.mean()
-    figure = Picture(figsize=(WIDTH, 3.8), layout="constrained")
+    figure = Picture(3.8)
     axes = figure.subplots()
     accuracy_axis(axes, accuracies)
     axes.axhline(overall, color=FAINT, linewidth=1)
@@ -182,7 +182,7 @@ def plot_filters(conv):
 @styled()
 def plot_learning_rate(recipe, images, *others):
     """The learning rate of every step of a recipe, grey if there are others, for so many training images."""
-    figure = Picture(figsize=(WIDTH, 2.4), layout="constrained")
+    figure = Picture(2.4)
     axes = figure.subplots()
     for each in (recipe, *others):
         steps_per_epoch = each.steps_per_epoch(images)
@@ -210,7 +210,7 @@ def plot_activation_maps(images, labels, probabilities, maps, columns=8, classes
     labels, predictions, numbers = np.asarray(labels), np.asarray(probabilities).argmax(1), np.arange(len(images))
     differences = np.asarray(maps)[numbers, predictions] - np.asarray(maps)[numbers, labels]
     rows, side, largest = math.ceil(len(images) / columns), images.shape[-1], np.abs(differences).max()
-    figure = Picture(figsize=(WIDTH, 0.6 + 1.3 * rows), layout="constrained")
+    figure = Picture(0.6 + 1.3 * rows)
     panels = figure.subplots(rows, columns, squeeze=False)
     places = np.arange(side) + 0.5
     scale = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest, "interpolation": "bilinear"}
@@ -244,7 +244,7 @@ def plot_feature_maps(model, image, layers, normalize, columns=10):
     run_observed(model, normalize(image[None]).to(next(model.parameters()).device), nn.Module, keep)
     blocks = {"input": image[None], **{name: outputs[name] for name in layers}}
     heights = [grid_height(len(maps), columns) for maps in blocks.values()]
-    figure = Picture(figsize=(WIDTH, 0.4 + sum(heights) + 0.3 * len(blocks)), layout="constrained")
+    figure = Picture(0.4 + sum(heights) + 0.3 * len(blocks))
     panels = figure.subplots(len(blocks), height_ratios=heights)
     for axes, (name, maps) in zip(panels, blocks.items(), strict=True):
         draw_tiles(axes, maps, columns, cmap="gray" if name == "input" else "viridis")
@@ -282,7 +282,7 @@ def draw_tiles(axes, tiles, columns, captions=None, cmap="gray", norm=None):
 def tile_figure(tiles, columns, title, captions=None, **colours):
     """A figure with one grid of tiles (N, H, W) and a title."""
     height = 0.4 + grid_height(len(tiles), columns, bool(captions))
-    figure = Picture(figsize=(WIDTH, height), layout="constrained")
+    figure = Picture(height)
     axes = figure.subplots()
     draw_tiles(axes, tiles, columns, captions, **colours)
     axes.set_title(title)

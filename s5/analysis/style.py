@@ -42,10 +42,13 @@ def styled():
 
 
 class Picture(Figure):
-    """A figure that a notebook displays as a PNG, with or without pyplot and `%matplotlib inline`.
+    """A figure of WIDTH × `height` inches that a notebook displays as a PNG, with or without `%matplotlib inline`.
 
     Its titles are the text alternative for those who cannot see it.
     """
+
+    def __init__(self, height):
+        super().__init__(figsize=(WIDTH, height), layout="constrained")
 
     # Drawing and saving need STYLE too: matplotlib creates ticks when it first draws.
     draw = styled()(Figure.draw)

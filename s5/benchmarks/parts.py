@@ -78,9 +78,7 @@ def epoch(repeats: int, smoke: bool) -> dict:
 
     lower_bound()  # warm-up
     functions = {"lower bound": lower_bound}
-    for precision in dict.fromkeys(
-        ("float32", pick_precision("auto", CPU))
-    ):  # bfloat16 only if native
+    for precision in dict.fromkeys(("float32", pick_precision("auto", CPU))):  # bfloat16 only if native
         functions[precision] = timed_epoch("s5", data, precision=precision)
     functions["float32, not compiled"] = timed_epoch("s5", data, precision="float32", compile=False)
     for count in sorted({1, threads}):  # its two workers need the cores as well, so one thread may be faster

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
-from s5.analysis.style import ACCURACY_TICKS, COLOURS, INK, WIDTH, Picture, accuracy_axis, draw_threshold, styled
+from s5.analysis.style import ACCURACY_TICKS, COLOURS, INK, Picture, accuracy_axis, draw_threshold, loss_axis, styled
 from s5.experiments.claims import BUDGETS
 from s5.experiments.ledger import mean_loss
 from s5.experiments.trial import Trial
@@ -28,7 +28,7 @@ def plot_seeds(
 
     accuracies: `{name: accuracies in percent, one per seed}`. limits: what the axis contains.
     """
-    figure = Picture(figsize=(WIDTH, 1.2 + 0.3 * len(accuracies)), layout="constrained")
+    figure = Picture(1.2 + 0.3 * len(accuracies))
     axes = figure.subplots()
     for row, values in enumerate(accuracies.values()):
         axes.plot(values, [row] * len(values), "o", color=COLOURS[0], alpha=0.6, markersize=6)
@@ -54,7 +54,7 @@ def plot_search(
     columns = ["name", "parameters", "epochs", "loss"]
     rows = [(group[0].network, group[0].parameters, group[0].epochs, mean_loss(group)) for group in groups]
     points = pd.DataFrame(rows, columns=columns).sort_values(["parameters", "loss"])
-    figure = Picture(figsize=(WIDTH, 4.5), layout="constrained")
+    figure = Picture(4.5)
     axes = figure.subplots()
     for colour, (epochs, part) in zip(COLOURS * len(points), points.groupby("epochs"), strict=False):
         label = f"{plural(epochs, 'epoch')}: {plural(part['name'].nunique(), 'network')}"
@@ -67,11 +67,8 @@ def plot_search(
     side = "right" if best["parameters"] > points["parameters"].mean() else "left"
     offset = {"xytext": (0, -7), "textcoords": "offset points", "fontsize": 9.5}
     axes.annotate(best["name"], (best["parameters"], best["loss"]), ha=side, va="top", **offset)
-    axes.set_yscale("log")
+    loss_axis(axes)
     axes.margins(x=0.08, y=0.12)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("validation loss (mean cross-entropy), log scale")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("parameters")

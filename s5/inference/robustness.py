@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from helpers import predict
 from s5.analysis.plots import tile_figure
 from s5.analysis.statistics import wilson_interval
-from s5.analysis.style import COLOURS, FAINT, WIDTH, Picture, styled
+from s5.analysis.style import COLOURS, FAINT, Picture, styled
 from s5.inference.preprocessing import DigitError, prepare
 from s5.training.augmentation import warp
 
@@ -167,7 +167,7 @@ def rejection_table(labels: Tensor, probabilities: Tensor, shares=REJECTED) -> p
 @styled()
 def plot_robustness(table: pd.DataFrame) -> Picture:
     """Plot a table of `accuracy_under_changes`, one panel per change: accuracy without and with preprocessing."""
-    figure = Picture(figsize=(WIDTH, 7.4), layout="constrained")
+    figure = Picture(7.4)
     panels = figure.subplots(3, 2).ravel()
     for axes, (name, part) in zip(panels, table.groupby("change", sort=False), strict=True):
         axes.plot(part["amount"], part["accuracy"], "o-", color=COLOURS[1], label="as it is")
@@ -202,7 +202,7 @@ def plot_reliability(labels, probabilities) -> Picture:
     images are left out on the left: their accuracy could be anything.
     """
     table = reliability(labels, probabilities)
-    figure = Picture(figsize=(WIDTH, 3.6), layout="constrained")
+    figure = Picture(3.6)
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color=FAINT, linestyle=":", label="perfect calibration")
     enough = table[table["count"] >= FEW]

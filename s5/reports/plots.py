@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from s5.analysis.plots import label_ends, tile_figure
 from s5.analysis.statistics import CLAIMED_ACCURACY
-from s5.analysis.style import COLOURS, FAINT, INK, WIDTH, Picture, accuracy_axis, draw_threshold, loss_axis, styled
+from s5.analysis.style import COLOURS, FAINT, INK, Picture, accuracy_axis, draw_threshold, loss_axis, styled
 from s5.experiments.claims import BUDGETS
 from s5.experiments.figures import budget_axis
 from s5.reports.tables import COLLAPSED
@@ -40,7 +40,7 @@ def plot_variants(title, variants, parents, own):
     drawn dotted. The axis of the accuracy is the same for all recorded runs. Where training collapsed, an inset shows
     all of it, and the mean is of the others.
     """
-    figure = Picture(figsize=(WIDTH, 4), layout="constrained")
+    figure = Picture(4)
     loss, accuracy = figure.subplots(1, 2)
     drawn, lowest, runs = [], 100, {**parents, **variants}
     shades = dict.fromkeys(parents, FAINT) | dict(zip(variants, COLOURS, strict=False))
@@ -97,7 +97,7 @@ def plot_frontier(points, peers):
     peers = peers.sort_values("parameters")
     peers = peers.assign(mark=PEER, shown=peers["last"].fillna(peers["best"]))
     rows = len(points) + len(peers) + 1.5
-    figure = Picture(figsize=(WIDTH, 5.4 + ROW * rows), layout="constrained")
+    figure = Picture(5.4 + ROW * rows)
     axes, below = figure.subplots(2, 1, height_ratios=[5.4, ROW * rows])
     budget_axis(axes)
     sizes = [*points["parameters"], *BUDGETS]
@@ -181,7 +181,7 @@ def plot_training_time(points):
     points: as `tables.frontier_points` makes them.
     """
     points = points[points["minutes"].notna()]
-    figure = Picture(figsize=(WIDTH, 4.2), layout="constrained")
+    figure = Picture(4.2)
     axes = figure.subplots()
     axes.errorbar(points["minutes"], points["mean"], _bars(points), fmt="o", capsize=3, markersize=7, color=COLOURS[0])
     for row in points.itertuples():

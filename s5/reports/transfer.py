@@ -8,7 +8,7 @@ from scipy import stats
 
 from s5.analysis.plots import spread
 from s5.analysis.statistics import interval_text, mean_text
-from s5.analysis.style import COLOURS, FAINT, INK, WIDTH, Picture, styled
+from s5.analysis.style import COLOURS, FAINT, INK, Picture, styled
 from s5.experiments.claims import CLAIMS, FASHION_CLAIMS
 from s5.experiments.ledger import by_variant
 from s5.experiments.trial import Trial
@@ -91,7 +91,7 @@ def plot_transfer(changes: pd.DataFrame) -> Picture:
 
     changes: as `transfer_changes` makes them.
     """
-    figure = Picture(figsize=(WIDTH, 5), layout="constrained")
+    figure = Picture(5)
     axes = figure.subplots()
     shown = place_change(changes[[f"errors_{part}_{data}" for part in ("low", "high") for data in PAIR]].to_numpy())
     limits = shown.min() - 0.1, shown.max() + 0.1

@@ -6,7 +6,7 @@ from statistics import mean
 import numpy as np
 import pandas as pd
 
-from s5.analysis.style import COLOURS, FAINT, INK, WIDTH, Picture, styled
+from s5.analysis.style import COLOURS, FAINT, INK, Picture, styled
 from s5.experiments.ledger import by_variant
 from s5.experiments.trial import Trial
 from s5.experiments.variants import VARIANTS
@@ -55,7 +55,7 @@ def plot_map(table: pd.DataFrame) -> Picture:
 
     table: as `map_table` makes it.
     """
-    figure = Picture(figsize=(WIDTH, 1.3 + ROW * len(table)), layout="constrained")
+    figure = Picture(1.3 + ROW * len(table))
     tree, changes = figure.subplots(1, 2, width_ratios=[1, 1.2], sharey=True)
     places = {name: place for place, name in enumerate(table["name"])}
     for place, row in enumerate(table.itertuples()):
