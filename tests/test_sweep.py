@@ -140,6 +140,8 @@ def test_the_duration_is_estimated_from_recorded_trials_by_their_multiply_adds(p
     here = (trials, "sample", "cpu", "float32")
     assert sweep.estimate(work, *here, 2) == "about 33 minutes with 2 at a time"
     assert sweep.estimate(work, *here, None) == "about 65 minutes of work, shared by the cluster's workers"
+    instant = make_trial(macs=0, seconds=0.0)  # without a convolution or matrix product, on few images
+    assert sweep.estimate(work, [*trials, instant], *here[1:], 2).startswith("about ")
 
 
 def test_networks_of_the_users_are_variants(path, tmp_path, capsys):
