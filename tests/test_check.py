@@ -54,7 +54,7 @@ def git(folder, *arguments):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A git checkout with a ledger of two lines; its first commit is that since which the ledger only grows."""
+    """A git checkout with a ledger of two lines, no claims; its first commit is that since which the ledger only grows."""
     ledger = tmp_path / "ledger.jsonl"
     git(tmp_path, "init", "--quiet")
     ledger.write_text("a\nb\n")
@@ -63,6 +63,7 @@ def project(tmp_path, monkeypatch):
     for module in (check, provenance):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(check, "LEDGER", ledger)
+    monkeypatch.setattr(check, "CLAIMS", {})
     monkeypatch.setattr(check, "REWRITTEN", git(tmp_path, "rev-parse", "HEAD"))
     monkeypatch.setattr(check, "parse_line", lambda line: make_trial())
     return ledger
