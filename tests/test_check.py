@@ -54,7 +54,7 @@ def git(folder, *arguments):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A git checkout with a ledger of two lines, no claims; its first commit is that since which the ledger only grows."""
+    """A checkout with a ledger of two lines and no claims; since its first commit the ledger only grows."""
     ledger = tmp_path / "ledger.jsonl"
     git(tmp_path, "init", "--quiet")
     ledger.write_text("a\nb\n")
