@@ -69,7 +69,7 @@ def test_an_invalid_line_is_named_and_left_out(path):
         b"[1, 2]": "TypeError",
         b'{"variant": "s5"}': "KeyError: 'recipe'",
         json.dumps(no_recipe).encode(): "TypeError",
-        json.dumps(contradiction).encode(): "ValueError: the accuracy is 99.5, but 6 of 1,000 are",
+        json.dumps(contradiction).encode(): "ValueError: the accuracy is 99.5, and 99.4 by the curve",
     }.items():
         path.unlink(missing_ok=True)
         append_trial(make_trial(0), path)

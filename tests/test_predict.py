@@ -93,6 +93,7 @@ def test_csv_has_a_row_per_image(folder, capsys):
 
 def test_files_of_other_formats_are_named(folder, capsys):
     (folder / "photo.HEIC").write_bytes(b"")
+    (folder / ".hidden").write_bytes(b"")
     (folder / ".notebook").mkdir()
     (folder / ".notebook" / "hidden.png").write_bytes(b"")
     assert predict.main([str(folder)]) == 1

@@ -38,9 +38,11 @@ def test_a_trial_that_cannot_be_is_refused():
     for name, value, message in (
         ("seed", None, "seed must be of the type int, not None"),
         ("parameters", True, "parameters must be of the type int"),
+        ("split", "valid", "split must be validation or test, not 'valid'"),
         ("epochs", 3, "20 epochs by the recipe, 20 by the curve, and 3 stated"),
         ("curve", [], "20 epochs by the recipe, 0 by the curve"),
-        ("accuracy", 99.5, "the accuracy is 99.5, but 6 of 1,000 are mistakes"),
+        ("accuracy", 99.5, "the accuracy is 99.5, and 99.4 by the curve"),
+        ("best_accuracy", 99.5, "the accuracy is 99.5, and 99.4 by the curve"),
         ("mistakes", {"7": 3}, "the accuracy is 99.4, but 1 of 995 are mistakes"),
         ("data", "mnist", "right answers and mistakes are 1,000 images, not 10,000"),
     ):

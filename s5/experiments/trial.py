@@ -30,8 +30,8 @@ ROUNDING = 1e-6  # the curve's numbers have six decimals
 class Trial:
     """A variant trained from one seed, with its result in the last epoch.
 
-    Raises ValueError for a wrong type, unless the curve has an entry for every epoch of the recipe, and unless the
-    accuracy is that of the mistakes.
+    Raises ValueError for a wrong type, split or precision, unless the curve has an entry for every epoch of the recipe,
+    and unless the accuracy is that of the curve and of the mistakes.
     """
 
     variant: str  # its name when it was trained; a network of the user's: as `network`
@@ -60,13 +60,20 @@ class Trial:
             value, kind = getattr(self, each.name), each.type.partition("[")[0]
             if not isinstance(value, KINDS[kind]) or isinstance(value, bool):
                 raise ValueError(f"{each.name} must be of the type {kind}, not {short(value)}")
+        for name, allowed in (("split", SPLITS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(allowed)}, not {short(getattr(self, name))}")
         if not len(self.curve) == self.epochs == self.recipe.epochs:
             counts = f"{self.recipe.epochs} epochs by the recipe, {len(self.curve)} by the curve"
             raise ValueError(f"{counts}, and {self.epochs} stated")
         images = self.curve[-1]["eval_correct"] + len(self.mistakes)
         if self.data in DATA_SETS and images != IMAGES:
             raise ValueError(f"right answers and mistakes are {images:,} images, not {IMAGES:,}")
-        if not abs(self.accuracy - 100 * (1 - len(self.mistakes) / images)) <= ROUNDING:  # also if it is NaN
+        best = max(epoch["eval_accuracy"] for epoch in self.curve)
+        for accuracy, of_curve in ((self.accuracy, self.curve[-1]["eval_accuracy"]), (self.best_accuracy, best)):
+            if not abs(accuracy - of_curve) <= ROUNDING:  # also if it is NaN
+                raise ValueError(f"the accuracy is {accuracy}, and {of_curve} by the curve")
+        if not abs(self.accuracy - 100 * (1 - len(self.mistakes) / images)) <= ROUNDING:
             raise ValueError(f"the accuracy is {self.accuracy}, but {len(self.mistakes)} of {images:,} are mistakes")
 
     @classmethod
