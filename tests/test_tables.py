@@ -11,6 +11,8 @@ from s5.experiments.variants import FINAL, SGD
 from s5.reports import tables
 from tests.utils import make_trial
 
+FIRST = CLAIMS["s5"].seeds[0]
+
 
 def trial(seed, accuracy, variant="s5", recipe=None, **changes):
     """A trial of a variant on the full MNIST, by its own recipe."""
@@ -19,13 +21,18 @@ def trial(seed, accuracy, variant="s5", recipe=None, **changes):
     return make_trial(seed, accuracy, recipe=recipe.as_dict(), variant=variant, **changes)
 
 
+def on_test(seed, accuracy, **changes):
+    """A trial of `Net` on the test set, in the precision of its claim."""
+    return trial(seed, accuracy, split="test", **{"precision": CLAIMS["s5"].precision} | changes)
+
+
 def several(variant, *accuracies, **changes):
     return [trial(seed, accuracy, variant, **changes) for seed, accuracy in enumerate(accuracies)]
 
 
 def test_current_trials_are_of_the_variants_as_they_are_and_of_the_claims():
     good, exact = trial(0, 99.4), trial(1, 99.4, precision="float32")
-    claimed = trial(0, 99.5, split="test")
+    claimed = on_test(FIRST, 99.5)
     before = trial(0, 99.3, "original", split="test", precision="float32")
     others = [
         trial(1, 99.4, data="sample"),
@@ -33,8 +40,8 @@ def test_current_trials_are_of_the_variants_as_they_are_and_of_the_claims():
         trial(4, 99.4, recipe=replace(FINAL, learning_rate=0.3)),
         trial(1, 99.4, split="test", recipe=replace(FINAL, rotation=1.0)),
         trial(5, 99.4, variant="conv 4 gap"),
-        trial(10, 99.9, split="test"),  # no seed of the claim
-        trial(1, 99.4, split="test", precision="float32"),
+        on_test(10, 99.9),  # no seed of the claim
+        trial(FIRST + 1, 99.4, split="test"),  # in bfloat16
     ]
     assert tables.current_trials("validation", [good, exact, claimed, before, *others]) == [good, exact]
     assert tables.current_trials("test", [good, claimed, before, *others]) == [before, claimed]
@@ -141,20 +148,19 @@ def test_tried_table_has_what_is_not_current_by_budget_and_loss():
 
 
 def test_earlier_claims_are_what_was_tested_and_does_not_count():
-    claimed = [trial(seed, 99.5, split="test") for seed in CLAIMS["s5"].seeds]
-    earlier = [trial(seed, 99.4, split="test", precision="float32") for seed in (0, 1)]
-    before = [trial(0, 99.3, BASELINE.name, split="test", precision="float32"), trial(10, 99.7, split="test")]
+    claimed = [on_test(seed, 99.5) for seed in CLAIMS["s5"].seeds]
+    earlier = [trial(seed, 99.4, split="test") for seed in (0, 1)]
+    before = [trial(0, 99.3, BASELINE.name, split="test", precision="float32"), on_test(10, 99.7)]
     table = tables.earlier_claims_table([*claimed, *earlier, *before])
     assert table[["Variant", "Seeds", "Mean", "Precision"]].to_numpy().tolist() == [
-        ["s5", 2, "99.400", "float32"],
-        ["s5", 1, "99.700", "bfloat16"],
+        ["s5", 2, "99.400", "bfloat16"],
+        ["s5", 1, "99.700", "float32"],
     ]
 
 
 def test_frontier_points_are_of_the_claims_seeds_and_a_cpu():
-    changes = {"split": "test", "seconds": 300.0}
-    trials = [trial(seed, 99.4 + seed / 100, **changes) for seed in (0, 1)]
-    trials += [trial(2, 99.42, split="test", seconds=9.0, device="cuda: NVIDIA H100"), trial(10, 90, **changes)]
+    trials = [on_test(FIRST + number, 99.4 + number / 100, seconds=300.0) for number in (0, 1)]
+    trials += [on_test(FIRST + 2, 99.42, seconds=9.0, device="cuda: NVIDIA H100"), on_test(10, 90, seconds=300.0)]
     (point,) = tables.frontier_points(trials).itertuples(index=False)
     assert (point.name, point.seeds, point.parameters, point.deskewed, point.minutes) == ("s5", 3, 18_214, False, 5)
     assert point.low < point.mean < point.high

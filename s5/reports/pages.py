@@ -105,8 +105,8 @@ def sections(trials: list[Trial]) -> dict[str, str]:
 
 
 def shown_trial(trials: list[Trial]) -> Trial:
-    """The run that the pages and the final model's notebook show: the final recipe, test set, seed 0."""
-    return next(trial for trial in CLAIMS["s5"].trials(trials) if trial.seed == 0)
+    """The run that the pages and the final model's notebook show: the first seed of the claim of `Net`."""
+    return CLAIMS["s5"].trials(trials)[0]
 
 
 def to_markdown(table: pd.DataFrame) -> str:
