@@ -65,12 +65,12 @@ def mcnemar(mistakes: Set[str], other_mistakes: Set[str]) -> float:
     return float(stats.binomtest(first_only, first_only + second_only).pvalue) if first_only + second_only else 1.0
 
 
-def paired_difference(values: dict[int, float], others: dict[int, float]) -> dict:
-    """The mean difference between two recipes' values, each given by seed, over the seeds that both have.
+def paired_difference(values: dict, others: dict) -> dict:
+    """The mean difference between two recipes' values, each given by seed or another key, over the keys that both have.
 
-    Returns n (common seeds), mean, low and high (95% t-interval) and p (two-sided paired t-test), as in `t_test`.
+    Returns n (common keys), mean, low and high (95% t-interval) and p (two-sided paired t-test), as in `t_test`.
     """
-    differences = [values[seed] - others[seed] for seed in sorted(values.keys() & others.keys())]
+    differences = [values[key] - others[key] for key in sorted(values.keys() & others.keys())]
     low, high, p = t_test(differences)
     return {"n": len(differences), "mean": sum(differences) / len(differences), "low": low, "high": high, "p": p}
 

@@ -184,9 +184,9 @@ def comparison_table(trials: list[Trial]) -> pd.DataFrame:
 
 
 def compared_variants(trials: list[Trial]) -> pd.DataFrame:
-    """One row per change, paired by seed: a variant's gain over its parent, and whether it is beyond seed noise.
+    """One row per change: a variant's gain over its parent, and whether it is beyond seed noise.
 
-    `trials` are of one split. Pairs without a common seed are left out.
+    `trials` are of one split, paired by seed and precision. Pairs without a common seed are left out.
     There are two tests: a t-test on the paired differences in points, and one on the logarithm of the errors with the
     seed noise pooled over all variants (`seed_noise`), which decides. A single common seed is not tested. p-values are
     corrected over the tested rows (Holm). Seeds whose training collapsed are left out (`trained`).
@@ -195,14 +195,15 @@ def compared_variants(trials: list[Trial]) -> pd.DataFrame:
     percent), errors_low, errors_high, errors_p; beyond_noise ("yes", "no" or "not tested"). What is not known is NaN.
     """
     noise = seed_noise(trials)
-    groups = {name: {trial.seed: trial for trial in group} for name, group in by_variant(trained(trials)).items()}
+    groups = by_variant(trained(trials))
+    groups = {name: {(trial.seed, trial.precision): trial for trial in group} for name, group in groups.items()}
     rows = []
     for variant in VARIANTS.values():
         pair = groups.get(variant.name, {}), groups.get(variant.parent, {})
         if not (seeds := len(pair[0].keys() & pair[1].keys())):
             continue
-        accuracies = [{seed: trial.accuracy for seed, trial in group.items()} for group in pair]
-        logarithms = [{seed: log_error(trial) for seed, trial in group.items()} for group in pair]
+        accuracies = [{key: trial.accuracy for key, trial in group.items()} for group in pair]
+        logarithms = [{key: log_error(trial) for key, trial in group.items()} for group in pair]
         points, errors = statistics.paired_difference(*accuracies), statistics.paired_difference(*logarithms)
         pooled = statistics.pooled_difference(errors["mean"], seeds, *noise) if seeds > 1 else UNKNOWN
         errors |= pooled | {key: 100 * math.expm1((errors | pooled)[key]) for key in ("mean", "low", "high")}
