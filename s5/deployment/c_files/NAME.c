@@ -81,12 +81,20 @@ static const uint8_t *input_row(int number, int row)
 #define START(i) int32_t sum##i = 0;
 #define ADD(i) sum##i += value * weights[i];
 #define ADD_OWN(i) sum##i += (bytes[i] - $own_zero) * weights[i];
+#define ADD_ROWS(PRODUCTS) /* the loops of each kind of layer: what kind it is, is asked once a pixel */ \
+    do { \
+        const uint8_t *bytes = *row++ + first_byte, *end = bytes + row_bytes; \
+        do { \
+            PRODUCTS \
+            weights += outputs; \
+        } while (bytes != end); \
+        weights += skipped; \
+    } while (row != window->end);
 #define FINISH(i) \
     { \
         int64_t value = (int64_t)sum##i * (channels[i].multiplier * scale); \
         value += (int64_t)(channels[i].bias + offset) * bias_scale; \
         if (ADDITIONS && layer->residual_multiplier) { \
-            const int64_t zero_out = (int64_t)offset * bias_scale; \
             const int32_t added = window->residual[column * outputs + output + i] - zero; \
             if (layer->relu && value < zero_out) \
                 value = zero_out; \
@@ -101,45 +109,39 @@ static const uint8_t *input_row(int number, int row)
 typedef struct {
     const uint8_t *rows[LARGEST_SIDE]; /* of the input */
     const uint8_t *const *end;         /* of these rows */
-    int columns;                       /* of the kernel */
     const IN_FLASH int8_t *weights;    /* from the first of these rows and columns on */
     const uint8_t *residual;           /* the row of the input that is added */
     uint8_t *out;                      /* the row of the output */
-    int is_first_row;                  /* of two that are pooled */
+    uint8_t columns;                   /* of the kernel */
+    uint8_t is_second_row;             /* of two that are pooled */
 } Window;
 
-/* Outputs `output` to `output` + GROUP - 1 of the pixels from `column` to before `end_column`. */
-static FAST void convolve(const IN_FLASH Layer *layer, const Window *window, int output, int column, int end_column)
+/* Outputs `output` to `output` + GROUP - 1 of the pixels from `column` to before `end_column`. Registers are few, so
+ * what of the layer is used only after the sums is read for each pixel; the window is not, thanks to `restrict`. */
+static FAST void convolve(const IN_FLASH Layer *layer, const Window *restrict window, int output, int column,
+                          int end_column)
 {
-    const int inputs = layer->inputs, outputs = layer->outputs, zero = layer->zero;
+    const int inputs = layer->inputs, outputs = layer->outputs;
     const int depthwise = DEPTHWISE && layer->depthwise;
-    const int row_weights = layer->side * outputs * (depthwise ? 1 : inputs), row_bytes = window->columns * inputs;
+    const int row_bytes = window->columns * inputs;
+    const int skipped = (layer->side - window->columns) * outputs * (depthwise ? 1 : inputs); /* weights of a row */
     const IN_FLASH Channel *channels = layer->channels + output;
-    const int32_t scale = (int32_t)1 << layer->shift, bias_scale = (int32_t)1 << layer->bias_shift;
-    const int32_t offset = layer->offset;
+    const int64_t zero_out = (int64_t)layer->offset * ((int32_t)1 << layer->bias_shift);
     int first_byte = at_least(0, column - layer->padding) * inputs + (depthwise ? output : 0);
     for (; column < end_column; column++, first_byte += inputs) {
         const uint8_t *const *row = window->rows;
-        const IN_FLASH int8_t *first_weights = window->weights + output;
+        const IN_FLASH int8_t *weights = window->weights + output;
+        const int zero = layer->zero;
         EACH(START)
-        do {
-            const IN_FLASH int8_t *weights = first_weights;
-            const uint8_t *bytes = *row++ + first_byte, *end = bytes + row_bytes;
-            if (depthwise)
-                do {
-                    EACH(ADD_OWN)
-                    bytes += outputs;
-                    weights += outputs;
-                } while (bytes != end);
-            else
-                do {
-                    const int value = *bytes++ - zero;
-                    EACH(ADD)
-                    weights += outputs;
-                } while (bytes != end);
-            first_weights += row_weights;
-        } while (row != window->end);
-        const int is_first = window->is_first_row && !(column & layer->pooled); /* of those that are pooled */
+        if (depthwise)
+            ADD_ROWS(EACH(ADD_OWN) bytes += outputs;)
+        else if (zero)
+            ADD_ROWS(const int value = *bytes++ - zero; EACH(ADD))
+        else
+            ADD_ROWS(const int value = *bytes++; EACH(ADD))
+        const int32_t scale = (int32_t)1 << layer->shift, bias_scale = (int32_t)1 << layer->bias_shift;
+        const int32_t offset = layer->offset;
+        const int is_first = !(window->is_second_row | (column & layer->pooled)); /* of those that are pooled */
         uint8_t *pixel = window->out + (column >> layer->pooled) * outputs + output;
         EACH(FINISH)
     }
@@ -156,10 +158,10 @@ static void convolve_row(int number, int row)
     window.end = window.rows + bottom - top;
     window.residual = input_row(number, row);
     window.out = stored_row(number + 1, row >> layer->pooled);
-    window.is_first_row = !(row & layer->pooled);
+    window.is_second_row = (uint8_t)(row & layer->pooled);
     for (int column = 0, next; column < layer->columns_out; column = next) {
         const int first_column = column - layer->padding, left = at_least(0, -first_column);
-        window.columns = at_most(side, layer->width - first_column) - left;
+        window.columns = (uint8_t)(at_most(side, layer->width - first_column) - left);
         window.weights = layer->weights + (top * side + left) * (layer->depthwise ? 1 : layer->inputs) * outputs;
         next = column + 1;
         if (window.columns == side) /* up to the last pixel with all columns of the kernel */
@@ -197,16 +199,15 @@ static void run_convolutions(void)
 
 void ${name}_logits(const uint8_t image[784], int32_t logits[10])
 {
-    static int16_t values[$channels];
     for (int channel = 0; channel < $channels; channel++)
         sums[channel] = 0;
     input_image = $image;
     run_convolutions();
-    finish_sums(values);
+    finish_sums();
     for (int output = 0; output < 10; output++) {
         logits[output] = linear_biases[output];
         for (int channel = 0; channel < $channels; channel++)
-            logits[output] += (int32_t)values[channel] * linear_weights[output * $channels + channel];
+            logits[output] += sums[channel] * linear_weights[output * $channels + channel];
     }
 }
 

@@ -10,8 +10,4 @@ static void add_row(const uint8_t *row, int number)
             sums[channel] += *row++ - $zero;
 }
 
-static void finish_sums(int16_t *values)
-{
-    for (int channel = 0; channel < $channels; channel++)
-        values[channel] = (int16_t)sums[channel];
-}
+static void finish_sums(void) {} /* the sums are the values */
