@@ -67,10 +67,11 @@ CLAIMS = {
         ),
         Claim(
             "below_5k",
-            "separable 6 12 / 20 24 24 / 30 30 gap",
+            "separable 6 12 / 20 24 24 / 30 30 gap deskew 5",
             replace(MILD, epochs=20, learning_rate=0.03),
-            seeds=tuple(range(10)),
-            frozen="2026-11-24",
+            precision="float32",
+            seeds=tuple(range(200, 210)),
+            frozen="2026-12-01",
         ),
         Claim(
             "below_2k",
