@@ -14,8 +14,9 @@ GOOD = [99.5, 99.52, 99.55, 99.48, 99.51, 99.53, 99.5, 99.49, 99.54, 99.52]
 
 
 def scored(accuracies, recipe=KNOWN["s5"].recipe, **changes):
-    about = {"recipe": recipe.as_dict(), "split": "test", "data": "mnist", "precision": "bfloat16"} | changes
-    return [make_trial(seed, accuracy, **about) for seed, accuracy in enumerate(accuracies)]
+    claim = CLAIMS["s5"]
+    about = {"recipe": recipe.as_dict(), "split": "test", "data": "mnist", "precision": claim.precision} | changes
+    return [make_trial(seed, accuracy, **about) for seed, accuracy in zip(claim.seeds, accuracies, strict=False)]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_tables_of_goals_and_claims():
     assert list(table.loc[NET.budget, ["Mean", "Minimum"]]) == ["99.514", "99.48"]
     assert list(claims_table(trials).iloc[0])[1:] == ["18,214", "99.51 ± 0.02%", 10, 20, "5"]
     reached = goals_table(read_ledger()).set_index("Variant")["Reached"]
-    assert reached["`below_500`"] == "568 numbers to store"
+    assert "568 numbers to store" in reached["`below_500`"]
 
 
 def test_what_must_be_stored_is_stated_where_it_differs():
