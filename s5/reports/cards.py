@@ -97,6 +97,7 @@ def card(name: str, trials: list[Trial], record: dict) -> str:
     best = f", by chance the best of {len(claims)}" if is_best else ""
     if own not in claims:
         best = ", not one of these seeds" + ", and by chance better than all of them" * is_best
+    first = "the first" if own.seed == claims[0].seed else "the first whose weights were kept"
     own_low, own_high = wilson_interval(record["correct"], total)
     measured = {(row["change"], row["amount"]): row for row in record["changes"]}
     changed = "\n".join(
@@ -117,7 +118,7 @@ A small convolutional network that reads one handwritten digit, 0 to 9, in an im
 | Accuracy of this recipe | {statistics.mean(accuracies):.2f}% of the 10,000 test images, mean of {len(claims)} seeds, \
 standard deviation {statistics.stdev(accuracies):.2f}, 95% interval {interval_text(accuracies)}% |
 | Accuracy of this file | {100 * record["correct"] / total:.2f}% ({record["correct"]:,} of {total:,}, 95% interval \
-{own_low:.2f}–{own_high:.2f}%); seed {own.seed}, the first whose weights were kept, whatever its accuracy{best}; \
+{own_low:.2f}–{own_high:.2f}%); seed {own.seed}, {first}, whatever its accuracy{best}; \
 last epoch |
 
 **Use.** `python -m s5 predict --network {name} photo.jpg` also [prepares](../../s5/inference/preprocessing.py)
