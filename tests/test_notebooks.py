@@ -9,7 +9,7 @@ import pytest
 from s5.experiments.ledger import read_ledger
 from s5.experiments.variants import VARIANTS
 from s5.reports.pages import shown_trial
-from tests.utils import ROOT, SLUG
+from tests.utils import ROOT, check_links
 
 FINAL, EXPERIMENTS = "ERAv4_MNIST_model_S5.ipynb", "ERAv4_MNIST_model_experiments.ipynb"
 
@@ -50,11 +50,10 @@ def test_starts_with_prose(notebook):
 
 def test_links_work_in_colab_too(notebook):
     """Colab does not know the folder that a notebook comes from, so that relative links lead nowhere."""
-    home = f"https://github.com/{SLUG}/blob/main/"
-    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-    for target in re.findall(r"\]\(([^)]+)\)", "\n".join(texts)):
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for target in re.findall(r"\]\(([^)]+)\)", text):
         assert target.startswith("https://"), target
-        assert not target.startswith(home) or (ROOT / target.removeprefix(home).split("#")[0]).exists(), target
+    check_links(text)
 
 
 def test_stored_from_the_full_mnist(notebook):

@@ -19,7 +19,7 @@ from s5.inference.preprocessing import DigitError, prepare
 from s5.inference.trained import load_trained, trained_networks
 from s5.training.augmentation import normalize
 from tests.drawings import on_table, pen_mask, photographed, ruled, strokes, write
-from tests.utils import ROOT, SLUG, make_trial
+from tests.utils import ROOT, SLUG, claim_trials, make_trial
 
 NODE = shutil.which("node")
 requires_node = pytest.mark.skipif(NODE is None, reason="requires Node.js")
@@ -64,9 +64,7 @@ def test_page_is_small_and_may_load_nothing():
 
 
 def test_accuracies_are_those_of_the_claimed_trials():
-    claim = CLAIMS["s5"]
-    about = {"split": "test", "data": "mnist", "recipe": claim.recipe.as_dict(), "precision": claim.precision}
-    trials = [make_trial(seed, accuracy, **about) for seed, accuracy in zip(claim.seeds, (99.2, 99.4), strict=False)]
+    trials = claim_trials(CLAIMS["s5"], [99.2, 99.4])
     described = page.describe("s5", [*trials, make_trial(2, accuracy=10)])
     assert (described["accuracy"], described["parameters"]) == ("99.30%, mean of 2 seeds", 18214)
 

@@ -9,7 +9,7 @@ import pytest
 from s5.__main__ import COMMANDS
 from s5.reports import pages
 from s5.training.files import README, RESULTS_PAGE
-from tests.utils import ROOT, SLUG
+from tests.utils import ROOT, check_links
 
 PAGES = {page: page.read_text(encoding="utf-8") for page in (README, RESULTS_PAGE)}
 CI = (ROOT / ".ci" / "run").read_text()
@@ -34,21 +34,9 @@ def test_fill_replaces_text_between_markers():
         pages.fill({page: text}, {"x": "", "z": ""})
 
 
-def anchors(text: str) -> set[str]:
-    """GitHub's anchors of the headings."""
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_name_what_exists(page):
-    home = rf"https://(?:github|colab\.research\.google)\.com/(?:github/)?{SLUG}/blob/main/"
-    for target in set(re.findall(r"\]\(([^)]+)\)", PAGES[page])):
-        file, _, anchor = re.sub(home, "", target).partition("#")
-        if file.startswith("https://"):
-            continue
-        assert (ROOT / file).exists(), target
-        assert not anchor or anchor in anchors(PAGES[ROOT / file if file else page]), target
+    check_links(PAGES[page], page)
 
 
 def test_quickstart_commands_are_run_by_ci():

@@ -1,6 +1,7 @@
 """What several tests share."""
 
 import io
+import re
 import time
 import warnings
 from functools import partial
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from s5.experiments.claims import KNOWN
+from s5.experiments.claims import KNOWN, Claim
 from s5.experiments.ledger import LedgerWarning, read_ledger
 from s5.experiments.local_runner import record
 from s5.experiments.trial import Trial
@@ -98,6 +99,31 @@ def make_trial(
         "time": "2025-01-01T00:00:00+00:00",
     }
     return Trial(**values | changes)
+
+
+def claim_trials(claim: Claim, accuracies: list[float], **changes) -> list[Trial]:
+    """Trials of a claim from its first seeds, one for each accuracy."""
+    about = {"variant": claim.name, "recipe": claim.recipe.as_dict(), "split": "test", "data": claim.data}
+    about |= {"precision": claim.precision, **changes}
+    return [make_trial(seed, accuracy, **about) for seed, accuracy in zip(claim.seeds, accuracies, strict=False)]
+
+
+def check_links(text: str, page: Path | None = None) -> None:
+    """Every link of a Markdown text into the project names what exists; "#…" alone is a heading of `page`."""
+    home = rf"https://(?:github|colab\.research\.google)\.com/(?:github/)?{SLUG}/blob/main/"
+    for target in set(re.findall(r"\]\(([^)]+)\)", text)):
+        file, _, anchor = re.sub(home, "", target).partition("#")
+        if file.startswith("https://"):
+            continue
+        path = ROOT / file if file else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.read_text(encoding="utf-8")), target
+
+
+def anchors(text: str) -> set[str]:
+    """GitHub's anchors of the headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def run_here(trials: list[dict], ledger, run, workers: int = 1) -> int:
