@@ -8,8 +8,9 @@ import time
 
 import psutil
 
-from s5.experiments.local_runner import run_locally
+from s5.experiments.local_runner import run_locally, trial_name
 from s5.experiments.trial import Trial
+from s5.training.recipe import Recipe
 from tests.utils import ROOT, make_trial, read_strictly, wait_for
 
 
@@ -34,6 +35,12 @@ def test_failures_and_deaths_are_reported_and_the_others_continue(tmp_path, caps
     assert "raises, seed 0: FAILED, ValueError: no luck today\n" in output.out
     assert "dies, seed 0: FAILED, a worker process died (killed, or out of memory?)" in output.out
     assert output.err == "", "no traceback, and no bar where there is no terminal"
+
+
+def test_a_trial_is_named_by_what_is_changed_of_its_recipe():
+    trial = {"variant": "s5", "seed": 3}
+    assert trial_name(trial) == trial_name({**trial, "changes": Recipe().as_dict()}) == "s5, seed 3"
+    assert trial_name({**trial, "changes": {"rotation": 0.0}}) == "s5, rotation 10.0 → 0.0, seed 3"
 
 
 SCRIPT = """

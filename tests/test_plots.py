@@ -161,7 +161,7 @@ def test_what_speaks_for_a_mistake_and_for_its_label_is_drawn_over_it():
 
 def test_the_learning_rate_of_every_step_is_drawn():
     line = plots.plot_learning_rate(Recipe(epochs=2, warmup=0.5, batch_size=100), 1000).axes[0].lines[0]
-    assert len(line.get_ydata()) == 20
+    assert len(line.get_ydata()) == 21  # and the end of the last step
     assert max(line.get_ydata()) == line.get_ydata()[9] == Recipe().learning_rate
 
 

@@ -137,7 +137,8 @@ def plot_class_accuracy(labels, predictions, classes=DIGITS):
 @styled()
 def plot_digits(images, labels, columns=10, title="Images and their labels", classes=DIGITS):
     """A grid of images with their labels above them."""
-    return tile_figure(images, columns, f"{title} ({len(images)})", [classes[label] for label in labels])
+    count = f" ({len(images)})" if len(images) > 1 else ""
+    return tile_figure(images, columns, title + count, [classes[label] for label in labels])
 
 
 @styled()
@@ -188,12 +189,13 @@ def plot_learning_rate(recipe, images, *others):
         steps_per_epoch = each.steps_per_epoch(images)
         steps = np.arange(each.epochs * steps_per_epoch)
         rates = [each.learning_rate * each.learning_rate_factor(step, steps_per_epoch) for step in steps.tolist()]
+        places = [*steps / steps_per_epoch, each.epochs]  # the last rate holds until the end
         style = {"drawstyle": "steps-post" if each.schedule_every == "epoch" else "default"}
         style |= {"color": FAINT} if others and each is recipe else {}
-        axes.plot(
-            steps / steps_per_epoch, rates, "-", label=f"{each.schedule}, at most {each.learning_rate:g}", **style
-        )
-    axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, recipe.epochs), ylim=(0, None))
+        label = f"{each.schedule}, at most {each.learning_rate:g}"
+        axes.plot(places, [*rates, rates[-1]], "-", label=label, **style)
+    of_muon = " of Muon" if recipe.optimizer == "muon" else ""
+    axes.set(xlabel="epoch", ylabel=f"learning rate{of_muon}", xlim=(0, recipe.epochs), ylim=(0, None))
     axes.set_title(f"The learning rate rises for {recipe.warmup:.0%} of the steps, then falls in a line to 0")
     if others:
         axes.legend()
@@ -221,9 +223,7 @@ def plot_activation_maps(images, labels, probabilities, maps, columns=8, classes
         axes.contour(places, places, images[number], levels=[100], colors=INK, linewidths=0.9)
         axes.set_title(f"{classes[labels[number]]} → {classes[predictions[number]]}", fontsize=9, loc="center")
     figure.colorbar(colours, ax=panels, label="for the label ← → for the prediction", shrink=0.9)
-    figure.suptitle(
-        "Where the network sees the digit that it takes a mistake for (label → prediction)", x=0.01, ha="left"
-    )
+    figure.suptitle("What speaks for the wrong answer, and where (label → prediction)", x=0.01, ha="left")
     return figure
 
 

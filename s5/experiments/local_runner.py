@@ -15,8 +15,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from s5.experiments.claims import find_variant
 from s5.experiments.ledger import append_trial, check_writable
 from s5.experiments.trial import Trial
+from s5.experiments.variants import changes_in_words
 from s5.training.checks import first_line
 
 RERUN = "Finished trials are in the ledger: the same command, run again, runs the others only."
@@ -93,6 +95,9 @@ def describe(error: Exception) -> str:
 
 
 def trial_name(trial: dict) -> str:
-    """How messages refer to a trial."""
-    variant = trial["variant"] if isinstance(trial["variant"], str) else trial["variant"].name
-    return f"{variant}, seed {trial['seed']}"
+    """How messages refer to a trial: by its variant, what is changed of its recipe, and the seed."""
+    parts = [trial["variant"] if isinstance(trial["variant"], str) else trial["variant"].name]
+    if trial.get("changes"):
+        recipe = find_variant(trial["variant"]).recipe.as_dict()
+        parts += filter(None, [changes_in_words(recipe | trial["changes"], recipe)])
+    return ", ".join([*parts, f"seed {trial['seed']}"])

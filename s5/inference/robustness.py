@@ -186,7 +186,7 @@ def plot_changes(changes: list) -> Picture:
 
     changes: as `change_images` makes them.
     """
-    tiles, captions, columns = [], [], 8
+    tiles, captions, columns = [], [], 10  # which divides the number of changes: else the last pairs would not line up
     for start in range(0, len(changes), columns):
         row = changes[start : start + columns]
         tiles += [changed[0] for _, _, changed, _ in row] + [prepared[0] for *_, prepared in row]

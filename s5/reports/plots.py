@@ -73,9 +73,9 @@ def plot_variants(title, variants, parents, own):
     accuracy_axis(accuracy, shown, limits=CURVE_LIMITS, ticks=CURVE_TICKS)
     accuracy.set_title("validation accuracy; thin: each seed" + "; dotted: this run" * bool(own), fontsize=10)
     if lowest < COLLAPSED:
-        whole = accuracy.inset_axes([0.5, 0.1, 0.46, 0.3])
-        for line in accuracy.lines:
-            whole.plot(*line.get_data(), color=line.get_color(), linewidth=0.7)
+        whole = accuracy.inset_axes([0.5, 0.66, 0.46, 0.3])
+        for seed in (line for line in accuracy.lines if line.get_linewidth() < 1):
+            whole.plot(*seed.get_data(), color=seed.get_color(), linewidth=0.7)
         whole.set(ylim=(0, 100), xticks=[], yticks=[0, 50, 100], xlim=(0.5, last + 0.5))
         whole.set_facecolor("#F5F5F5")
     label_ends(accuracy, drawn, "{:.2f}%", last)

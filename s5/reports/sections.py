@@ -121,11 +121,11 @@ def _parent_text(name: str) -> str:
 
 
 def _finding(table: pd.DataFrame) -> str:
-    """The accuracies of the first and last variant of a `ladder_table`, or of one and the change of its errors."""
+    """The accuracies of the variants of a `ladder_table`, of a chain its ends; of one also the change of its errors."""
     rows = table.to_dict("records")
     first, last = rows[0], rows[-1]
-    found = [f"{row['Variant']} {row['Accuracy (%)'].split()[0]}%" for row in (first, last)]
-    if first["Variant"] != last["Variant"]:
-        return ("; " if first["Against"] == last["Against"] else " to ").join(found)
+    found = [f"{row['Variant']} {row['Accuracy (%)'].split()[0]}%" for row in rows]
+    if len(rows) > 1:
+        return "; ".join(found) if first["Against"] == last["Against"] else f"{found[0]} to {found[-1]}"
     noise = {"yes": "beyond seed noise", "no": "within seed noise"}.get(last["Beyond noise"], "not tested")
     return found[0] + (f": {last['Errors']} errors against {last['Against']}, {noise}" if last["Errors"] != "–" else "")

@@ -117,7 +117,7 @@ def plot_transfer(changes: pd.DataFrame) -> Picture:
     axes.set_yticks(place_change(TICKS), labels)
     axes.set(xlim=limits, ylim=limits)
     axes.set_xlabel("errors against the parent on MNIST (95% interval), log scale")
-    axes.set_ylabel("the same on Fashion-MNIST")
+    axes.set_ylabel("errors against the parent on Fashion-MNIST")
     beyond = (changes["beyond_noise_mnist"] == "yes").sum()
     carried = (changes["finding"] == "yes").sum()
     verb = "carries" if carried == 1 else "carry"
