@@ -96,8 +96,9 @@ def describe(error: Exception) -> str:
 
 def trial_name(trial: dict) -> str:
     """How messages refer to a trial: by its variant, what is changed of its recipe, and the seed."""
-    parts = [trial["variant"] if isinstance(trial["variant"], str) else trial["variant"].name]
+    name = trial["variant"] if isinstance(trial["variant"], str) else trial["variant"].name
+    changed = ""
     if trial.get("changes"):
         recipe = find_variant(trial["variant"]).recipe.as_dict()
-        parts += filter(None, [changes_in_words(recipe | trial["changes"], recipe)])
-    return ", ".join([*parts, f"seed {trial['seed']}"])
+        changed = changes_in_words(recipe | trial["changes"], recipe)
+    return ", ".join(filter(None, [name, changed, f"seed {trial['seed']}"]))

@@ -42,7 +42,7 @@ def plot_variants(title, variants, parents, own):
     """
     figure = Picture(4)
     loss, accuracy = figure.subplots(1, 2)
-    drawn, lowest, runs = [], 100, {**parents, **variants}
+    drawn, thin, lowest, runs = [], [], 100, {**parents, **variants}
     shades = dict.fromkeys(parents, FAINT) | dict(zip(variants, COLOURS, strict=False))
     is_detailed = len(variants) == 1  # more lines would hide each other
     for name, histories in runs.items():
@@ -50,7 +50,7 @@ def plot_variants(title, variants, parents, own):
         ends = [seed["eval_accuracy"].iloc[-1] for seed in seeds]
         lowest = min(lowest, *ends)
         for seed in seeds:
-            accuracy.plot(seed["eval_accuracy"], "-", color=colour, linewidth=0.7, alpha=0.5)
+            thin += accuracy.plot(seed["eval_accuracy"], "-", color=colour, linewidth=0.7, alpha=0.5)
         good = [seed for seed, end in zip(seeds, ends, strict=True) if end >= COLLAPSED]
         middle = pd.concat(good or seeds).groupby("epoch").mean()
         drawn += accuracy.plot(middle["eval_accuracy"], "-", color=colour, linewidth=2, label=name)
@@ -74,8 +74,8 @@ def plot_variants(title, variants, parents, own):
     accuracy.set_title("validation accuracy; thin: each seed" + "; dotted: this run" * bool(own), fontsize=10)
     if lowest < COLLAPSED:
         whole = accuracy.inset_axes([0.5, 0.66, 0.46, 0.3])
-        for seed in (line for line in accuracy.lines if line.get_linewidth() < 1):
-            whole.plot(*seed.get_data(), color=seed.get_color(), linewidth=0.7)
+        for line in thin:
+            whole.plot(*line.get_data(), color=line.get_color(), linewidth=0.7)
         whole.set(ylim=(0, 100), xticks=[], yticks=[0, 50, 100], xlim=(0.5, last + 0.5))
         whole.set_facecolor("#F5F5F5")
     label_ends(accuracy, drawn, "{:.2f}%", last)
