@@ -14,6 +14,7 @@ LINES = (
     "plain 3 / 5 / 7 flat dropout 0.1",
     "shared-separable 4 ×1 / ×2 gap deskew 5 crop 2",
     "cellular 4 ×2 / ×2 gdconv crop 2",
+    "cellular-separable 4 ×1 / ×2 gdconv",
     "linear 12 9",
 )
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
 from helpers import Net, build
-from s5.analysis.inspection import count_macs, count_parameters
-from s5.networks.grammar import Network, NetworkError, parse
+from s5.analysis.inspection import count_macs, count_parameters, count_stored
+from s5.networks.grammar import BLOCKS, Network, NetworkError, parse
 from s5.training.checkpoint import load_weights, save_weights
 from tests.utils import assert_same_weights
 
@@ -28,12 +29,13 @@ WEIGHTS = {
     "shared 8 ×1 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2": 0.7582,
     "cellular 6 ×2 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2": 1.8081,
     "shared-separable 14 ×1 / ×2 / ×2 / ×2 gdconv crop 2": 1.0377,
+    "cellular-separable 10 ×2 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2": 1.4745,
     "cellular 13 ×2 / ×2 / ×2 / ×2 gdconv deskew 5 crop 2": 2.2319,
 }
 
 BAD_LINES = {
-    "": '"" is no block (conv, conv5, separable, plain, shared, shared-separable, cellular, linear)',
-    "net": '"net" is no block (conv, conv5, separable, plain, shared, shared-separable, cellular, linear)',
+    "": f'"" is no block ({", ".join(BLOCKS)})',
+    "net": f'"net" is no block ({", ".join(BLOCKS)})',
     "conv / 8 gap": "a channel count (1 to 4096) is missing",
     "conv 4 8 / 16 q gap": '"q" is no channel count (1 to 4096)',
     "conv 4 4097 gap": '"4097" is no channel count (1 to 4096)',
@@ -103,6 +105,15 @@ def test_cellular_begins_with_the_image_and_shares_scales_at_each_resolution():
     (first, _), (second, _) = model.steps[0]
     assert first.weight is second.weight
     assert first.running_mean is not second.running_mean
+
+
+def test_cellular_separable_has_one_norm_at_each_resolution():
+    model = parse("cellular-separable 3 ×2 / ×3 gdconv crop 2").build()
+    assert [[isinstance(layer, nn.ReLU) for layer in steps] for steps in model.steps] == [
+        [False, True],
+        [False, True, True],
+    ]
+    assert count_stored(model) == count_parameters(model)
 
 
 def test_weights_that_layers_share_are_saved_and_loaded(tmp_path):

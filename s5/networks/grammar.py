@@ -7,6 +7,7 @@
     shared 12 ×1 / ×2 / ×2 gap      one convolution of 12 channels, used 1, 2 and 2 times (`x1` is read too)
     shared-separable 14 ×1 / ×2 gap
     cellular 6 ×2 / ×2 gdconv       shared, without a first convolution: see layers.Cellular
+    cellular-separable 10 ×2 / ×2 gdconv
     linear 24                       fully connected: the units of each hidden layer; no head, no options
 
 Heads, each ending in a linear layer: `gap` (global average pooling), `flat` (all values), `gdconv` (global depthwise
@@ -55,6 +56,7 @@ BLOCKS = {  # what the numbers of the stages mean, and the heads and options tha
     "shared": (USES, HEADS, ("deskew", "crop")),
     "shared-separable": (USES, HEADS, ("deskew", "crop")),
     "cellular": (USES, HEADS, ("deskew", "crop")),
+    "cellular-separable": (USES, HEADS, ("deskew", "crop")),
     "linear": (UNITS, (), ()),
 }
 
@@ -112,6 +114,8 @@ class Network:
                 network = layers.Shared(self.channels, uses, self._head, self.crop, separable=True)
             case "cellular":
                 network = layers.Cellular(self.channels, uses, self._head, self.crop)
+            case "cellular-separable":
+                network = layers.CellularSeparable(self.channels, uses, self._head, self.crop)
             case _:
                 network = nn.Sequential(*self._layers())
         return nn.Sequential(layers.Deskew(self.deskew), network) if self.deskew else network
