@@ -23,6 +23,8 @@ LINES = (
     "separable 3 5 / 6 7 / 8 gdconv crop 2",
     "shared 4 ×1 / ×2 / ×2 / ×2 gdconv deskew 5 crop 2",
     "cellular 4 ×2 / ×1 / ×2 gap crop 2",
+    "cellular-separable 5 ×2 / ×1 / ×3 / ×2 gdconv crop 1",
+    "shared-separable 4 ×1 / ×2 / ×2 gap",
 )
 MAIN = """
 #include <stdio.h>

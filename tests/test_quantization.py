@@ -24,6 +24,14 @@ def test_logits_of_trained_networks_are_close(name, sample):
     assert all(torch.equal(before[name], values) for name, values in model.state_dict().items())
 
 
+class Residual(nn.Sequential):
+    def forward(self, images):
+        return super().forward(images) + images
+
+
+CONVS = [nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)]
+
+
 def head(channels):
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
 
@@ -36,7 +44,7 @@ REFUSED = {
     "large mean": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), head(4)),
     "no convolution": parse("linear 12").build,
     "no head": parse("conv 3 / 4 flat crop 1").build,
-    "two convolutions per addition": parse("shared-separable 4 ×1 / ×2 gap crop 2").build,
+    "three convolutions per addition": lambda: nn.Sequential(nn.Conv2d(1, 4, 20), Residual(*CONVS), head(4)),
 }
 
 

@@ -89,11 +89,11 @@ def c_files(network: IntegerNetwork, name: str, images: Tensor, description: str
 def row_buffers(network: IntegerNetwork) -> tuple[list[str], dict[str, int]]:
     """Where the input of each layer and, last, of the head is kept: names of buffers, and the buffers' bytes.
 
-    A layer keeps the rows of its kernel; the first one reads the image. All rows that are used up as soon as they are
+    The first layer reads the image. All rows that are used up as soon as they are
     complete are kept in the same place, but never both the input and the output of a layer. A row that pooling makes of
     two is completed too late.
     """
-    rows = [layer.rows for layer in network.layers] + [1]
+    rows = [*kept_rows(network.layers), 1]
     names, sizes = ["0"], {}
     for number, before in enumerate(network.layers, start=1):
         is_shared = rows[number] == 1 and before.pool == 1 and names[-1] != "shared_row"
@@ -101,6 +101,17 @@ def row_buffers(network: IntegerNetwork) -> tuple[list[str], dict[str, int]]:
         size = rows[number] * before.size_out[1] * len(before.weight)
         sizes[names[-1]] = max(size, sizes.get(names[-1], 0))
     return names, sizes
+
+
+def kept_rows(layers: list[Layer]) -> list[int]:
+    """How many rows of its input each layer keeps: those of its kernel, and those that the next layer will add."""
+    kept = [layer.rows for layer in layers]
+    for number, layer in enumerate(layers):
+        if layer.residual_from:
+            before = layers[number - 1]
+            rows = sum(each.weight.shape[2] - each.conv.padding for each in (before, layer)) - 1
+            kept[number - 1] = min(max(kept[number - 1], rows), before.size_in[0])
+    return kept
 
 
 def activation_bytes(network: IntegerNetwork) -> int:
@@ -183,10 +194,12 @@ def _layer_row(network: IntegerNetwork, number: int, buffer: str) -> str:
         "side": layer.weight.shape[2],
         "padding": layer.conv.padding,
         "pooled": layer.pool - 1,
-        "slots": layer.rows,
+        "slots": kept_rows(network.layers)[number],
         "depthwise": int(layer.depthwise),
         "relu": int(layer.conv.relu and layer.residual_multiplier > 0),
         "zero": layer.zero_in,
+        "residual_from": layer.residual_from,
+        "residual_zero": layer.residual_zero,
         "shift": 32 - layer.shift,
         "bias_shift": 32 - layer.shift + layer.bias_shift,
     }

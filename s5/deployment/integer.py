@@ -24,7 +24,7 @@ BATCH = 50  # images: what is computed of them fits into the processor's cache
 
 @dataclass
 class Layer:
-    """A convolution with what follows it: the addition of its own input, then max-pooling, if any."""
+    """A convolution with what follows it: the addition of an earlier map, then max-pooling, if any."""
 
     conv: Step
     size_in: tuple[int, int]  # height and width of its input
@@ -37,7 +37,9 @@ class Layer:
     shift: int
     bias: Tensor  # int16 (outputs,)
     bias_shift: int
-    residual_multiplier: int  # of its input, which is added; 0: none is
+    residual_multiplier: int  # of the map that is added; 0: none is
+    residual_from: int  # 0: its own input is added; 1: that of the layer before
+    residual_zero: int  # of the map that is added
 
     @property
     def depthwise(self) -> bool:
@@ -54,13 +56,14 @@ class Layer:
         """The number of channels that it reads."""
         return self.conv.weight.shape[1] * self.conv.groups
 
-    def __call__(self, maps: Tensor) -> Tensor:
-        """uint8 maps (N, outputs, height, width) of uint8 `maps`."""
+    def __call__(self, before: Tensor, maps: Tensor) -> Tensor:
+        """uint8 maps (N, outputs, height, width) of `maps`, and of the input of the layer before, both uint8."""
         values = exact_sums(self.conv, self.weight, self.zero_in, maps) * self.multiplier.long()[:, None, None]
         values += (self.bias.long() << self.bias_shift)[:, None, None]
         if self.residual_multiplier:
             values = values.clamp(min=0) if self.conv.relu else values
-            values += (maps.long() - self.zero_in) * self.residual_multiplier
+            added = before if self.residual_from else maps
+            values += (added.long() - self.residual_zero) * self.residual_multiplier
         values = (divide(values, self.shift) + self.zero_out).clamp(0, 255)
         return F.max_pool2d(values.float(), self.pool).to(torch.uint8)
 
@@ -107,9 +110,9 @@ class IntegerNetwork:
 
     @torch.inference_mode()
     def _logits(self, images: Tensor) -> Tensor:
-        maps = first_maps(images, self.deskew, self.crop)
+        before = maps = first_maps(images, self.deskew, self.crop)
         for layer in self.layers:
-            maps = layer(maps)
+            before, maps = maps, layer(before, maps)
         return linear_sums(self.head(maps), self.weight) + self.bias
 
     def weight_bytes(self) -> int:

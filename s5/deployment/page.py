@@ -84,7 +84,7 @@ def pack_network(model: nn.Module) -> dict:
     shown = [
         number
         for number, (step, following) in enumerate(pairwise(steps))  # the output of each block
-        if step.kind in ("conv", "add") and step.groups == 1 and step.shape[-1] > 1 and following.kind != "add"
+        if (step.relu or step.kind == "add") and step.groups == 1 and step.shape[-1] > 1 and following.kind != "add"
     ]
     return {"steps": entries, "weights": [pack(tensor) for tensor in tensors], "maps": shown}
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,14 @@ LARGEST_SHIFT = 30
 KINDS = re.compile(r"(deskew )?(crop )?(conv (add )?(pool )?)+(mean|conv) linear")  # of the steps, in this order
 
 
+class Maps(NamedTuple):
+    """uint8 maps (N, channels, height, width) that stand for floats: (value - zero) × scale."""
+
+    values: Tensor
+    scale: float
+    zero: int
+
+
 @torch.inference_mode()
 def quantize(model: nn.Module, images: Tensor) -> IntegerNetwork:
     """The integer network of `model`, calibrated on uint8 `images` (N, 28, 28); the model is not changed.
@@ -46,20 +55,20 @@ def quantize(model: nn.Module, images: Tensor) -> IntegerNetwork:
     batches = [run(steps, batch) for batch in normalize(images).split(BATCH)]
     floats = [torch.cat(outputs) for outputs in zip(*batches, strict=True)] + [normalize(images)]  # [IMAGE] is the last
     height, crop = (sum(step.size for step in steps if step.kind == kind) for kind in ("deskew", "crop"))
-    maps, scale, zero = first_maps(images, height, crop), IMAGE_SCALE, IMAGE_ZERO  # float = (integer - zero) × scale
+    before = maps = Maps(first_maps(images, height, crop), IMAGE_SCALE, IMAGE_ZERO)
     layers, weights = [], {}  # int8 weights and scales, each once, by the float tensor
     starts = [number for number, step in enumerate(steps[:-2]) if step.kind == "conv"]
     for start, end in pairwise([*starts, len(steps) - 2]):
         shared = weights.setdefault(id(steps[start].weight), int8_weights(steps[start].weight))
-        ranges = (scale, zero, *choose_range(floats[end - 1]))
-        layers.append(_quantize_layer(steps[start:end], floats[start - 1], maps, shared, *ranges))
-        maps = torch.cat([layers[-1](batch) for batch in maps.split(BATCH)])
-        scale, zero = ranges[2:]
-    head, scale = _quantize_head(steps[-2], floats[len(steps) - 3], steps[-1].weight.shape[1], scale, zero)
+        range_out = choose_range(floats[end - 1])
+        layers.append(_quantize_layer(steps[start:end], floats[start - 1], before, maps, shared, *range_out))
+        batches = zip(before.values.split(BATCH), maps.values.split(BATCH), strict=True)
+        before, maps = maps, Maps(torch.cat([layers[-1](*batch) for batch in batches]), *range_out)
+    head, scale = _quantize_head(steps[-2], floats[len(steps) - 3], steps[-1].weight.shape[1], maps.scale, maps.zero)
     linear = steps[-1]
     unit = linear.weight.abs().max() / 127
     weight, logit_scale = (linear.weight / unit).round().to(torch.int8), (unit * scale).item()
-    sums = linear_sums(head(maps), weight).double().mean(0)
+    sums = linear_sums(head(maps.values), weight).double().mean(0)
     bias = (floats[len(steps) - 1].mean(0) / logit_scale - sums).round().long()
     return IntegerNetwork(height, crop, layers, head, linear.name, weight, bias, logit_scale, count_macs(model))
 
@@ -67,11 +76,7 @@ def quantize(model: nn.Module, images: Tensor) -> IntegerNetwork:
 def check(steps: list[Step]) -> None:
     """Raise GraphError unless the C code can compute these steps."""
     kinds = " ".join(step.kind for step in steps)
-    inputs = [
-        (*steps[number - 1].inputs, number - 1) if step.kind == "add" else (number - 1,)  # a layer adds its own input
-        for number, step in enumerate(steps)
-    ]
-    if KINDS.fullmatch(kinds) and [step.inputs for step in steps] == inputs:
+    if KINDS.fullmatch(kinds) and all(_reads_the_last_map(steps, number) for number in range(len(steps))):
         before, head, linear = steps[-3:]
         convs = [step for step in steps if step.kind == "conv"]
         depthwise = [conv for conv in convs if conv.weight.shape[1] == 1 and conv.groups == len(conv.weight)]
@@ -81,44 +86,62 @@ def check(steps: list[Step]) -> None:
         if plain and (is_global or is_mean) and not head.relu and not linear.relu and linear.shape == (10,):
             return
     raise GraphError(
-        "this network cannot be exported to C: it must be convolutions, full or depthwise, with additions of their own "
-        "input and max-pooling, then the mean of at most 128 pixels or a global depthwise convolution, then a linear "
-        "layer of ten outputs"
+        "this network cannot be exported to C: it must be convolutions, full or depthwise, with max-pooling and with "
+        "additions around one or two of them, then the mean of at most 128 pixels or a global depthwise convolution, "
+        "then a linear layer of ten outputs"
     )
+
+
+def _reads_the_last_map(steps: list[Step], number: int) -> bool:
+    """True if a step reads only the output of the one before, to which an addition adds an input of a layer.
+
+    That is the input of the convolution before, or of the one before that if nothing comes in between.
+    """
+    if steps[number].kind != "add":
+        return steps[number].inputs == (number - 1,)
+    convs = [step for step in steps[max(number - 2, 0) : number] if step.kind == "conv"]
+    return sorted(steps[number].inputs) in [[*conv.inputs, number - 1] for conv in convs]
 
 
 def _quantize_layer(
     steps: list[Step],
     floats: Tensor,
-    maps: Tensor,
+    before: Maps,
+    maps: Maps,
     weights: tuple[Tensor, Tensor],
-    scale: float,
-    zero: int,
     scale_out: float,
     zero_out: int,
 ) -> Layer:
-    """A convolution and what follows it, in integers, from its float input and its integer input `maps`."""
+    """A convolution and what follows it, in integers.
+
+    `floats` is its float input, `maps` its integer input, and `before` that of the layer before.
+    """
     conv, kinds = steps[0], [step.kind for step in steps]
     weight, weight_scale = weights
-    factor = weight_scale * conv.scale * (scale / scale_out)
+    factor = weight_scale * conv.scale * (maps.scale / scale_out)
     multiplier, shift = fixed_point(factor)
     before_relu = mean(partial(apply, replace(conv, relu=False)), floats)
-    bias = before_relu / scale_out - mean(partial(exact_sums, conv, weight, zero), maps) * factor
+    sums = mean(partial(exact_sums, conv, weight, maps.zero), maps.values)
+    bias = before_relu / scale_out - sums * factor
     largest = max(bias.abs().max().item() * 2**shift, 1)
     bias_shift = max(0, math.ceil(math.log2(largest / LARGEST_INT16)))
+    residual_from = int(any(step.kind == "add" and min(step.inputs) != conv.inputs[0] for step in steps))
+    residual = before if residual_from else maps
     return Layer(
         conv=conv,
-        size_in=tuple(maps.shape[2:]),
+        size_in=tuple(maps.values.shape[2:]),
         size_out=steps[-1].shape[1:],
         pool=2 if "pool" in kinds else 1,
         weight=weight,
-        zero_in=zero,
+        zero_in=maps.zero,
         zero_out=zero_out,
         multiplier=multiplier,
         shift=shift,
         bias=(bias.double() * 2 ** (shift - bias_shift)).round().to(torch.int16),
         bias_shift=bias_shift,
-        residual_multiplier=round(scale / scale_out * 2**shift) if "add" in kinds else 0,
+        residual_multiplier=round(residual.scale / scale_out * 2**shift) if "add" in kinds else 0,
+        residual_from=residual_from,
+        residual_zero=residual.zero,
     )
 
 

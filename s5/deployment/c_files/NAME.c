@@ -30,14 +30,14 @@ $head
 #define LARGEST_SIDE $largest_side /* of a kernel */
 #define CROP $crop         /* pixels of the image's border that are left out */
 #define DEPTHWISE $depthwise    /* 1: some convolutions are */
-#define ADDITIONS $additions    /* 1: some layers add their input */
+#define ADDITIONS $additions    /* 1: some layers add an earlier map */
 
 typedef struct {
     const IN_FLASH int8_t *weights;   /* [row][column][input][output]; depthwise: one input */
     const IN_FLASH Channel *channels; /* [output] */
     uint8_t *rows;                    /* the last rows of the input, [row % slots][column][input]; layer 0: none */
     int32_t offset;                   /* of all biases: rounding, and the byte of the output that stands for 0 */
-    int32_t residual_multiplier;      /* of the input, which is added; 0: it is not */
+    int32_t residual_multiplier;      /* of the map that is added; 0: none is */
     uint16_t inputs, outputs;         /* channels */
     uint8_t height, width;            /* of the input */
     uint8_t rows_out, columns_out;    /* of the output before pooling, without those that pooling leaves out */
@@ -47,6 +47,8 @@ typedef struct {
     uint8_t depthwise;                /* 1: each output has one input */
     uint8_t relu;                     /* 1: ReLU before the addition */
     uint8_t zero;                     /* the byte of the input that stands for 0 */
+    uint8_t residual_from;            /* 0: the input is added; 1: that of the layer before */
+    uint8_t residual_zero;            /* the byte of the map that is added that stands for 0 */
     uint8_t shift, bias_shift;        /* of scale and bias_scale: see FINISH */
 } Layer;
 
@@ -74,7 +76,7 @@ static const uint8_t *input_row(int number, int row)
 
 /* GROUP outputs of a layer are computed at once: their sums stay in registers. A value is, rounded down,
  *
- *     (sum * multiplier * scale + (bias + offset) * bias_scale + input * residual_multiplier * scale) / 2^32
+ *     (sum * multiplier * scale + (bias + offset) * bias_scale + added * residual_multiplier * scale) / 2^32
  */
 #define GROUP $group
 #define EACH(DO) $each
@@ -95,7 +97,7 @@ static const uint8_t *input_row(int number, int row)
         int64_t value = (int64_t)sum##i * (channels[i].multiplier * scale); \
         value += (int64_t)(channels[i].bias + offset) * bias_scale; \
         if (ADDITIONS && layer->residual_multiplier) { \
-            const int32_t added = window->residual[column * outputs + output + i] - zero; \
+            const int32_t added = window->residual[column * outputs + output + i] - layer->residual_zero; \
             if (layer->relu && value < zero_out) \
                 value = zero_out; \
             value += (int64_t)layer->residual_multiplier * (added * scale); \
@@ -110,7 +112,7 @@ typedef struct {
     const uint8_t *rows[LARGEST_SIDE]; /* of the input */
     const uint8_t *const *end;         /* of these rows */
     const IN_FLASH int8_t *weights;    /* from the first of these rows and columns on */
-    const uint8_t *residual;           /* the row of the input that is added */
+    const uint8_t *residual;           /* the row that is added */
     uint8_t *out;                      /* the row of the output */
     uint8_t columns;                   /* of the kernel */
     uint8_t is_second_row;             /* of two that are pooled */
@@ -156,7 +158,7 @@ static void convolve_row(int number, int row)
     for (int y = top; y < bottom; y++)
         window.rows[y - top] = input_row(number, first_row + y);
     window.end = window.rows + bottom - top;
-    window.residual = input_row(number, row);
+    window.residual = input_row(number - layer->residual_from, row);
     window.out = stored_row(number + 1, row >> layer->pooled);
     window.is_second_row = (uint8_t)(row & layer->pooled);
     for (int column = 0, next; column < layer->columns_out; column = next) {
