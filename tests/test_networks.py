@@ -29,7 +29,7 @@ WEIGHTS = {
     "shared 8 ×1 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2": 0.7582,
     "cellular 6 ×2 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2": 1.8081,
     "shared-separable 14 ×1 / ×2 / ×2 / ×2 gdconv crop 2": 1.0377,
-    "cellular-separable 10 ×2 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2": 1.4745,
+    "cellular-separable 10 ×2 / ×2 / ×3 / ×3 gdconv deskew 5 crop 2": 2.6112,
     "cellular 13 ×2 / ×2 / ×2 / ×2 gdconv deskew 5 crop 2": 2.2319,
 }
 
