@@ -86,6 +86,19 @@ def test_networks_of_every_kind_equal_the_reference(line, sample, tmp_path):
 
 
 @needs_compiler
+def test_values_far_smaller_than_their_sums_equal_the_reference(sample, tmp_path):
+    """Only the largest sums pass ReLU: the multipliers from sum to value are large."""
+    torch.manual_seed(0)
+    images, first, second = sample.train_images[:50], nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1, groups=4)
+    nn.init.ones_(second.weight)
+    with torch.no_grad():
+        second.bias.copy_(-0.99 * first(normalize(images)).amax((0, 2, 3)))
+    end = nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+    model = nn.Sequential(first, nn.MaxPool2d(2), second, *end)
+    check(quantize(model, images), tmp_path, images, *SANITIZERS)
+
+
+@needs_compiler
 @pytest.mark.parametrize("name", trained_networks())
 def test_trained_networks_equal_the_reference(name, sample, tmp_path):
     """On 200 images; `python -m s5 export` compares all."""

@@ -27,7 +27,10 @@ def test_steps_give_the_logits_of_the_network(build):
         assert torch.allclose(run(steps_of(model), images)[-1], model(images), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [nn.Conv2d(1, 4, 3, dilation=2), nn.MaxPool2d(3), nn.Softplus(), nn.BatchNorm2d(1)])
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv2d(1, 4, 3, dilation=2), nn.Conv2d(1, 4, 3, 1, (1, 0)), nn.MaxPool2d(3), nn.Softplus(), nn.BatchNorm2d(1)],
+)
 def test_other_layers_are_refused_by_name(layer):
     with pytest.raises(GraphError, match=rf"0 \({type(layer).__name__}.* cannot be exported"):
         steps_of(nn.Sequential(layer, nn.Flatten()))

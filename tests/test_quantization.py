@@ -39,6 +39,8 @@ def head(channels):
 REFUSED = {
     "pooling first": lambda: nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(1, 4, 5, padding=0), head(4)),
     "two groups": lambda: nn.Sequential(nn.Conv2d(1, 4, 20), nn.Conv2d(4, 4, 3, groups=2), head(4)),
+    "a padding with nothing inside": lambda: nn.Sequential(nn.Conv2d(1, 4, 20), nn.Conv2d(4, 4, 1, padding=1), head(4)),
+    "not square": lambda: nn.Sequential(nn.Conv2d(1, 4, (20, 22)), head(4)),
     "no linear layer": lambda: nn.Sequential(nn.Conv2d(1, 10, 20), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     "ReLU at the end": lambda: nn.Sequential(nn.Conv2d(1, 4, 20), head(4), nn.ReLU()),
     "large mean": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), head(4)),
@@ -53,6 +55,15 @@ def test_network_that_cannot_be_exported_is_refused_in_one_line(build, sample):
     with pytest.raises(GraphError, match="this network cannot be exported to C") as error:
         quantize(build().eval(), sample.train_images[:10])
     assert "\n" not in str(error.value)
+
+
+def test_network_that_has_died_gives_its_biases(sample):
+    model = nn.Sequential(nn.Conv2d(1, 4, 20), nn.ReLU(), nn.Conv2d(4, 4, 9, groups=4, bias=False), nn.Flatten())
+    nn.init.constant_(model[0].bias, -100)
+    model.append(nn.Linear(4, 10))
+    network = quantize(model.eval(), sample.train_images[:10])
+    expected = model[-1].bias.expand(2, 10)
+    torch.testing.assert_close(network(sample.eval_images[:2]) * network.logit_scale, expected, rtol=0.01, atol=0.01)
 
 
 def test_range_holds_all_values_and_zero_exactly():

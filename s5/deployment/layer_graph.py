@@ -111,10 +111,10 @@ def _append(steps: list[Step], layer, node: fx.Node, inputs: tuple[int, ...]) ->
         return len(steps) - 1
 
     match layer:
-        case nn.Conv2d(stride=(1, 1), dilation=(1, 1), padding_mode="zeros", padding=(padding, _)):
+        case nn.Conv2d(stride=(1, 1), dilation=(1, 1), padding_mode="zeros", padding=(top, left)) if top == left:
             one, zero = torch.ones(layer.out_channels), torch.zeros(layer.out_channels)
             bias = zero if layer.bias is None else layer.bias
-            return add("conv", weight=layer.weight, scale=one, bias=bias, groups=layer.groups, padding=padding)
+            return add("conv", weight=layer.weight, scale=one, bias=bias, groups=layer.groups, padding=top)
         case nn.BatchNorm2d() if before and before.kind == "conv" and not before.relu:
             factor = (layer.running_var + layer.eps).rsqrt() * layer.weight
             before.scale = before.scale * factor

@@ -60,7 +60,8 @@ def quantize(model: nn.Module, images: Tensor) -> IntegerNetwork:
     starts = [number for number, step in enumerate(steps[:-2]) if step.kind == "conv"]
     for start, end in pairwise([*starts, len(steps) - 2]):
         shared = weights.setdefault(id(steps[start].weight), int8_weights(steps[start].weight))
-        range_out = choose_range(floats[end - 1])
+        unit = maps.scale * (shared[1] * steps[start].scale).abs().max().item()  # of the sums
+        range_out = choose_range(floats[end - 1], 2.01 * unit)  # the C code needs multipliers below 1/2
         layers.append(_quantize_layer(steps[start:end], floats[start - 1], before, maps, shared, *range_out))
         batches = zip(before.values.split(BATCH), maps.values.split(BATCH), strict=True)
         before, maps = maps, Maps(torch.cat([layers[-1](*batch) for batch in batches]), *range_out)
@@ -83,12 +84,13 @@ def check(steps: list[Step]) -> None:
         is_global = head in depthwise and head.shape[1:] == (1, 1) and not head.padding
         is_mean = head.kind == "mean" and math.prod(before.shape[1:]) <= LARGEST_INT16 // 255
         plain = all(conv in depthwise or conv.groups == 1 for conv in convs)
+        plain &= all(conv.padding < conv.weight.shape[2] == conv.weight.shape[3] for conv in convs)
         if plain and (is_global or is_mean) and not head.relu and not linear.relu and linear.shape == (10,):
             return
     raise GraphError(
-        "this network cannot be exported to C: it must be convolutions, full or depthwise, with max-pooling and with "
-        "additions around one or two of them, then the mean of at most 128 pixels or a global depthwise convolution, "
-        "then a linear layer of ten outputs"
+        "this network cannot be exported to C: it must be square convolutions, full or depthwise, padded by less than "
+        "their size, with max-pooling and with additions around one or two of them, then the mean of at most 128 "
+        "pixels or a global depthwise convolution, then a linear layer of ten outputs"
     )
 
 
@@ -154,7 +156,7 @@ def _quantize_head(step: Step, floats: Tensor, channels: int, scale: float, zero
         return Head(step, size, zero, limit), scale / math.prod(size)
     weight, weight_scale = int8_weights(step.weight)
     without_bias = replace(step, bias=torch.zeros_like(step.bias))  # which becomes part of the linear layer's
-    value_scale = 2 * apply(without_bias, floats).abs().max().item() / limit  # twice what was seen fits
+    value_scale = 2 * apply(without_bias, floats).abs().max().item() / limit or 1.0  # twice what was seen fits
     multiplier, shift = fixed_point(weight_scale * step.scale * (scale / value_scale))
     return Head(step, size, zero, limit, weight, multiplier, shift), value_scale
 
@@ -166,13 +168,13 @@ def int8_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / divisor).round().to(torch.int8), scale
 
 
-def choose_range(values: Tensor) -> tuple[float, int]:
-    """Scale and zero point of uint8 for all float `values`; 0 is exact.
+def choose_range(values: Tensor, smallest: float = 0.0) -> tuple[float, int]:
+    """Scale, not below `smallest`, and zero point of uint8 for all float `values`; 0 is exact.
 
     Cutting off the largest values, by mean squared error or by percentile, made the logits of these networks worse.
     """
     low, high = min(values.min().item(), 0), max(values.max().item(), 0)
-    scale = (high - low) / 255 or 1.0  # of a map that is 0 everywhere
+    scale = max((high - low) / 255 or 1.0, smallest)  # 1: of a map that is 0 everywhere
     return scale, round(-low / scale)
 
 
