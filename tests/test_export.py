@@ -9,12 +9,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from s5.commands import predict
 from s5.commands.export import main
 from s5.deployment import export
 from s5.deployment.c_code import COMPILER, CompiledNetwork, write_c
 from s5.deployment.quantization import quantize
+from s5.experiments.claims import CLAIMS
 from s5.experiments.ledger import read_ledger
 from s5.inference.trained import load_trained
+from s5.training.checkpoint import save_weights
 from s5.training.files import TRAINED
 from s5.training.mnist import find_files, load_data
 from tests.utils import ROOT
@@ -154,6 +157,26 @@ def test_command_exports_c(small_sample, tmp_path, capsys, monkeypatch):
     assert main(command) == 0
     assert "of 300 images are right" in (folder / "s5.h").read_text().replace("\n * ", " ")
     assert "of the training set" not in capsys.readouterr().out
+
+
+@needs_compiler
+def test_network_of_ones_own_is_exported_and_read_with_its_weights(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("from helpers import Net as Mine")
+    weights, mine = str(tmp_path / "mine.safetensors"), f"{tmp_path / 'mine.py'}:Mine"
+    save_weights(load_trained("below_1k"), weights, {"variant": CLAIMS["below_1k"].network})
+    command = ["c", "--smoke", "--output", str(tmp_path), "--weights"]
+    assert main([*command, weights]) == 0
+    assert (tmp_path / "shared_8_1_2_3_3_gdconv_deskew_5_crop_2" / "Makefile").is_file()
+    save_weights(load_trained("s5"), weights)
+    assert main([*command, weights, mine]) == 0
+    assert "Mine@" in (tmp_path / "Mine" / "Mine.h").read_text()
+    assert predict.main([f"--weights={weights}", f"--network={mine}", str(ROOT / "figures" / "digits")]) == 0
+    assert main([*command, weights, "resnet"]) == 1
+    save_weights(load_trained("s5"), weights, {"variant": "Mine@1a2b3c4d"})
+    assert main([*command, weights]) == 1
+    unknown, unnamed = capsys.readouterr().err.splitlines()
+    assert 'export: in "resnet"' in unknown
+    assert "weights of Mine@1a2b3c4d: name that network, too" in unnamed
 
 
 @needs_export

@@ -3,6 +3,7 @@
 python -m s5 export page                   docs/index.html: a page on which one draws a digit; it works offline
 python -m s5 export onnx [NETWORK ...]     NETWORK.onnx and NETWORK-int8.onnx
 python -m s5 export c [NETWORK ...]        a folder NETWORK for a microcontroller
+python -m s5 export c mine.py:Net --weights FILE      a network of your own, with its weights
 python -m s5 export onnx --record          every network in every format, and the table of RESULTS.md
 
 ONNX requires `pip install -e ".[export]"`. The files take images as they are in MNIST, uint8 (batch, 28, 28), white on
@@ -32,23 +33,22 @@ def main(arguments: list[str]) -> int:
     """The command; returns its exit code: 0, or 1 after a failure."""
     parser = Parser("export", __doc__, usage="python -m s5 export page|onnx|c [NETWORK ...] [options]")
     parser.add_argument("format", choices=("page", "onnx", "c"), help="what to write")
-    parser.add_argument("names", nargs="*", metavar="NETWORK", help="one with weights in results/weights, or all")
+    parser.add_argument("names", nargs="*", metavar="NETWORK", help="one of results/weights (default: s5), or all")
     add = parser.add_argument_group("page").add_argument
     add("--check", action="store_true", help="write nothing; exit code 1 if the page is not up to date")
     add = parser.add_argument_group("ONNX and C").add_argument
     add("--output", type=Path, default=RUNS / "export", metavar="FOLDER", help="default: runs/export")
-    add("--weights", type=Path, metavar="FILE", help="other weights of the network, safetensors")
+    add("--weights", type=Path, metavar="FILE", help="safetensors: of NETWORK, which may be any then")
     add("--smoke", action="store_true", help="use the small sample instead of MNIST")
     add("--record", action="store_true", help="every network and format; save results/export.json")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # a network may follow --weights
     if options.format == "page" and options.names:
         parser.error("the page has all networks: name none of them")
     if options.output.is_file():
         parser.error(f"--output must be a folder, but {options.output} is a file")
     if options.record and (options.names or options.smoke or options.weights):
         parser.error("--record measures every network on all of MNIST: give it alone, or with --output")
-    options.names = ["all"] if options.record else options.names or ["s5"]
-    if options.weights and (len(options.names) > 1 or options.names == ["all"]):
+    if options.weights and options.names and (len(options.names) > 1 or options.names == ["all"]):
         parser.error("--weights requires a single network")
 
     try:
@@ -78,12 +78,14 @@ def write_files(options: argparse.Namespace) -> int:
     import pandas as pd
 
     from s5.deployment.export import export, record
-    from s5.inference.trained import trained_networks
+    from s5.inference.trained import network_of, trained_networks
     from s5.training.device import use_threads
     from s5.training.mnist import load_data
 
     check_folder(options.output)  # before minutes of work
-    names = trained_networks() if "all" in options.names else options.names
+    names = options.names or [network_of(options.weights)]  # "s5" without weights
+    if options.record or "all" in names:
+        names = trained_networks()
     data = load_data("sample" if options.smoke else "mnist", allow_sample=not options.record)
     formats = {"onnx", "c"} if options.record else {options.format}
     with use_threads(1):  # as in the other formats: for one small image more cost more than they save

@@ -27,8 +27,8 @@ def main(arguments: list[str]) -> int:
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or - for standard input")
     names = ", ".join(sorted(file.stem for file in TRAINED.glob("*.safetensors")))
-    add("--network", metavar="NAME", help=f"one of {names} (default: that of the weights, or s5)")
-    add("--weights", type=Path, metavar="FILE", help="other weights, safetensors")
+    add("--network", metavar="NAME", help=f"{names}; with --weights any (default: that of the weights, or s5)")
+    add("--weights", type=Path, metavar="FILE", help="safetensors: of another training, or of a network of your own")
     add("--json", action="store_true", help="print JSON instead of a table")
     add("--csv", action="store_true", help="print CSV instead of a table")
     add("--show", action="store_true", help="also print the network's input, 28×28 pixels")

@@ -6,6 +6,7 @@ alpha stage, without BatchNorm folded into the scales or weights that several la
 """
 
 import json
+import re
 import statistics
 import tempfile
 import time
@@ -22,7 +23,7 @@ from s5.analysis.statistics import mean_text
 from s5.deployment import emulator
 from s5.deployment.c_code import COMPILER, CompiledNetwork, activation_bytes, write_c
 from s5.deployment.quantization import CALIBRATION_IMAGES, quantize
-from s5.experiments.claims import CLAIMS
+from s5.experiments.claims import CLAIMS, find_variant
 from s5.experiments.ledger import read_ledger
 from s5.experiments.trial import Trial
 from s5.inference.trained import load_trained, weights_file
@@ -60,16 +61,16 @@ def export(
 ) -> list[dict]:
     """Write trained networks to the folder `output`, in the `formats` "onnx" and "c"; return the rows of `measure`.
 
-    `weights` are others of the same network. Raises CheckpointError for weights that cannot be read, GraphError for a
-    network that cannot be written in C, ImportError for a missing package, and ExportError; then files of this network
-    are not written.
+    With `weights` the network may be any that `find_variant` knows. Raises CheckpointError for weights that cannot be
+    read, GraphError for a network that cannot be written in C, ImportError for a missing package, and ExportError; then
+    files of this network are not written.
     """
     models = {name: load_trained(name, weights) for name in names}
     rows, trials = [], [] if weights else read_ledger()
-    for name, model in models.items():
-        about, run = describe(name, model, trials), partial(logits_of, model)
+    for reference, model in models.items():
+        about, run, name = describe(reference, model, trials), partial(logits_of, model), identifier(reference)
         logits = run(data.eval_images)
-        networks = {"PyTorch": Exported(run, logits, (weights or weights_file(name)).stat().st_size)}
+        networks = {"PyTorch": Exported(run, logits, (weights or weights_file(reference)).stat().st_size)}
         if "onnx" in formats:
             networks |= export_onnx(name, model, data, output, about, logits)
         if "c" in formats:
@@ -78,21 +79,27 @@ def export(
     return rows
 
 
+def identifier(reference: str) -> str:
+    """A name for the files of a network, which is also one in C, from a name, a line, or "FILE.py:NAME"."""
+    return re.sub(r"[^a-zA-Z0-9]+", "_", reference.rpartition(":")[2]).strip("_") or "network"
+
+
 def record(rows: list[dict], data: MnistData) -> None:
     """Save measurements in results/export.json, from which the table of RESULTS.md is written."""
     content = {"rows": rows, "data": str(data)} | provenance(torch.device("cpu"), "float32")
     write_file(EXPORT, json.dumps(content, indent=1) + "\n")
 
 
-def describe(name: str, model: nn.Module, trials: list[Trial]) -> dict[str, str]:
+def describe(reference: str, model: nn.Module, trials: list[Trial]) -> dict[str, str]:
     """What the network is, and its accuracy in `trials` if it was claimed there: none of them for other weights."""
-    claim, parameters = CLAIMS[name], count_parameters(model)
+    variant, parameters = find_variant(reference), count_parameters(model)
+    names = ", ".join(dict.fromkeys((variant.name, variant.network_name)))
     about = {
-        "description": f"Handwritten digits 0 to 9, as in MNIST: {name}, {claim.network}, {parameters:,} parameters",
-        "network": str(claim.network),
+        "description": f"Handwritten digits 0 to 9, as in MNIST: {names}, {parameters:,} parameters",
+        "network": variant.network_name,
         "parameters": str(parameters),
     }
-    if accuracies := [trial.accuracy for trial in claim.trials(trials)]:
+    if accuracies := [trial.accuracy for trial in CLAIMS[reference].trials(trials)] if reference in CLAIMS else []:
         seeds = plural(len(accuracies), "seed")
         about["accuracy"] = f"{mean_text(accuracies, 2)}% of 10,000 test images before the export, mean of {seeds}"
     return about

@@ -4,6 +4,7 @@ BatchNorm becomes a factor and an offset per channel, and ReLU a flag, of the co
 is used several times keeps its one set of weights.
 """
 
+import builtins
 import copy
 import operator
 from dataclasses import dataclass
@@ -48,17 +49,29 @@ class Step:
 def steps_of(model: nn.Module) -> list[Step]:
     """The steps of `model` in evaluation mode; the last one gives the logits (10,). The model is not changed.
 
-    Raises GraphError for a layer that no trained network of this suite has.
+    A softmax or log-softmax at the end is left out. Raises GraphError for what no step does.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     steps: list[Step] = []
     places: dict[fx.Node, int] = {}  # of each node's output
-    for node in _Tracer().trace(model).nodes:
-        if node.op == "placeholder":
-            places[node] = IMAGE
-        elif node.op != "output":
-            layer = model.get_submodule(node.target) if node.op == "call_module" else node.target
-            places[node] = _append(steps, layer, node, tuple(places[each] for each in node.all_input_nodes))
+    images, ends = torch.rand(2, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(0)), ()
+    try:
+        for node in _Tracer().trace(model).nodes:
+            if node.op == "placeholder":
+                places[node] = IMAGE
+            elif node.op != "output":
+                layer = model.get_submodule(node.target) if node.op == "call_module" else node.target
+                places[node] = _append(steps, layer, node, tuple(places[each] for each in node.all_input_nodes))
+        logits = run(steps, images)[-1].flatten(1)
+        ends = logits, logits.softmax(1), logits.log_softmax(1)
+    except (fx.proxy.TraceError, RuntimeError):  # it depends on values, or shapes do not fit
+        pass
+    expected = model(images)
+    if not any(end.shape == expected.shape and torch.allclose(end, expected, rtol=1e-3, atol=1e-4) for end in ends):
+        raise GraphError(
+            "this network cannot be exported: its forward pass is more than convolutions, ReLU, max-pooling, "
+            "additions, a global mean and linear layers"
+        )
     return steps
 
 
@@ -120,12 +133,14 @@ def _append(steps: list[Step], layer, node: fx.Node, inputs: tuple[int, ...]) ->
             before.scale = before.scale * factor
             before.bias = (before.bias - layer.running_mean) * factor + layer.bias
             return inputs[0]
-        case nn.ReLU() if before:
+        case nn.ReLU() | F.relu | torch.relu | "relu" if before:
             before.relu = True
             return inputs[0]
         case nn.MaxPool2d(kernel_size=2, stride=2, padding=0, ceil_mode=False):
             return add("pool", size=2)
-        case nn.AdaptiveAvgPool2d(output_size=1):
+        case F.max_pool2d if node.args[1:] in ((2,), (2, 2)):
+            return add("pool", size=2)
+        case nn.AdaptiveAvgPool2d() | nn.AvgPool2d() | F.adaptive_avg_pool2d | F.avg_pool2d | torch.mean | "mean":
             return add("mean")
         case nn.Linear():
             return add("linear", weight=layer.weight, bias=layer.bias)
@@ -139,8 +154,15 @@ def _append(steps: list[Step], layer, node: fx.Node, inputs: tuple[int, ...]) ->
             return add("conv", inputs, weight=first, scale=one, bias=zero)
         case nn.ZeroPad2d(padding=(border, *_)):
             return add("crop", size=-border) if border else inputs[0]
-        case operator.add:
+        case operator.add | torch.add:
             return add("add")
-        case nn.Flatten() | nn.Dropout() | "flatten":
+        case nn.Identity() | nn.Dropout() | nn.Dropout2d() | F.dropout:
             return inputs[0]
-    raise GraphError(f"{node.target} ({layer}) cannot be exported")
+        case nn.Flatten() | torch.flatten | "flatten" | "view" | "reshape":
+            return inputs[0]
+        case "size" | builtins.getattr | operator.getitem:  # of a shape, for the one above
+            return inputs[0]
+        case nn.Softmax() | nn.LogSoftmax() | F.softmax | F.log_softmax | "softmax" | "log_softmax":
+            return inputs[0]
+    kind = f" ({layer})" if node.op == "call_module" else ""
+    raise GraphError(f"{getattr(node.target, '__name__', node.target)}{kind} cannot be exported")
