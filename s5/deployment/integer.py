@@ -3,7 +3,7 @@
 Weights are int8 with one scale per output channel, maps are uint8 with one scale and one zero point per layer, and sums
 are exact. What follows the sum of a convolution (BatchNorm, ReLU, an addition, the new scale) is one rounding:
 
-    value = zero + (sum × multiplier + bias × 2^bias_shift + input × residual_multiplier + 2^(shift - 1)) / 2^shift
+    value = zero + (sum × multiplier + bias × 2^bias_shift + added × residual_multiplier + 2^(shift - 1)) / 2^shift
 
 rounded down and clamped to 0 … 255. A convolution that is used several times keeps one set of weights; each use has its
 own int16 multiplier and bias per channel, 4 bytes. The values after the last map are int16 and the logits int32.
