@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
         parser.error(f"--output must be a folder, but {options.output} is a file")
     if options.record and (options.names or options.smoke or options.weights):
         parser.error("--record measures every network on all of MNIST: give it alone, or with --output")
-    if options.weights and options.names and (len(options.names) > 1 or options.names == ["all"]):
+    if options.weights and (len(options.names) > 1 or options.names == ["all"]):
         parser.error("--weights requires a single network")
 
     try:

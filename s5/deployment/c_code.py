@@ -41,7 +41,7 @@ def write_c(network: IntegerNetwork, name: str, folder: Path, images: Tensor, de
 
 def c_files(network: IntegerNetwork, name: str, images: Tensor, description: str = "") -> dict[str, str]:
     """The text of each file, by its name. `images`, uint8 (3, 28, 28), are those of the example."""
-    names, sizes = row_buffers(network)
+    (names, sizes), slots = row_buffers(network), kept_rows(network.layers)
     head, channels, layers = network.head, network.weight.shape[1], network.layers
     group, memory, logits = group_size(network), activation_bytes(network), network(images)
     expected = (("uint8_t", "images", images), ("int32_t", "logits", logits), ("int8_t", "digits", logits.argmax(1)))
@@ -76,7 +76,7 @@ def c_files(network: IntegerNetwork, name: str, images: Tensor, description: str
         "crop": network.crop,
         "buffers": "\n".join(f"static uint8_t {name}[{size}];" for name, size in sizes.items()),
         "last_row": names[-1],
-        "layers": "\n".join(_layer_row(network, number, names[number]) for number in range(len(layers))),
+        "layers": "\n".join(_layer_row(network, number, names[number], slots[number]) for number in range(len(layers))),
         "channels": channels,
         "image": "deskew(image)" if network.deskew else "image",
     }
@@ -182,8 +182,8 @@ def _first_use(network: IntegerNetwork, layer: Layer) -> int:
     return next(number for number, other in enumerate(network.layers) if other.weight is layer.weight)
 
 
-def _layer_row(network: IntegerNetwork, number: int, buffer: str) -> str:
-    """The row of a layer in the table of layers; `buffer` holds its input."""
+def _layer_row(network: IntegerNetwork, number: int, buffer: str, slots: int) -> str:
+    """The row of a layer in the table of layers; `buffer` holds `slots` rows of its input."""
     layer = network.layers[number]
     fields = {
         "weights": f"weights_{_first_use(network, layer)}",
@@ -200,7 +200,7 @@ def _layer_row(network: IntegerNetwork, number: int, buffer: str) -> str:
         "side": layer.weight.shape[2],
         "padding": layer.conv.padding,
         "pooled": layer.pool - 1,
-        "slots": kept_rows(network.layers)[number],
+        "slots": slots,
         "depthwise": int(layer.depthwise),
         "relu": int(layer.conv.relu and layer.residual_multiplier > 0),
         "zero": layer.zero_in,

@@ -114,7 +114,7 @@ class CellularSeparable(Cellular):
         pointwise = nn.Conv2d(channels, channels, 1, bias=False)
         depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         with torch.no_grad():
-            depthwise.weight *= 2  # uses without BatchNorm depend on the norm, which Muon keeps; 1 and 4 were worse
+            depthwise.weight *= 2  # uses without BatchNorm depend on the norm, which Muon keeps
         self.conv = nn.Sequential(pointwise, depthwise)
         self.steps = nn.ModuleList(
             nn.ModuleList([first, *(nn.ReLU() for _ in others)]) for first, *others in self.steps
